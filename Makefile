@@ -1,0 +1,47 @@
+# make setup | demo | test | check | slow | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test check format slow clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   create $(VENV) and install"
+	@echo "make demo    train on the nine-mode mixture, print the table, draw the picture"
+	@echo "make test    fast tests (minutes)        make slow    trainings as tests"
+	@echo "make check   format, lint, strict types of the built package"
+	@echo "make format  rewrite the sources in the project's format"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python scripts/train.py --config configs/gmm9.yaml --ceiling true
+
+test: setup
+	$(BIN)/pytest -n auto -m "not slow"
+
+slow: setup
+	$(BIN)/pytest -m slow
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The type check and the import test run on the wheel, which is what users get.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	rm -rf build
+	$(BIN)/python scripts/check_wheel.py dist
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

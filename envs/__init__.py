@@ -1,0 +1,47 @@
+"""Targets and their Gymnasium faces; importing this package registers every id."""
+
+from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
+from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
+from vgs_rl.envs.many_well import ManyWell, ManyWell32
+
+from vgs_rl.chain import ScheduleConfig
+from vgs_rl.mdp import MDPConfig
+from vgs_rl.registry import register
+from vgs_rl.start import StartConfig
+
+
+def _vp(num_steps: int, scale: float) -> MDPConfig:
+    start = StartConfig(kind="gaussian", scale=scale)
+    return MDPConfig(chain="vp", num_steps=num_steps, start=start)
+
+
+def _ve(num_steps: int, first: float, last: float, scale: float, kind: str) -> MDPConfig:
+    schedule = ScheduleConfig(kind="geometric", first=first, last=last)
+    start = StartConfig(kind="mixture" if kind == "mixture" else "gaussian", scale=scale)
+    return MDPConfig(chain="ve", num_steps=num_steps, schedule=schedule, start=start)
+
+
+register("vgs_rl/Gaussian-v0", energy=Gaussian, mdp=_vp(20, 1.0))
+register("vgs_rl/FourGauss-v0", energy=FourGauss, mdp=_vp(10, 1.1))
+register("vgs_rl/GMM9-v0", energy=GMM9, mdp=_vp(20, 1.4))
+register("vgs_rl/GMM25-v0", energy=GMM25, mdp=_vp(20, 2.0))
+register("vgs_rl/GMM40-v0", energy=GMM40, mdp=_vp(30, 5.0))
+register("vgs_rl/EasyFunnel10-v0", energy=EasyFunnel10, mdp=_ve(30, 1.0, 1e-2, 3.0, "mixture"))
+register("vgs_rl/Funnel10-v0", energy=Funnel10, mdp=_ve(30, 4.0, 2e-3, 6.0, "mixture"))
+register("vgs_rl/HardFunnel10-v0", energy=HardFunnel10, mdp=_ve(30, 4.0, 2e-3, 8.0, "mixture"))
+register("vgs_rl/ManyWell32-v0", energy=ManyWell32, mdp=_ve(20, 1.0, 1e-2, 3.0, "gaussian"))
+
+__all__ = [
+    "GMM9",
+    "GMM25",
+    "GMM40",
+    "EasyFunnel10",
+    "FourGauss",
+    "Funnel",
+    "Funnel10",
+    "Gaussian",
+    "GaussianMixture",
+    "HardFunnel10",
+    "ManyWell",
+    "ManyWell32",
+]

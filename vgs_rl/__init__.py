@@ -1,0 +1,29 @@
+"""Sampling from unnormalised densities as reinforcement learning."""
+
+from vgs_rl.chain import Chain, ScheduleConfig
+from vgs_rl.energy import Energy, Particles
+from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry
+from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.registry import find, register, registered
+from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.start import StartConfig
+
+__all__ = [
+    "CentreOfMassFree",
+    "Chain",
+    "ChainSampler",
+    "Energy",
+    "Euclidean",
+    "Geometry",
+    "MDPConfig",
+    "Particles",
+    "Sampler",
+    "Samples",
+    "SamplingMDP",
+    "ScheduleConfig",
+    "StartConfig",
+    "find",
+    "register",
+    "registered",
+]
+__version__ = "0.1.0"

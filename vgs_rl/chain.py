@@ -1,0 +1,157 @@
+"""The chain's constants: noise schedules and everything that follows from them (THEORY: bridge).
+
+Noising kernel   q~(x_t | x_{t+1}) = N(x_{t+1} / a_t, s_t² I)
+Sampling kernel  pi(x_{t+1} | x_t) = N(a_t x_t + sigma_t u_t, (rho_t sigma_t)² I), sigma_t = a_t s_t
+Noised marginal  x_t | x_T ~ N(x_T / A_t, S_t I), A_t = Π_{k≥t} a_k, S_t = s_t² + S_{t+1} / a_t²
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ChainKind = Literal["vp", "ve"]
+ScheduleKind = Literal["constant", "linear", "quadratic", "sigmoid", "geometric", "auto"]
+
+# Exponent of the automatic schedule: noise-to-signal falls as (1 - t/T)^3, close to the spacing
+# that EDM (arXiv:2206.00364) found good for many data sets; no scale of the target is needed.
+AUTO_POWER = 3.0
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """How much noise each step undoes.
+
+    Args:
+        kind: shape of s_t² from t = 0 to T - 1. `linear`, `sigmoid` and `geometric` (exponential)
+            interpolate s_t² from `first` to `last`, `quadratic` interpolates s_t, `constant`
+            keeps `first`; `auto` needs `total_noise` alone.
+        first: s_0², the variance of the first step.
+        last: s_{T-1}², the variance of the last step.
+        total_noise: S_0, the noise variance of x_0 given x_T, for `auto`: in (0, 1) for vp, where
+            it defaults to 0.95; any positive number for ve, where it has no default.
+    """
+
+    kind: ScheduleKind = "auto"
+    first: float | None = None
+    last: float | None = None
+    total_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other, by name."""
+        if self.kind == "auto":
+            _require_none("auto", first=self.first, last=self.last)
+            if self.total_noise is not None:
+                _require_positive("auto", total_noise=self.total_noise)
+            return
+        _require_none(self.kind, total_noise=self.total_noise)
+        _require_positive(self.kind, first=self.first)
+        if self.kind == "constant":
+            _require_none("constant", last=self.last)
+        else:
+            _require_positive(self.kind, last=self.last)
+
+
+def _require_none(kind: str, **fields: float | None) -> None:
+    for name, value in fields.items():
+        if value is not None:
+            raise ValueError(f"schedule.{name} must be left out for kind '{kind}', got {value}")
+
+
+def _require_positive(kind: str, **fields: float | None) -> None:
+    for name, value in fields.items():
+        if value is None or not (math.isfinite(value) and value > 0):
+            raise ValueError(
+                f"schedule.{name} must be a positive number for kind '{kind}', got {value}"
+            )
+
+
+def step_variances(schedule: ScheduleConfig, kind: ChainKind, num_steps: int) -> Tensor:
+    """The variances s_t², float64, shape (T,)."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if schedule.kind == "auto":
+        total_noise = schedule.total_noise
+        if total_noise is None:
+            if kind == "ve":
+                raise ValueError("schedule.total_noise is required for kind 'auto' in a ve chain")
+            total_noise = 0.95
+        return _auto_variances(total_noise, kind, num_steps)
+    assert schedule.first is not None
+    first, last = schedule.first, schedule.last or schedule.first
+    ramp = torch.linspace(0.0, 1.0, num_steps, dtype=torch.float64)
+    if schedule.kind == "quadratic":
+        return (math.sqrt(first) + (math.sqrt(last) - math.sqrt(first)) * ramp) ** 2
+    if schedule.kind == "geometric":
+        return first * (last / first) ** ramp
+    if schedule.kind == "sigmoid":
+        curve = torch.sigmoid(12.0 * (ramp - 0.5))
+        ramp = (curve - curve[0]) / (curve[-1] - curve[0]).clamp_min(1e-12)
+    return first + (last - first) * ramp
+
+
+def _auto_variances(total_noise: float, kind: ChainKind, num_steps: int) -> Tensor:
+    """Noise-to-signal A_t² S_t = A_0² S_0 (1 - t/T)^p; the same targets for vp and ve."""
+    if kind == "vp" and total_noise >= 1.0:
+        raise ValueError(
+            f"schedule.total_noise must be below 1 for the vp chain, got {total_noise}"
+        )
+    remaining = 1.0 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    if kind == "ve":
+        noise = total_noise * remaining**AUTO_POWER  # S_t
+        return noise[:-1] - noise[1:]
+    ratio = total_noise / (1.0 - total_noise) * remaining**AUTO_POWER  # A_t² S_t = A_t² - 1
+    return 1.0 - (1.0 + ratio[1:]) / (1.0 + ratio[:-1])  # s_t² = 1 - 1/a_t²
+
+
+class Chain:
+    """The constants of a T-step chain, tensors of one dtype and device.
+
+    Attributes:
+        kind: `vp` (a_t = 1/sqrt(1 - s_t²)) or `ve` (a_t = 1).
+        num_steps: T.
+        s, a, sigma, log_a: shape (T,).
+        A: products of a_k from t on, shape (T + 1,), A_T = 1.
+        S: noise variance of x_t given x_T, shape (T + 1,), S_T = 0.
+    """
+
+    def __init__(self, s2: Tensor, kind: ChainKind) -> None:
+        s2 = s2.detach().to("cpu", torch.float64)
+        if s2.ndim != 1 or len(s2) < 1:
+            raise ValueError(f"s2 must have shape (T,), got {tuple(s2.shape)}")
+        if not bool((torch.isfinite(s2) & (s2 > 0)).all()):
+            raise ValueError(f"every s_t² must be positive and finite, got {s2.tolist()}")
+        if kind == "vp" and bool((s2 >= 1).any()):
+            t = int((s2 >= 1).nonzero()[0])
+            raise ValueError(
+                f"s_t must be below 1 in a vp chain, got s_{t}² = {float(s2[t]):g}; "
+                "use a smaller schedule or the ve chain"
+            )
+        self.kind: ChainKind = kind
+        self.num_steps = len(s2)
+        self.s = s2.sqrt()
+        self.a = (1.0 - s2).rsqrt() if kind == "vp" else torch.ones_like(s2)
+        self.sigma = self.a * self.s
+        self.log_a = self.a.log()
+        self.A = torch.ones(self.num_steps + 1, dtype=torch.float64)
+        self.S = torch.zeros(self.num_steps + 1, dtype=torch.float64)
+        for t in reversed(range(self.num_steps)):
+            self.A[t] = self.a[t] * self.A[t + 1]
+            self.S[t] = self.S[t + 1] / self.a[t] ** 2 + s2[t]
+
+    @classmethod
+    def build(cls, schedule: ScheduleConfig, kind: ChainKind, num_steps: int) -> Chain:
+        """The chain of a schedule. Raises ValueError on impossible values."""
+        return cls(step_variances(schedule, kind, num_steps), kind)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Chain:
+        """A copy whose tensors have this device and dtype."""
+        other = object.__new__(Chain)
+        for name, value in vars(self).items():
+            moved = value.to(device, dtype) if isinstance(value, Tensor) else value
+            setattr(other, name, moved)
+        return other

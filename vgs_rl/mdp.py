@@ -1,0 +1,309 @@
+"""Sampling as a Markov decision process, as functions on tensors (THEORY: the MDP).
+
+state       (x_t, t)
+action      u_t, the control, in units of the step's own noise
+transition  x_{t+1} = a_t x_t + sigma_t (u_t + rho_t eps_t),  eps_t ~ N(0, I)
+cost        tau (½‖u_t‖² + ½ D (rho_t² - 1) - D log rho_t - D log a_t), plus E(x_T) on the last step
+log-ratio   D log a_t + D log rho_t - ½‖u_t + rho_t eps_t‖² + ½‖eps_t‖², plus -E(x_T)/tau
+
+The expected cost is the expected negative log-ratio, times tau. With
+`log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z, E[log w] = ELBO ≤ log Z, and
+KL(samples ‖ target) ≤ log Z - ELBO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
+from vgs_rl.energy import Energy, probe
+from vgs_rl.start import StartConfig, make_start
+
+Policy = Callable[[Tensor, int], Tensor]
+"""The control: maps states (B, D) at step t to u of shape (B, D)."""
+
+
+@dataclass(kw_only=True)
+class MDPConfig:
+    """How a sample moves and what it costs.
+
+    Args:
+        chain: `vp` shrinks towards the origin while noising (a_t = 1/sqrt(1 - s_t²)), `ve` only
+            adds noise (a_t = 1).
+        num_steps: T, the length of every episode.
+        schedule: the step variances s_t².
+        start: the density of x_0.
+        temperature: tau of the target exp(-E/tau)/Z.
+    """
+
+    chain: ChainKind = "vp"
+    num_steps: int = 20
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        Chain.build(self.schedule, self.chain, self.num_steps)
+
+
+class State(NamedTuple):
+    """Where a batch is: x of shape (B, D); t one step for all, or one per row, shape (B,)."""
+
+    x: Tensor
+    t: int | Tensor
+
+
+class Transition(NamedTuple):
+    """What one step returns: the next state, its cost (B,) and its log-ratio (B,)."""
+
+    state: State
+    cost: Tensor
+    log_ratio: Tensor
+
+
+class Rollout(NamedTuple):
+    """Whole episodes.
+
+    Attributes:
+        x: terminal states x_T, shape (B, D).
+        log_weight: log w, shape (B,).
+        cost: summed cost (minus the return), shape (B,).
+        energy: E(x_T), shape (B,).
+        states: x_0 … x_T, shape (T + 1, B, D), if asked for.
+    """
+
+    x: Tensor
+    log_weight: Tensor
+    cost: Tensor
+    energy: Tensor
+    states: Tensor | None
+
+
+class SamplingMDP(nn.Module):
+    """The MDP of one target. Rows of a batch never influence each other.
+
+    Attributes:
+        energy: the target.
+        chain: the schedule's constants, on this device and dtype.
+        start: pi_0.
+        rho: noise scale per step, shape (T,); 1 is the published kernel.
+        energy_evaluations: states at which E or ∇E has been evaluated so far.
+
+    Args:
+        energy: the target; moved to `device`.
+        config: chain, schedule, start and temperature.
+        device: where every state lives.
+        dtype: floating type of every state.
+
+    Raises:
+        TypeError: if `energy` is not an :class:`Energy`.
+        ValueError: if it does not return finite values of shape (B,).
+    """
+
+    rho: Tensor
+
+    def __init__(
+        self,
+        energy: Energy,
+        config: MDPConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config = config or MDPConfig()
+        self.device, self.dtype = torch.device(device), dtype
+        if isinstance(energy, nn.Module):
+            energy.to(self.device)
+        probe(energy, dtype=dtype, device=self.device)
+        # Not a submodule: the target is given, a checkpoint of the MDP does not hold it.
+        object.__setattr__(self, "energy", energy)
+        self.energy: Energy
+        self.geometry = energy.geometry
+        self.dim = energy.dim
+        self.effective_dim = self.geometry.effective_dim
+        self.temperature = config.temperature
+        self.num_steps = config.num_steps
+        exact = Chain.build(config.schedule, config.chain, config.num_steps)
+        self.chain = exact.to(self.device, dtype)
+        self.start = make_start(config.start, self.geometry).to(self.device, dtype)
+        self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
+        self.to(self.device)
+        self.energy_evaluations = 0
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A new generator on this MDP's device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def evaluate_energy(self, x: Tensor) -> Tensor:
+        """E(x), shape (B,), counted."""
+        self.energy_evaluations += len(x)
+        return self.energy.energy(x)
+
+    def evaluate_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x) and ∇E(x), detached, counted once per state."""
+        self.energy_evaluations += len(x)
+        return self.energy.energy_and_gradient(x)
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normal noise on the geometry's space, shape (n, D)."""
+        z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
+        return self.geometry.project(z)
+
+    def reset(self, n: int, generator: torch.Generator) -> State:
+        """N states at t = 0, drawn from pi_0."""
+        return State(self.start.sample(n, generator), 0)
+
+    def step(self, state: State, control: Tensor, generator: torch.Generator) -> Transition:
+        """One transition.
+
+        Args:
+            state: x of shape (B, D) at t < T; an integer t is the fast path.
+            control: u, shape (B, D).
+            generator: source of the step's noise.
+        """
+        x, t = state
+        step = self._move(state, control, self.noise(len(x), generator), self.rho)
+        x, next_t = step.state
+        if isinstance(next_t, int):
+            if next_t < self.num_steps:
+                return step
+            energy = self.evaluate_energy(x)
+            return self._add_energy(step, energy)
+        last = (next_t == self.num_steps).nonzero().squeeze(-1)
+        energy = torch.zeros_like(step.cost)
+        if len(last):
+            energy = energy.index_put((last,), self.evaluate_energy(x[last]).to(energy.dtype))
+        return self._add_energy(step, energy)
+
+    def _add_energy(self, step: Transition, energy: Tensor) -> Transition:
+        log_ratio = step.log_ratio - energy / self.temperature
+        return Transition(step.state, step.cost + energy, log_ratio)
+
+    def _move(self, state: State, control: Tensor, eps: Tensor, rho: Tensor) -> Transition:
+        """One transition without the terminal energy; `rho` holds all T noise scales."""
+        x, t = state
+        a, sigma, log_a, rho = self.chain.a[t], self.chain.sigma[t], self.chain.log_a[t], rho[t]
+        constant = self.effective_dim * (log_a + rho.log())
+        spread = 0.5 * self.effective_dim * (rho.square() - 1)
+        if isinstance(t, Tensor):
+            a, sigma, rho = a.unsqueeze(-1), sigma.unsqueeze(-1), rho.unsqueeze(-1)
+        push = torch.addcmul(control, rho, eps)
+        x_next = torch.addcmul(a * x, sigma, push)
+        cost = 0.5 * control.square().sum(-1) + (spread - constant)
+        if self.temperature != 1.0:
+            cost = cost * self.temperature
+        log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant
+        return Transition(State(x_next, t + 1), cost, log_ratio)
+
+    def rollout(
+        self,
+        policy: Policy,
+        n: int,
+        generator: torch.Generator,
+        *,
+        noise_scale: float = 1.0,
+        keep_states: bool = False,
+    ) -> Rollout:
+        """N whole episodes. Gradients flow if the caller and the policy allow them.
+
+        Args:
+            policy: maps (x, t) to the control.
+            n: number of episodes.
+            generator: source of all noise.
+            noise_scale: factor on every rho_t, for exploration; the weights stay exact.
+            keep_states: also return x_0 … x_T.
+        """
+        x = self.start.sample(n, generator)
+        log_weight = -self.start.log_prob(x)
+        cost = torch.zeros_like(log_weight)
+        states = [x]
+        rho = self.rho * noise_scale
+        for t in range(self.num_steps):
+            step = self._move(State(x, t), policy(x, t), self.noise(n, generator), rho)
+            x = step.state.x
+            log_weight = log_weight + step.log_ratio
+            cost = cost + step.cost
+            if keep_states:
+                states.append(x)
+        energy = self.evaluate_energy(x)
+        log_weight = log_weight - energy / self.temperature
+        path = torch.stack(states) if keep_states else None
+        return Rollout(x, log_weight, cost + energy, energy, path)
+
+    def reverse_log_weight(self, policy: Policy, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Log w of episodes drawn backwards from terminal states x of shape (B, D).
+
+        Where x ~ p exactly, the mean is the EUBO, an upper bound of log Z (THEORY).
+        """
+        energy = self.evaluate_energy(x)
+        log_weight = -energy / self.temperature
+        for t in reversed(range(self.num_steps)):
+            x_next = x
+            x = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
+            control = policy(x, t)
+            push = (x_next - self.chain.a[t] * x) / self.chain.sigma[t]  # u + rho eps
+            eps = (push - control) / self.rho[t]
+            constant = self.effective_dim * (self.chain.log_a[t] + self.rho[t].log())
+            log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
+        return log_weight - self.start.log_prob(x)
+
+    def noised_marginal(
+        self, x: Tensor, t: int | Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """States x_t given terminal states, without simulating the chain.
+
+        Args:
+            x: terminal states x_T, shape (B, D).
+            t: one step, or one per row, shape (B,).
+            generator: source of the noise.
+
+        Returns:
+            x_t = x_T / A_t + √S_t z, and the noise z, both of shape (B, D).
+        """
+        scale, spread = self.chain.A[t], self.chain.S[t].sqrt()
+        if isinstance(t, Tensor):
+            scale, spread = scale.unsqueeze(-1), spread.unsqueeze(-1)
+        z = self.noise(len(x), generator)
+        return x / scale + spread * z, z
+
+    @torch.no_grad()
+    def fit_noise_scale(
+        self,
+        policy: Policy,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        rate: float = 1.0,
+        least: float = 0.2,
+    ) -> None:
+        """Fits rho_t to the spread of x_{t+1} around the policy's mean on bridge pairs.
+
+        The ELBO-optimal Gaussian has that spread; rho_t is kept within [least, 1].
+
+        Args:
+            policy: the control whose means are used.
+            x: terminal states distributed as the target (or the best estimate), shape (B, D).
+            generator: source of the bridge noise.
+            rate: weight of the new estimate, 1 replaces the old one.
+            least: lower bound of rho_t.
+        """
+        estimates = []
+        for t in range(self.num_steps):
+            x_next, _ = self.noised_marginal(x, t + 1, generator)
+            x_t = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
+            mean = self.chain.a[t] * x_t + self.chain.sigma[t] * policy(x_t, t)
+            squares = (x_next - mean).square().sum(-1).mean() / self.effective_dim
+            estimates.append(squares.sqrt() / self.chain.sigma[t])
+        fitted = torch.stack(estimates).clamp(least, 1.0)
+        self.rho.lerp_(fitted.nan_to_num(1.0), rate)

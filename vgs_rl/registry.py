@@ -1,0 +1,153 @@
+"""Named targets: one registration gives a Gymnasium id, an `--env` and a name for configs."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from vgs_rl.energy import Energy
+from vgs_rl.mdp import MDPConfig
+
+EnergyFactory = Callable[..., Energy]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Target:
+    """A registered target.
+
+    Attributes:
+        id: Gymnasium id, ``namespace/Name-v0``, or the import path it was found by.
+        energy: class or function that makes the energy.
+        energy_args: its keyword arguments.
+        mdp: the MDP that the id stands for.
+    """
+
+    id: str
+    energy: EnergyFactory
+    energy_args: Mapping[str, Any] = field(default_factory=dict)
+    mdp: MDPConfig = field(default_factory=MDPConfig)
+
+    @property
+    def name(self) -> str:
+        """The id without namespace and version, as in run folders: `GMM9`."""
+        return (
+            self.id.rpartition("/")[2].rpartition(":")[2].rpartition("-v")[0]
+            or self.id.rpartition(":")[2]
+        )
+
+    def make_energy(self, **overrides: Any) -> Energy:
+        """A new energy; `overrides` replace registered arguments.
+
+        Raises:
+            ValueError: if the arguments do not fit, naming the target.
+            TypeError: if what comes out is not an :class:`Energy`.
+        """
+        arguments = {**self.energy_args, **overrides}
+        try:
+            energy = self.energy(**arguments)
+        except TypeError as error:
+            raise ValueError(f"env_args of {self.id}: {error}") from error
+        if not isinstance(energy, Energy):
+            raise TypeError(f"{self.id} must make a vgs_rl.Energy, got {type(energy).__name__}")
+        return energy
+
+
+_targets: dict[str, Target] = {}
+
+
+def register(
+    id: str,
+    *,
+    energy: EnergyFactory,
+    energy_args: Mapping[str, Any] | None = None,
+    mdp: MDPConfig | None = None,
+) -> Target:
+    """Registers a target under a Gymnasium id, for `gymnasium.make`, `make_vec`, `--env`, configs.
+
+    Registering an id again replaces it, so that a notebook cell can be run twice. Changing a
+    constant of a published target should raise its version.
+
+    Args:
+        id: ``namespace/Name-v0``.
+        energy: an :class:`Energy` class, or a function that returns one.
+        energy_args: keyword arguments for `energy`.
+        mdp: default chain, schedule and start.
+
+    Raises:
+        ValueError: if the id is not of that form.
+        TypeError: if `energy` cannot be called.
+
+    Example:
+        >>> import vgs_rl, gymnasium, torch
+        >>> class Ring(vgs_rl.Energy):
+        ...     dim = 2
+        ...     def energy(self, x):
+        ...         return 5.0 * (x.norm(dim=-1) - 3.0) ** 2
+        >>> target = vgs_rl.register("doc/Ring-v0", energy=Ring)
+        >>> envs = gymnasium.make_vec("doc/Ring-v0", num_envs=8)
+    """
+    namespace, name, version = gymnasium.envs.registration.parse_env_id(id)
+    if namespace is None or version is None:
+        raise ValueError(f"id must read 'namespace/Name-v0', got {id!r}")
+    if not callable(energy):
+        raise TypeError(f"energy must be an Energy class or a function, got {energy!r}")
+    target = Target(
+        id=id,
+        energy=energy,
+        energy_args=dict(energy_args or {}),
+        mdp=mdp or MDPConfig(),
+    )
+    _targets[id] = target
+    gymnasium.registry.pop(id, None)
+    gymnasium.register(
+        id=id,
+        entry_point="vgs_rl.envs.gym:SamplingEnv",
+        vector_entry_point="vgs_rl.envs.gym:SamplingVectorEnv",
+        kwargs={"target": id},
+    )
+    return target
+
+
+def registered() -> tuple[str, ...]:
+    """All registered ids, in the order of their registration."""
+    return tuple(_targets)
+
+
+def find(name: str) -> Target:
+    """The target of a name.
+
+    Args:
+        name: a registered id (`vgs_rl/GMM9-v0`), its short name (`GMM9`), either of them behind a
+            module that registers it when imported (`my_module:me/Rings-v0`), or the import path
+            of an energy class or function (`my_module:Rings`).
+
+    Raises:
+        ValueError: if nothing of that name exists, with the nearest names.
+        ModuleNotFoundError: if the module cannot be imported.
+    """
+    module_name, colon, rest = name.partition(":")
+    if colon:
+        module = importlib.import_module(module_name)
+        if rest.isidentifier() and hasattr(module, rest):
+            return Target(id=name, energy=getattr(module, rest))
+        name = rest
+    if name in _targets:
+        return _targets[name]
+    short = [target for target in _targets.values() if target.name == name]
+    if short:
+        return short[-1]
+    known = [*_targets, *(target.name for target in _targets.values())]
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"registered: {', '.join(_targets)}"
+    raise ValueError(f"env: no target is named {name!r}; {hint}")
+
+
+def default_mdp(name: str) -> MDPConfig:
+    """A copy of the MDP configuration that a name stands for."""
+    return copy.deepcopy(find(name).mdp)

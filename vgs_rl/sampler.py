@@ -1,0 +1,131 @@
+"""Samplers: anything that draws x, with exact log-weights where it knows them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.weights import log_z_estimate, systematic_resample
+
+
+@dataclass(kw_only=True)
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        x: states, shape (n, D).
+        log_weight: log w with E[w] = Z, shape (n,), or None where the sampler has no weights.
+        energy_evaluations: states at which E or ∇E was evaluated to draw them.
+    """
+
+    x: Tensor
+    log_weight: Tensor | None
+    energy_evaluations: int
+
+
+class Sampler(ABC):
+    """Draws samples of one target.
+
+    A subclass writes :meth:`_draw`; chunking (bounded memory) and resampling are done here.
+
+    Attributes:
+        device: where the samples live and the generator must be.
+        has_reverse_weights: whether :meth:`reverse_log_weight` works.
+    """
+
+    device: torch.device = torch.device("cpu")
+    has_reverse_weights: bool = False
+    chunk_size: int = 16_384
+
+    @abstractmethod
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        """N samples at once."""
+
+    def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no reverse weights")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | int = 0,
+        *,
+        resample: bool = False,
+        oversample: int = 4,
+    ) -> Samples:
+        """Draws n samples, in chunks of at most ``chunk_size``.
+
+        Args:
+            n: number of samples.
+            generator: a generator on this sampler's device, or a seed.
+            resample: draw `oversample` times as many and keep n by systematic importance
+                resampling: asymptotically exact samples, with duplicates. Each kept sample then
+                carries the same log-weight, the estimate of log Z, which is still unbiased for Z.
+            oversample: see `resample`.
+
+        Raises:
+            ValueError: if n or oversample is below 1, the generator is on another device, or
+                `resample` is asked of a sampler without weights.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if oversample < 1:
+            raise ValueError(f"oversample must be at least 1, got {oversample}")
+        if isinstance(generator, int):
+            generator = torch.Generator(self.device).manual_seed(generator)
+        elif generator.device.type != self.device.type:
+            raise ValueError(
+                f"generator must be on the sampler's device {self.device}, got {generator.device}"
+            )
+        total = n * oversample if resample else n
+        sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
+        chunks = [self._draw(size, generator) for size in sizes]
+        samples = Samples(
+            x=torch.cat([chunk.x for chunk in chunks]),
+            log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
+            energy_evaluations=sum(chunk.energy_evaluations for chunk in chunks),
+        )
+        return self._resampled(samples, n, generator) if resample else samples
+
+    def _resampled(self, samples: Samples, n: int, generator: torch.Generator) -> Samples:
+        if samples.log_weight is None:
+            raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
+        chosen = systematic_resample(samples.log_weight, n, generator)
+        return Samples(
+            x=samples.x[chosen],
+            log_weight=log_z_estimate(samples.log_weight).expand(n),
+            energy_evaluations=samples.energy_evaluations,
+        )
+
+
+def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+class ChainSampler(Sampler):
+    """Runs a policy through an MDP: every RL agent's sampler."""
+
+    has_reverse_weights = True
+
+    def __init__(self, mdp: SamplingMDP, policy: Policy) -> None:
+        self.mdp, self.policy = mdp, policy
+        self.device = mdp.device
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        before = self.mdp.energy_evaluations
+        rollout = self.mdp.rollout(self.policy, n, generator)
+        used = self.mdp.energy_evaluations - before
+        return Samples(x=rollout.x, log_weight=rollout.log_weight, energy_evaluations=used)
+
+    @torch.no_grad()
+    def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """See :meth:`Sampler.reverse_log_weight`."""
+        parts = x.split(self.chunk_size)
+        weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
+        return torch.cat(weights)

@@ -1,0 +1,194 @@
+"""Start distributions pi_0: any density that can be sampled and evaluated."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vgs_rl.geometry import Geometry
+
+
+@dataclass(kw_only=True)
+class StartConfig:
+    """The density of x_0.
+
+    Args:
+        kind: `gaussian` is N(0, scale² I), as published; `mixture` is a Gaussian mixture with
+            diagonal covariances, fitted by EM to noised states (until then N(0, scale² I)).
+        scale: s_0, the initial standard deviation per coordinate.
+        learned: whether an agent may fit the start; False keeps the given scale.
+        components: number of components of `mixture`.
+    """
+
+    kind: Literal["gaussian", "mixture"] = "gaussian"
+    scale: float = 1.0
+    learned: bool = True
+    components: int = 10
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"start.scale must be a positive number, got {self.scale}")
+        if self.components < 1:
+            raise ValueError(f"start.components must be at least 1, got {self.components}")
+
+
+class Start(nn.Module, ABC):
+    """A density on the geometry's space, with an exact sampler."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Independent samples, shape (n, D), detached."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density at x of shape (B, D), with respect to the space's own measure; (B,)."""
+
+    @abstractmethod
+    def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
+        """Fits the density to states x of shape (B, D), by maximum likelihood.
+
+        Args:
+            x: states on the geometry's space.
+            generator: source of every random choice.
+            rate: 1 replaces the old parameters, less moves towards the new where that is defined.
+        """
+
+
+class GaussianStart(Start):
+    """N(0, s_0² I); ``log_scale`` is a parameter, so s_0 may also be learned by gradients."""
+
+    def __init__(self, geometry: Geometry, scale: float) -> None:
+        super().__init__(geometry)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    @property
+    def scale(self) -> Tensor:
+        """s_0, a scalar tensor."""
+        return self.log_scale.exp()
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Start.sample`."""
+        scale = self.scale.detach()
+        z = torch.randn(
+            n, self.geometry.dim, generator=generator, device=scale.device, dtype=scale.dtype
+        )
+        return self.geometry.project(z).mul_(scale)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Start.log_prob`."""
+        d = self.geometry.effective_dim
+        log_norm = d * (self.log_scale + 0.5 * math.log(2 * math.pi))
+        return -0.5 * x.square().sum(-1) * (-2 * self.log_scale).exp() - log_norm
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
+        """Moves s_0² towards E‖x‖²/D."""
+        variance = x.square().sum(-1).mean() / self.geometry.effective_dim
+        mixed = torch.lerp((2 * self.log_scale).exp(), variance, rate)
+        self.log_scale.copy_(0.5 * mixed.log())
+
+
+class MixtureStart(Start):
+    """Σ_k w_k N(m_k, diag(v_k)), fitted by EM; Euclidean geometry only.
+
+    The variances of a fit are floored at 1e-6 of the data's, so that no component collapses.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    # EM on more states than this changes the fit by less than its own noise.
+    MAX_FIT_STATES = 20_000
+
+    def __init__(self, geometry: Geometry, components: int, scale: float) -> None:
+        if geometry.effective_dim != geometry.dim:
+            raise ValueError(
+                "start.kind 'mixture' needs a Euclidean geometry; "
+                f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
+            )
+        super().__init__(geometry)
+        self.register_buffer("weights", torch.full((components,), 1.0 / components))
+        self.register_buffer("means", torch.zeros(components, geometry.dim))
+        self.register_buffer("variances", torch.full((components, geometry.dim), scale**2))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Start.sample`."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(
+            n,
+            self.geometry.dim,
+            generator=generator,
+            device=self.means.device,
+            dtype=self.means.dtype,
+        )
+        return self.means[k] + self.variances[k].sqrt() * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Start.log_prob`."""
+        precision = self.variances.reciprocal()  # (K, D)
+        squares = (
+            x.square() @ precision.T
+            - 2 * x @ (self.means * precision).T
+            + (self.means.square() * precision).sum(-1)
+        )
+        log_norm = (2 * math.pi * self.variances).log().sum(-1)
+        return torch.logsumexp(self.weights.log() - 0.5 * (squares + log_norm), dim=-1)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
+        """EM (scikit-learn); `rate` below 1 has no meaning for a mixture and is ignored."""
+        from sklearn.mixture import GaussianMixture
+
+        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+        data = x[: self.MAX_FIT_STATES].double().cpu().numpy()
+        floor = max(1e-6 * float(data.var(axis=0).mean()), 1e-12)
+        mixture = GaussianMixture(
+            n_components=len(self.weights),
+            covariance_type="diag",
+            reg_covar=floor,
+            max_iter=50,
+            tol=1e-3,
+            random_state=seed,
+        )
+        with _quiet_convergence():
+            mixture.fit(data)
+        for buffer, value in (
+            (self.weights, mixture.weights_),
+            (self.means, mixture.means_),
+            (self.variances, mixture.covariances_),
+        ):
+            buffer.copy_(torch.as_tensor(value))
+        self.weights.clamp_min_(1e-8).div_(self.weights.sum())
+
+
+class _quiet_convergence:
+    """An EM that stops at its iteration limit is good enough here: weights stay exact."""
+
+    def __enter__(self) -> None:
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+
+        self._context = warnings.catch_warnings()
+        self._context.__enter__()
+        warnings.simplefilter("ignore", ConvergenceWarning)
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(None, None, None)
+
+
+def make_start(config: StartConfig, geometry: Geometry) -> Start:
+    """The start distribution that `config` describes."""
+    if config.kind == "mixture":
+        return MixtureStart(geometry, config.components, config.scale)
+    return GaussianStart(geometry, config.scale)
