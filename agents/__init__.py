@@ -1,0 +1,25 @@
+"""Agents that learn to sample, and the samplers they are judged against."""
+
+from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
+from vgs_rl.agents.policy import ValueGradientPolicy
+from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
+from vgs_rl.agents.run import RunConfig, load_run, train
+from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
+
+__all__ = [
+    "TD0",
+    "Agent",
+    "AgentConfig",
+    "ExactSampler",
+    "GradientMatching",
+    "RunConfig",
+    "SoftBellman",
+    "ValueGradientAgent",
+    "ValueGradientConfig",
+    "ValueGradientPolicy",
+    "ValueRule",
+    "load_run",
+    "oracle_sampler",
+    "train",
+]

@@ -1,7 +1,10 @@
 """Targets and their Gymnasium faces; importing this package registers every id."""
 
+from vgs_rl.envs.check import CheckError, CheckReport, check_energy
+from vgs_rl.envs.check_vector import check_vector_env
 from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
+from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
 from vgs_rl.envs.many_well import ManyWell, ManyWell32
 
 from vgs_rl.chain import ScheduleConfig
@@ -35,6 +38,8 @@ __all__ = [
     "GMM9",
     "GMM25",
     "GMM40",
+    "CheckError",
+    "CheckReport",
     "EasyFunnel10",
     "FourGauss",
     "Funnel",
@@ -44,4 +49,8 @@ __all__ = [
     "HardFunnel10",
     "ManyWell",
     "ManyWell32",
+    "SamplingEnv",
+    "SamplingVectorEnv",
+    "check_energy",
+    "check_vector_env",
 ]

@@ -51,5 +51,5 @@ class CentreOfMassFree(Geometry):
 
     def project(self, x: Tensor) -> Tensor:
         """Subtracts the centre of mass."""
-        particles = x.unflatten(-1, (self.n_particles, self.n_dims))
+        particles: Tensor = x.unflatten(-1, (self.n_particles, self.n_dims))
         return (particles - particles.mean(dim=-2, keepdim=True)).flatten(-2)

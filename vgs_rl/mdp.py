@@ -172,19 +172,29 @@ class SamplingMDP(nn.Module):
             control: u, shape (B, D).
             generator: source of the step's noise.
         """
-        x, t = state
-        step = self._move(state, control, self.noise(len(x), generator), self.rho)
+        return self.step_with_energy(state, control, generator)[0]
+
+    def step_with_energy(
+        self, state: State, control: Tensor, generator: torch.Generator
+    ) -> tuple[Transition, Tensor | None]:
+        """One transition, as :meth:`step`, and the terminal energies it contains.
+
+        Returns:
+            The transition, and E(x_T) of shape (B,), 0 in rows that are not at T; None where an
+            integer t says that no row is.
+        """
+        step = self._move(state, control, self.noise(len(state.x), generator), self.rho)
         x, next_t = step.state
         if isinstance(next_t, int):
             if next_t < self.num_steps:
-                return step
+                return step, None
             energy = self.evaluate_energy(x)
-            return self._add_energy(step, energy)
+            return self._add_energy(step, energy), energy
         last = (next_t == self.num_steps).nonzero().squeeze(-1)
         energy = torch.zeros_like(step.cost)
         if len(last):
             energy = energy.index_put((last,), self.evaluate_energy(x[last]).to(energy.dtype))
-        return self._add_energy(step, energy)
+        return self._add_energy(step, energy), energy
 
     def _add_energy(self, step: Transition, energy: Tensor) -> Transition:
         log_ratio = step.log_ratio - energy / self.temperature

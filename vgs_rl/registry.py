@@ -36,10 +36,8 @@ class Target:
     @property
     def name(self) -> str:
         """The id without namespace and version, as in run folders: `GMM9`."""
-        return (
-            self.id.rpartition("/")[2].rpartition(":")[2].rpartition("-v")[0]
-            or self.id.rpartition(":")[2]
-        )
+        last = self.id.rpartition(":")[2].rpartition("/")[2]
+        return last.rpartition("-v")[0] or last
 
     def make_energy(self, **overrides: Any) -> Energy:
         """A new energy; `overrides` replace registered arguments.
@@ -92,7 +90,7 @@ def register(
         >>> target = vgs_rl.register("doc/Ring-v0", energy=Ring)
         >>> envs = gymnasium.make_vec("doc/Ring-v0", num_envs=8)
     """
-    namespace, name, version = gymnasium.envs.registration.parse_env_id(id)
+    namespace, _, version = gymnasium.envs.registration.parse_env_id(id)
     if namespace is None or version is None:
         raise ValueError(f"id must read 'namespace/Name-v0', got {id!r}")
     if not callable(energy):

@@ -1,0 +1,253 @@
+"""The agent's base class: everything that is not the algorithm (SB3's split)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vgs_rl.config import BudgetConfig, EvaluationConfig
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.run import RunFolder
+from vgs_rl.sampler import ChainSampler
+from vgs_rl.weights import effective_sample_size, log_z_estimate
+
+
+@dataclass(kw_only=True)
+class AgentConfig(ABC):
+    """Base of every agent's configuration; a subclass names its agent in :meth:`build`."""
+
+    name: ClassVar[str] = "agent"
+
+    @abstractmethod
+    def build(self, mdp: SamplingMDP, *, seed: int = 0) -> Agent:
+        """The untrained agent."""
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What training has used so far (validation is not counted, and its time is)."""
+
+    updates: int = 0
+    env_steps: int = 0
+    energy_evaluations: int = 0
+    seconds: float = 0.0
+
+
+class Agent(ABC):
+    """Learns to sample one MDP.
+
+    A subclass writes :meth:`_setup` (networks, optimisers, buffers), :meth:`_train_step` (one
+    gradient step) and :meth:`sampler`, and names its state in ``saved``.
+
+    Attributes:
+        mdp: the MDP; its start and noise scales belong to the agent's state.
+        generator: source of all randomness in training.
+        counters: updates, transitions, energy evaluations and seconds used.
+        progress: fraction of the budget used, in [0, 1]; schedules read it.
+        saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
+    """
+
+    saved: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
+        self.mdp, self.seed = mdp, seed
+        self.generator = mdp.generator(seed)
+        self.counters = Counters()
+        self.progress = 0.0
+        self.best_elbo = -float("inf")
+        self._setup()
+
+    @abstractmethod
+    def _setup(self) -> None:
+        """Creates networks, optimisers and buffers."""
+
+    @abstractmethod
+    def _train_step(self) -> dict[str, Tensor]:
+        """One gradient step; returns scalars to log, as tensors (no host round trip)."""
+
+    @abstractmethod
+    def sampler(self) -> ChainSampler:
+        """The current sampler, for evaluation; it follows later training."""
+
+    def figures(self, generator: torch.Generator) -> dict[str, Any]:
+        """Pictures of the agent's current state, by name."""
+        return {}
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def learn(
+        self,
+        budget: BudgetConfig,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        folder: RunFolder | None = None,
+        progress_bar: bool = True,
+        callback: Callable[[Agent], bool | None] | None = None,
+    ) -> bool:
+        """Trains until the budget is used up, Ctrl-C is pressed or `callback` returns False.
+
+        Args:
+            budget: when to stop; counts include what an earlier call used.
+            evaluation: how often to log and validate.
+            folder: where to write records and checkpoints; None writes nothing.
+            progress_bar: whether to show one.
+            callback: called after every update.
+
+        Returns:
+            Whether the budget was used up (False after Ctrl-C or the callback's stop).
+        """
+        evaluation = evaluation or EvaluationConfig()
+        total = budget.updates
+        finished = False
+        with (
+            _interruptible() as interrupted,
+            tqdm(
+                total=total or 100,
+                initial=self.counters.updates if total else 0,
+                unit="update" if total else "%",
+                disable=not progress_bar,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            ) as bar,
+        ):
+            shown: dict[str, str] = {}
+            began = time.perf_counter() - self.counters.seconds
+            while not (finished := self._set_progress(budget)):
+                used = self.mdp.energy_evaluations
+                scalars = self._train_step()
+                self.counters.updates += 1
+                self.counters.energy_evaluations += self.mdp.energy_evaluations - used
+                self.counters.seconds = time.perf_counter() - began
+                updates = self.counters.updates
+                if updates % evaluation.log_every == 0:
+                    values = {name: float(value) for name, value in scalars.items()}
+                    self._record(folder, values)
+                    shown["loss"] = f"{values.get('train/loss', float('nan')):.4g}"
+                if updates % evaluation.validate_every == 0:
+                    shown["elbo"] = f"{self._validate(evaluation, folder):.3f}"
+                    self.counters.seconds = time.perf_counter() - began
+                bar.set_postfix(shown, refresh=False)
+                done = 1 if total else int(100 * self._fraction(budget)) - bar.n
+                bar.update(done)
+                stop = callback is not None and callback(self) is False
+                if stop or interrupted():
+                    break
+            if finished and self.counters.updates % evaluation.validate_every:
+                self._validate(evaluation, folder)
+                self.counters.seconds = time.perf_counter() - began
+        if folder is not None:
+            folder.save("last", self.state_dict())
+            folder.flush()
+        return finished
+
+    def _fraction(self, budget: BudgetConfig) -> float:
+        used = asdict(self.counters)
+        limits = {name: limit for name, limit in asdict(budget).items() if limit is not None}
+        return min(1.0, max(used[name] / limit for name, limit in limits.items()))
+
+    def _set_progress(self, budget: BudgetConfig) -> bool:
+        self.progress = self._fraction(budget)
+        return self.progress >= 1.0
+
+    def _record(self, folder: RunFolder | None, scalars: dict[str, float]) -> None:
+        if folder is not None:
+            folder.record(scalars, **asdict(self.counters))
+
+    def _validate(self, evaluation: EvaluationConfig, folder: RunFolder | None) -> float:
+        """ELBO and friends on fresh samples; saves the best checkpoint and the last."""
+        # A fixed validation seed: checkpoints are compared on the same noise.
+        samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
+        assert samples.log_weight is not None
+        log_weight = samples.log_weight.double()
+        elbo = float(log_weight.mean())
+        if folder is None:
+            self.best_elbo = max(self.best_elbo, elbo)
+            return elbo
+        self._record(
+            folder,
+            {
+                "eval/elbo": elbo,
+                "eval/log_z": float(log_z_estimate(log_weight)),
+                "eval/path_ess": float(effective_sample_size(log_weight)),
+            },
+        )
+        step = self.counters.env_steps
+        for name, values in (
+            ("eval/log_weight", log_weight),
+            ("eval/energy", self.mdp.energy.energy(samples.x)),
+        ):
+            folder.histogram(name, values, step)
+        index = self.counters.updates // evaluation.validate_every
+        if evaluation.figures_every and index % evaluation.figures_every == 0:
+            for name, figure in self.figures(self.mdp.generator(evaluation.seed + 2)).items():
+                folder.figure(name, figure, step)
+        if elbo > self.best_elbo:
+            self.best_elbo = elbo
+            folder.save("best", self.state_dict())
+        folder.save("last", self.state_dict())
+        return elbo
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on exactly where it is."""
+        return {
+            "counters": asdict(self.counters),
+            "best_elbo": self.best_elbo,
+            "mdp": self.mdp.state_dict(),
+            "generator": self.generator.get_state(),
+            **{name: getattr(self, name).state_dict() for name in self.saved},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state belongs to another agent or another configuration.
+        """
+        expected = {"counters", "best_elbo", "mdp", "generator", *self.saved}
+        missing = expected - set(state)
+        if missing:
+            raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}: another agent's?")
+        try:
+            self.mdp.load_state_dict(state["mdp"])
+            for name in self.saved:
+                getattr(self, name).load_state_dict(state[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
+        self.counters = Counters(**state["counters"])
+        self.best_elbo = state["best_elbo"]
+        self.generator.set_state(state["generator"].cpu())
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a flag, read between updates; the second one interrupts."""
+    pressed = False
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # not the main thread: nobody can press Ctrl-C here
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,71 @@
+"""A replay buffer of terminal states with exact log-weights and energy gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgs_rl.weights import temper
+
+
+class WeightedBuffer:
+    """The sampler's latest terminal states x_T, each with log w and ∇E(x_T).
+
+    Draws follow the self-normalised weights w^beta, with the largest beta ≤ 1 that keeps an
+    effective sample size of `least_ess`: exact in the limit, stable on the way.
+
+    Args:
+        capacity: rows kept; the oldest go first.
+        least_ess: effective sample size to keep, as a fraction of the rows.
+    """
+
+    def __init__(self, capacity: int, least_ess: float) -> None:
+        self.capacity, self.least_ess = capacity, least_ess
+        self.x = self.gradient = self.log_weight = self._edges = torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def add(self, x: Tensor, gradient: Tensor, log_weight: Tensor) -> None:
+        """Adds rows (B, D), (B, D) and (B,); rows that are not finite are left out."""
+        finite = (
+            torch.isfinite(x).all(-1)
+            & torch.isfinite(gradient).all(-1)
+            & torch.isfinite(log_weight)
+        )
+        x, gradient, log_weight = x[finite], gradient[finite], log_weight[finite]
+        if len(self):
+            x = torch.cat([self.x, x])
+            gradient = torch.cat([self.gradient, gradient])
+            log_weight = torch.cat([self.log_weight, log_weight])
+        self.x = x[-self.capacity :]
+        self.gradient = gradient[-self.capacity :]
+        self.log_weight = log_weight[-self.capacity :]
+        self._update()
+
+    def _update(self) -> None:
+        weights = temper(self.log_weight.double(), self.least_ess)
+        self._edges = weights.cumsum(0)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """N rows by weight, with replacement and stratified: x and ∇E, both (n, D), shuffled."""
+        device = self.x.device
+        strata = torch.arange(n, device=device, dtype=torch.float64)
+        jitter = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        points = (strata + jitter) / n * self._edges[-1]
+        rows = torch.searchsorted(self._edges, points).clamp_max(len(self) - 1)
+        rows = rows[torch.randperm(n, generator=generator, device=device)]
+        return self.x[rows], self.gradient[rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"x": self.x, "gradient": self.gradient, "log_weight": self.log_weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.x, self.gradient = state["x"], state["gradient"]
+        self.log_weight = state["log_weight"]
+        if len(self):
+            self._update()

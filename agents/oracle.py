@@ -1,0 +1,64 @@
+"""Samplers that know the answer: the floor (exact samples) and the ceiling (exact values)."""
+
+from __future__ import annotations
+
+import torch
+
+from vgs_rl.agents.policy import Drift, ValueGradientPolicy
+from vgs_rl.energy import Energy
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.networks import ExactValue
+from vgs_rl.sampler import ChainSampler, Sampler, Samples
+
+
+class ExactSampler(Sampler):
+    """The target's own exact sampler: what every figure's floor is measured with."""
+
+    def __init__(self, energy: Energy, device: torch.device | str = "cpu") -> None:
+        if not energy.can_sample:
+            raise ValueError(f"{type(energy).__name__} has no exact sampler")
+        self.energy, self.device = energy, torch.device(device)
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        return Samples(x=self.energy.sample(n, generator), log_weight=None, energy_evaluations=0)
+
+
+def oracle_sampler(
+    mdp: SamplingMDP,
+    drift: Drift = "posterior",
+    *,
+    fit_noise_scale: bool | None = None,
+    fit_start: bool = True,
+    n_fit: int = 20_000,
+    seed: int = 0,
+) -> ChainSampler:
+    """The chain driven by exact values: what perfect learning reaches with this schedule.
+
+    The start and rho_t are fitted to exact samples of the target, as learning would fit them to
+    its own.
+
+    Args:
+        mdp: the MDP whose ceiling is asked for; its start and rho_t are overwritten.
+        drift: how the control is read off the value.
+        fit_noise_scale: whether rho_t is fitted; by default for `posterior` only, since the
+            published form has rho_t = 1.
+        fit_start: whether pi_0 is fitted to exactly noised states, if it may be learned.
+        n_fit: exact samples used for the fits.
+        seed: seed of the fits.
+
+    Raises:
+        ValueError: if the target has no exact values or samples, or tau is not 1.
+    """
+    if mdp.temperature != 1.0:
+        raise ValueError(f"exact values need temperature 1, got {mdp.temperature}")
+    if not mdp.energy.can_sample:
+        raise ValueError(f"{type(mdp.energy).__name__} has no exact sampler")
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), drift)
+    generator = mdp.generator(seed)
+    x = mdp.energy.sample(n_fit, generator).to(mdp.dtype)
+    if fit_start and mdp.config.start.learned:
+        mdp.start.fit(mdp.noised_marginal(x, 0, generator)[0], generator)
+    mdp.rho.fill_(1.0)
+    if drift == "posterior" if fit_noise_scale is None else fit_noise_scale:
+        mdp.fit_noise_scale(policy, x, generator)
+    return ChainSampler(mdp, policy)

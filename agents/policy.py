@@ -1,0 +1,45 @@
+"""The value-gradient policy: two ways to read the control off a value function (THEORY)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.networks import ValueFunction
+
+Drift = Literal["bellman", "posterior"]
+
+
+class ValueGradientPolicy:
+    """u_t(x) from the gradient of a value.
+
+    `bellman` (as published): u_t = -(sigma_t/tau) ∇V_{t+1}(a_t x), first order in the step; on the
+    last step V_T = E, whose own gradient is used (one energy evaluation).
+    `posterior`: u_t = -(s_t/tau) ∇V_t(x), by Tweedie's formula the exact mean of the reversed
+    noising kernel for any step size.
+
+    Args:
+        mdp: supplies the chain and, for `bellman`, ∇E.
+        value: V, exact or learned.
+        drift: which of the two.
+    """
+
+    def __init__(self, mdp: SamplingMDP, value: ValueFunction, drift: Drift) -> None:
+        if drift not in ("bellman", "posterior"):
+            raise ValueError(f"drift must be 'bellman' or 'posterior', got {drift!r}")
+        self.mdp, self.value, self.drift = mdp, value, drift
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """u_t(x), shape (B, D)."""
+        chain, tau = self.mdp.chain, self.mdp.temperature
+        if self.drift == "posterior":
+            slope, step = self.value.gradient(x, t), chain.s[t]
+        else:
+            ahead, step = chain.a[t] * x, chain.sigma[t]
+            if t + 1 < self.mdp.num_steps:
+                slope = self.value.gradient(ahead, t + 1)
+            else:
+                slope = self.mdp.evaluate_gradient(ahead)[1]
+        return self.mdp.geometry.project(slope) * (-step / tau)

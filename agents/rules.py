@@ -1,0 +1,391 @@
+"""Value-learning rules: what a value network is regressed on, and on which states.
+
+Each rule is a strategy of the :class:`~vgs_rl.agents.value_gradient.ValueGradientAgent`; its
+fields are its hyper-parameters. A rule returns the loss of one minibatch; the agent steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.start import GaussianStart
+
+if TYPE_CHECKING:
+    from vgs_rl.agents.value_gradient import ValueGradientAgent
+
+
+@dataclass(kw_only=True)
+class ValueRule(ABC):
+    """Base of the rules."""
+
+    @abstractmethod
+    def setup(self, agent: ValueGradientAgent) -> None:
+        """Creates the rule's state."""
+
+    @abstractmethod
+    def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the next minibatch, with scalars to log."""
+
+    def averages_now(self, agent: ValueGradientAgent) -> bool:
+        """Whether the moving average takes in the network after this update."""
+        return True
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's state, for checkpoints."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+
+
+def _require(rule: str, **fields: tuple[float, float]) -> None:
+    for name, (value, least) in fields.items():
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{rule}.{name} must be at least {least:g}, got {value}")
+
+
+@dataclass(kw_only=True)
+class GradientMatching(ValueRule):
+    """Regresses ∇V_t on the noised target's score, without simulating the chain.
+
+    States x_t = x_T / A_t + √S_t z come from a buffer of the sampler's own terminal states, drawn
+    by their exact weights. Two unbiased targets for ∇V_t(x_t) are tau z/√S_t (denoising) and
+    A_t ∇E(x_T) (target score); their variance-minimising mixture is estimated per step. The loss
+    is the path KL that the drift would lose: T · mean[ s_t²/(2 tau²) ‖∇V_t(x_t) - target‖² ], or
+    for the `bellman` drift the same with a_t ∇V_{t+1}(a_t x_t).
+
+    Args:
+        batch_size: states per update, stratified over t.
+        refresh_every: updates between additions to the buffer.
+        refresh_size: chain samples added each time.
+        first_size: chain samples added at first.
+        capacity: rows that the buffer keeps.
+        least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
+        start_every: refreshes between fits of the start distribution.
+        gradient_cap: largest norm of ∇E(x_T) used in targets; None leaves it.
+    """
+
+    batch_size: int = 2048
+    refresh_every: int = 50
+    refresh_size: int = 2048
+    first_size: int = 8192
+    capacity: int = 40_000
+    least_ess: float = 0.1
+    start_every: int = 1
+    gradient_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            "GradientMatching",
+            batch_size=(self.batch_size, 1),
+            refresh_every=(self.refresh_every, 1),
+            refresh_size=(self.refresh_size, 1),
+            first_size=(self.first_size, 1),
+            capacity=(self.capacity, 1),
+            least_ess=(self.least_ess, 0),
+            start_every=(self.start_every, 1),
+        )
+        if self.least_ess > 1:
+            raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
+
+    def setup(self, agent: ValueGradientAgent) -> None:
+        """An empty buffer."""
+        mdp = agent.mdp
+        self._buffer = WeightedBuffer(self.capacity, self.least_ess)
+        self._mixture = torch.zeros(mdp.num_steps, device=mdp.device, dtype=mdp.dtype)  # c_t
+        self._scalars: dict[str, Tensor] = {}
+        self._refreshes = 0
+
+    def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the class."""
+        if agent.counters.updates % self.refresh_every == 0:
+            self._refresh(agent)
+        mdp, chain, tau = agent.mdp, agent.mdp.chain, agent.mdp.temperature
+        x_T, gradient = self._buffer.draw(self.batch_size, agent.generator)
+        t = torch.arange(self.batch_size, device=mdp.device) % mdp.num_steps
+        x, z = mdp.noised_marginal(x_T, t, agent.generator)
+        target = self._target(agent, gradient, z, t, self._mixture[t].unsqueeze(-1))
+        if agent.config.drift == "posterior":
+            error = agent.network.gradient(x, t) - target
+        else:
+            # V_T = E is given: the last step has nothing to learn.
+            inner = t + 1 < mdp.num_steps
+            a = chain.a[t].unsqueeze(-1)
+            ahead = torch.where(inner, t + 1, t)
+            slope = a * agent.network.gradient(a * x, ahead)
+            error = (slope - target) * inner.unsqueeze(-1)
+        weight = 0.5 * mdp.num_steps * (chain.s[t] / tau).square()
+        loss = (weight * mdp.geometry.project(error).square().sum(-1)).mean()
+        return loss, {"train/loss": loss.detach(), **self._scalars}
+
+    def _target(
+        self, agent: ValueGradientAgent, gradient: Tensor, z: Tensor, t: Tensor, c: Tensor
+    ) -> Tensor:
+        chain = agent.mdp.chain
+        denoising = agent.mdp.temperature * z / chain.S[t].sqrt().unsqueeze(-1)
+        target_score = chain.A[t].unsqueeze(-1) * gradient
+        return torch.lerp(denoising, target_score, c)
+
+    @torch.no_grad()
+    def _refresh(self, agent: ValueGradientAgent) -> None:
+        """New chain samples; then start, noise scales and target mixture follow the buffer."""
+        n = self.refresh_size if len(self._buffer) else self.first_size
+        rollout = agent.rollout(n)
+        gradient = agent.mdp.energy.energy_and_gradient(rollout.x)[1]  # E was counted already
+        if self.gradient_cap is not None:
+            norm = gradient.norm(dim=-1, keepdim=True)
+            gradient = gradient * (self.gradient_cap / norm.clamp_min(self.gradient_cap))
+        self._buffer.add(rollout.x, gradient, rollout.log_weight)
+        if not len(self._buffer):
+            raise FloatingPointError(
+                "no chain sample has a finite weight and energy gradient; "
+                "a smaller start.scale or agent.prior_std may help"
+            )
+        self._fit_mixture(agent)
+        x, _ = self._buffer.draw(self.refresh_size, agent.generator)
+        agent.refit(x, rate=0.3, start=self._refreshes % self.start_every == 0)
+        self._refreshes += 1
+        self._scalars = agent.rollout_scalars(rollout)
+
+    def _fit_mixture(self, agent: ValueGradientAgent) -> None:
+        """c_t = Σ dsm·(dsm - tsm) / Σ ‖dsm - tsm‖², clipped to [0, 1]."""
+        steps = agent.mdp.num_steps
+        per_step = 512
+        gradient = self._buffer.draw(per_step * steps, agent.generator)[1]
+        t = torch.arange(steps, device=agent.mdp.device).repeat_interleave(per_step)
+        z = agent.mdp.noise(len(t), agent.generator)
+        zero = torch.zeros(len(t), 1, device=z.device, dtype=z.dtype)
+        denoising = self._target(agent, gradient, z, t, zero)
+        difference = denoising - self._target(agent, gradient, z, t, zero + 1)
+        above = (denoising * difference).sum(-1).view(steps, per_step).sum(-1)
+        below = difference.square().sum(-1).view(steps, per_step).sum(-1)
+        self._mixture = (above / below).nan_to_num(0.0).clamp(0.0, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Buffer, mixture and the scalars of the last refresh."""
+        return {
+            "buffer": self._buffer.state_dict(),
+            "mixture": self._mixture,
+            "refreshes": self._refreshes,
+            "scalars": self._scalars,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self._buffer.load_state_dict(state["buffer"])
+        self._mixture = state["mixture"]
+        self._refreshes, self._scalars = state["refreshes"], state["scalars"]
+
+
+@dataclass(kw_only=True)
+class TrajectoryRule(ValueRule):
+    """Regresses V_t(x_t) on a bootstrapped target, on states of the agent's own trajectories.
+
+    One iteration: a batch of trajectories with exploration noise, then `passes` passes over its
+    T x batch states in shuffled minibatches; targets come from the moving average, with next
+    states drawn anew; at the iteration's end the average takes in the network once, and s_0 takes
+    a gradient step on E[V_0(s_0 z)] - tau D log s_0 if the start is a learned Gaussian.
+
+    Args:
+        batch_size: trajectories per iteration and states per update.
+        passes: passes over each iteration's states (n_update in the published code).
+        noise_scale: exploration: factor on the step noise of the trajectories.
+        loss_kind: `l2`, or `huber` (smooth L1 with threshold 1) of (V - target)/D.
+        scale_by_dim: whether the error is divided by D.
+        start_lr: learning rate of log s_0.
+        energy_clip: upper bound of E(x_T) in targets; None leaves it.
+    """
+
+    batch_size: int = 128
+    passes: int = 1
+    noise_scale: float = 1.2
+    loss_kind: Literal["l2", "huber"] = "huber"
+    scale_by_dim: bool = False
+    start_lr: float = 1e-3
+    energy_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            type(self).__name__,
+            batch_size=(self.batch_size, 1),
+            passes=(self.passes, 1),
+            noise_scale=(self.noise_scale, 1e-6),
+            start_lr=(self.start_lr, 0),
+        )
+
+    def setup(self, agent: ValueGradientAgent) -> None:
+        """No trajectories yet."""
+        self._states = torch.empty(0)  # (T · batch, D), row t · batch + i
+        self._order = torch.empty(0, dtype=torch.long)
+        self._cursor = 0
+        self._scalars: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
+        """The regression target for V_t(x), shape (B,); no gradient flows through it."""
+
+    def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the class."""
+        if self._cursor >= len(self._order):
+            self._collect(agent)
+        rows = self._order[self._cursor : self._cursor + self.batch_size]
+        self._cursor += self.batch_size
+        x = self._states[rows]
+        t = torch.div(rows, self.batch_size, rounding_mode="floor")
+        with torch.no_grad():
+            target = self.target(agent, x, t)
+        error = agent.network.value(x, t) - target
+        if self.scale_by_dim:
+            error = error / agent.mdp.effective_dim
+        zero = torch.zeros_like(error)
+        loss = error.square().mean() if self.loss_kind == "l2" else F.smooth_l1_loss(error, zero)
+        return loss, {"train/loss": loss.detach(), **self._scalars}
+
+    def averages_now(self, agent: ValueGradientAgent) -> bool:
+        """At the end of an iteration."""
+        return self._cursor >= len(self._order)
+
+    def _collect(self, agent: ValueGradientAgent) -> None:
+        mdp = agent.mdp
+        with torch.no_grad():
+            rollout = agent.rollout(self.batch_size, noise_scale=self.noise_scale, keep_states=True)
+        assert rollout.states is not None
+        self._states = rollout.states[:-1].flatten(0, 1)
+        n = len(self._states)
+        orders = [
+            torch.randperm(n, generator=agent.generator, device=mdp.device)
+            for _ in range(self.passes)
+        ]
+        self._order, self._cursor = torch.cat(orders), 0
+        self._scalars = agent.rollout_scalars(rollout)
+        if mdp.config.start.learned and isinstance(mdp.start, GaussianStart):
+            self._fit_start(agent, mdp.start)
+
+    def _fit_start(self, agent: ValueGradientAgent, start: GaussianStart) -> None:
+        mdp = agent.mdp
+        z = mdp.noise(self.batch_size, agent.generator)
+        with torch.no_grad():
+            x = start.scale * z
+            # d/d log s_0 of E[V_0(s_0 z)] - tau D log s_0
+            pull = (agent.average.gradient(x, 0) * x).sum(-1).mean()
+            slope = pull - mdp.temperature * mdp.effective_dim
+            step = self.start_lr * slope / mdp.effective_dim
+            start.log_scale.sub_(step.clamp(-0.1, 0.1).nan_to_num(0.0))
+
+    def _step_terms(
+        self, agent: ValueGradientAgent, x: Tensor, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V_{t+1} at the next states, the control u (B, D) and the constant D log a_t rho_t.
+
+        `eps` has shape (K, B, D); the values (K, B).
+        """
+        mdp, chain, tau = agent.mdp, agent.mdp.chain, agent.mdp.temperature
+        a, sigma = chain.a[t].unsqueeze(-1), chain.sigma[t].unsqueeze(-1)
+        last = t + 1 == mdp.num_steps
+        if agent.config.drift == "posterior":
+            slope = agent.average.gradient(x, t)
+            control = -chain.s[t].unsqueeze(-1) / tau * mdp.geometry.project(slope)
+        else:
+            slope = agent.average.gradient(a * x, torch.where(last, t, t + 1))
+            rows = last.nonzero().squeeze(-1)
+            if len(rows):
+                slope = slope.index_copy(0, rows, mdp.evaluate_gradient((a * x)[rows])[1])
+            control = -sigma / tau * mdp.geometry.project(slope)
+        rho = mdp.rho[t].unsqueeze(-1)
+        x_next = a * x + sigma * (control + rho * eps)  # (K, B, D)
+        value = self._value(agent, x_next, t + 1)
+        constant = mdp.effective_dim * (chain.log_a[t] + mdp.rho[t].log())
+        return value, control, constant
+
+    def _value(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
+        """The average's V_t(x), shape (K, B) for x of shape (K, B, D); V_T = E."""
+        mdp = agent.mdp
+        draws = len(x)
+        last = (t == mdp.num_steps).nonzero().squeeze(-1)
+        inner = t.clamp_max(mdp.num_steps - 1).expand(draws, -1)
+        value = agent.average.value(x.flatten(0, 1), inner.flatten()).view(draws, -1)
+        if len(last):
+            energy = mdp.evaluate_energy(x[:, last].flatten(0, 1)).view(draws, -1)
+            if self.energy_clip is not None:
+                energy = energy.clamp_max(self.energy_clip)
+            value = value.index_copy(1, last, energy.to(value.dtype))
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iteration in progress."""
+        return {
+            "states": self._states,
+            "order": self._order,
+            "cursor": self._cursor,
+            "scalars": self._scalars,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self._states, self._order = state["states"], state["order"]
+        self._cursor, self._scalars = state["cursor"], state["scalars"]
+
+
+@dataclass(kw_only=True)
+class TD0(TrajectoryRule):
+    """The published rule, with u the control that the average implies and one next state each.
+
+    V_t(x) ← V_{t+1}(x') + tau (½‖u‖² + ½ D (rho_t² - 1) - D log rho_t - D log a_t).
+
+    Args:
+        control_variate: add tau rho_t u·eps (and the noise's own fluctuation): zero in the mean,
+            it cancels the target's variance at the optimum.
+    """
+
+    control_variate: bool = False
+
+    def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
+        """See the class."""
+        mdp = agent.mdp
+        eps = mdp.noise(len(x), agent.generator).unsqueeze(0)
+        value, control, constant = self._step_terms(agent, x, t, eps)
+        rho = mdp.rho[t]
+        if self.control_variate:
+            push = control + rho.unsqueeze(-1) * eps[0]
+            cost = 0.5 * (push.square() - eps[0].square()).sum(-1)
+        else:
+            spread = 0.5 * mdp.effective_dim * (rho.square() - 1)
+            cost = 0.5 * control.square().sum(-1) + spread
+        return value[0] + mdp.temperature * (cost - constant)
+
+
+@dataclass(kw_only=True)
+class SoftBellman(TrajectoryRule):
+    """The soft Bellman backup with K importance-corrected draws of the agent's own kernel.
+
+    V_t(x) ≈ -tau log (1/K) Σ_k exp( -V_{t+1}(x'_k)/tau + D log a_t + D log rho_t
+    - ½‖u + rho_t eps_k‖² + ½‖eps_k‖² ): exact in expectation of its exponential, and all but
+    constant at the optimum, so that few draws are enough.
+
+    Args:
+        draws: K.
+    """
+
+    draws: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("SoftBellman", draws=(self.draws, 1))
+
+    def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
+        """See the class."""
+        mdp, tau = agent.mdp, agent.mdp.temperature
+        eps = mdp.noise(self.draws * len(x), agent.generator).view(self.draws, *x.shape)
+        value, control, constant = self._step_terms(agent, x, t, eps)
+        push = control + mdp.rho[t].unsqueeze(-1) * eps
+        log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant
+        return -tau * (torch.logsumexp(log_ratio - value / tau, 0) - math.log(self.draws))

@@ -1,0 +1,319 @@
+"""One training run from configuration to report: what the scripts call."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.oracle import oracle_sampler
+from vgs_rl.agents.rules import ValueRule
+from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig, plot_value_of
+from vgs_rl.config import (
+    BudgetConfig,
+    ConfigError,
+    EvaluationConfig,
+    allow_subclasses,
+    as_yaml,
+    make_parser,
+    parse,
+    read_yaml,
+    resolve_device,
+)
+from vgs_rl.evaluation import Report, evaluate
+from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
+from vgs_rl.registry import Target, find
+from vgs_rl.run import RunFolder
+
+allow_subclasses(AgentConfig, ValueRule)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One training run.
+
+    Args:
+        env: a registered target (`GMM9`, `vgs_rl/GMM9-v0`), `my_module:me/Rings-v0`, or the import
+            path of an energy (`my_module:Rings`).
+        env_args: arguments of the energy, over the registered ones.
+        mdp: how a sample moves; a configuration file that leaves it out gets the target's own.
+        agent: `class_path` of an agent's configuration, and its `init_args`.
+        budget: when training stops.
+        evaluation: how the run is watched and judged.
+        seed: seed of everything in training.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        output: folder of run folders; this run's is <output>/<env>/<agent>/<seed>.
+    """
+
+    env: str = "GMM9"
+    env_args: dict[str, Any] = field(default_factory=dict)
+    mdp: MDPConfig = field(default_factory=MDPConfig)
+    agent: AgentConfig = field(default_factory=ValueGradientConfig)
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(updates=2000))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    device: str = "auto"
+    output: Path = Path("runs")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output / find(self.env).name / self.agent.name / str(self.seed)
+
+
+def run_parser(**options: Any) -> ArgumentParser:
+    """The parser of run configurations; scripts add their own options to it."""
+    return make_parser(RunConfig, **options)
+
+
+def parse_run(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
+    """Parses a command line; the target's own MDP fills in where a file does not give one.
+
+    Raises:
+        ConfigError: naming the field, the value and what was expected.
+    """
+    parser = parser or run_parser()
+    _use_target_defaults(parser, arguments)
+    return parse(parser, arguments)
+
+
+def _use_target_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """Sets the defaults of `mdp` from the registered target, unless a file has that section."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--env")
+    early.add_argument("--config")
+    known = early.parse_known_args(arguments)[0]
+    file = read_yaml(Path(known.config)) if known.config else {}
+    if "mdp" in file:
+        return
+    name = known.env or file.get("env") or parser.get_default("env")
+    try:
+        target = find(str(name))
+    except (ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    parser.set_defaults({"mdp": asdict(target.mdp)})
+
+
+def config_of(options: Namespace) -> RunConfig:
+    """The run configuration among parsed options."""
+    fields = RunConfig.__dataclass_fields__
+    return RunConfig(**{name: options[name] for name in fields})
+
+
+def build(config: RunConfig) -> tuple[Target, Agent]:
+    """The untrained agent of a configuration, on its device.
+
+    Raises:
+        ConfigError: if target, energy arguments, device or agent do not fit.
+    """
+    try:
+        target = find(config.env)
+        energy = target.make_energy(**config.env_args)
+        device = resolve_device(config.device)
+        mdp = SamplingMDP(energy, config.mdp, device=device)
+        return target, config.agent.build(mdp, seed=config.seed)
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def train(
+    config: RunConfig,
+    yaml: str,
+    *,
+    resume: Path | None = None,
+    overwrite: bool = False,
+    progress_bar: bool = True,
+) -> Report | None:
+    """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
+
+    Args:
+        config: the run.
+        yaml: its text, for the run folder.
+        resume: the run folder to go on with, from its last checkpoint.
+        overwrite: replace an existing run folder.
+        progress_bar: whether to show one.
+
+    Returns:
+        The report, or None if training was interrupted (``--resume`` goes on).
+    """
+    target, agent = build(config)
+    path = resume or config.folder
+    if resume is not None:
+        state = _load(path, "last", agent)
+        folder = RunFolder(path, yaml, resume_at=state["counters"]["updates"])
+    else:
+        if overwrite and (path / "config.yaml").is_file():
+            shutil.rmtree(path)
+        folder = RunFolder(path, yaml)
+    try:
+        finished = agent.learn(
+            config.budget,
+            evaluation=config.evaluation,
+            folder=folder,
+            progress_bar=progress_bar,
+        )
+        if not finished:
+            return None
+        counters = agent.counters
+        if (path / "checkpoints" / "best.pt").is_file():
+            _load(path, "best", agent)
+        agent.counters = counters
+        return finish(config, target, agent, folder)
+    finally:
+        folder.close()
+
+
+def _load(path: Path, name: str, agent: Agent) -> dict[str, Any]:
+    from vgs_rl.checkpoint import load_checkpoint
+
+    file = path / "checkpoints" / f"{name}.pt"
+    state = load_checkpoint(file, agent.mdp.device)
+    try:
+        agent.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return state
+
+
+def load_run(path: Path, checkpoint: str = "best", device: str = "auto") -> tuple[RunConfig, Agent]:
+    """The trained agent of a run folder.
+
+    Args:
+        path: the run folder.
+        checkpoint: `best` or `last`.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: if there is no such run or checkpoint.
+        ValueError: if the checkpoint is damaged or does not fit.
+    """
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not a run folder: it has no config.yaml")
+    config = config_of(parse_run(["--config", str(file), "--device", device]))
+    _, agent = build(config)
+    _load(Path(path), checkpoint, agent)
+    return config, agent
+
+
+def judge(
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    *,
+    n: int | None = None,
+    resample: bool = False,
+) -> Report:
+    """The report of an agent, on the run's own evaluation seed."""
+    return evaluate(
+        agent.sampler(),
+        agent.mdp.energy,
+        n or config.evaluation.n_samples,
+        seed=config.evaluation.seed,
+        resample=resample,
+        target_name=target.name,
+        agent_name=config.agent.name,
+        training_seed=config.seed,
+        train_seconds=agent.counters.seconds,
+        env_steps=agent.counters.env_steps,
+        energy_evaluations=agent.counters.energy_evaluations,
+    )
+
+
+def finish(config: RunConfig, target: Target, agent: Agent, folder: RunFolder) -> Report:
+    """Evaluates, draws, and writes report.json."""
+    report = judge(config, target, agent)
+    step = agent.counters.env_steps
+    report.to_tensorboard(folder.writer, step)
+    values = {name: figure.value for name, figure in report.figures.items()}
+    folder.hyper_parameters(_flatten(config), {f"hparam/{name}": v for name, v in values.items()})
+    for name, figure in final_figures(config, target, agent, folder).items():
+        folder.figure(name, figure, step, keep=True)
+    report.save(folder.path / "report.json")
+    return report
+
+
+@torch.no_grad()
+def final_figures(
+    config: RunConfig, target: Target, agent: Agent, folder: RunFolder
+) -> dict[str, Any]:
+    """The pictures of a finished run, by name."""
+    mdp = agent.mdp
+    generator = mdp.generator(config.evaluation.seed + 3)
+    pictures = agent.figures(generator)
+    pictures["learning_curves"] = plot_learning_curves(folder.records)
+    if mdp.energy.can_sample:
+        n = config.evaluation.n_samples
+        drawn = mdp.energy.energy(agent.sampler().sample(n, generator).x)
+        exact = mdp.energy.energy(mdp.energy.sample(n, generator).to(mdp.dtype))
+        pictures["energy"] = plot_energy_histogram(drawn, exact)
+        if mdp.dim == 2 and isinstance(agent, ValueGradientAgent):
+            pictures["summary"] = hero(
+                mdp=mdp,
+                policy=agent.policy,
+                value=agent.average.value,
+                records=folder.records,
+                generator=generator,
+                title=target.name,
+            )
+    return pictures
+
+
+def ceilings(config: RunConfig) -> dict[str, Report]:
+    """Reports of the oracle with either drift on the run's MDP: what perfect learning reaches."""
+    target = find(config.env)
+    reports = {}
+    for drift in ("posterior", "bellman"):
+        energy = target.make_energy(**config.env_args)
+        mdp = SamplingMDP(energy, config.mdp, device=resolve_device(config.device))
+        reports[f"oracle {drift}"] = evaluate(
+            oracle_sampler(mdp, drift, seed=config.evaluation.seed + 4),  # type: ignore[arg-type]
+            energy,
+            config.evaluation.n_samples,
+            seed=config.evaluation.seed,
+            target_name=target.name,
+            agent_name=f"oracle {drift}",
+        )
+    return reports
+
+
+def _flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted hyper-parameters for TensorBoard."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        fields = getattr(value, "__dataclass_fields__", None)
+        if fields is None:
+            flat[prefix] = value
+            return
+        if isinstance(value, (AgentConfig, ValueRule)):
+            flat[prefix] = type(value).__name__
+        for name in fields:
+            visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
+
+    visit("", config)
+    return flat
+
+
+def resolved_yaml(
+    arguments: Sequence[str],
+    parser: ArgumentParser | None = None,
+    *,
+    without: Sequence[str] = ("config",),
+) -> str:
+    """The resolved configuration of a command line as YAML, without a script's own options."""
+    parser = parser or run_parser()
+    _use_target_defaults(parser, arguments)
+    return as_yaml(parser, arguments, without)
+
+
+__all__ = ["RunConfig", "build", "ceilings", "judge", "load_run", "parse_run", "train"]
+__all__ += ["ConfigError", "config_of", "finish", "plot_value_of", "resolved_yaml", "run_parser"]

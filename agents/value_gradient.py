@@ -1,0 +1,239 @@
+"""The Value Gradient Sampler: learn a scalar value, drift along its gradient.
+
+Yoon et al., *Value Gradient Sampler: Sampling as Sequential Decision Making*, arXiv:2502.13280;
+with the `posterior` drift, fitted noise scales and gradient matching of this project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.policy import Drift, ValueGradientPolicy
+from vgs_rl.agents.rules import GradientMatching, ValueRule
+from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.networks import TimeConditionedMLP
+from vgs_rl.plots import plot_chain, plot_value
+from vgs_rl.sampler import ChainSampler
+from vgs_rl.weights import effective_sample_size
+
+
+@dataclass(kw_only=True)
+class ValueGradientConfig(AgentConfig):
+    """The value-gradient agent.
+
+    Args:
+        drift: how the control is read off the value: `posterior`, or `bellman` as published.
+        rule: how the value is learned.
+        prior_std: rough standard deviation of the target per coordinate: the untrained chain
+            samples a Gaussian of this width, so it should cover the modes.
+        width: units per hidden layer.
+        depth: hidden layers.
+        input_scale: sharpness of the first layer's initial features.
+        lr: Adam's learning rate at its peak.
+        final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
+        warmup: updates of linear warm-up.
+        clip_norm: largest gradient norm; None does not clip.
+        ema: decay of the moving average that acts, evaluates and gives targets.
+        fit_noise_scale: whether rho_t is fitted; off, rho_t = 1 as published.
+    """
+
+    name: ClassVar[str] = "vgs"
+
+    drift: Drift = "posterior"
+    rule: ValueRule = field(default_factory=GradientMatching)
+    prior_std: float = 1.0
+    width: int = 128
+    depth: int = 3
+    input_scale: float = 2.6
+    lr: float = 2e-3
+    final_lr: float = 0.02
+    warmup: int = 50
+    clip_norm: float | None = None
+    ema: float = 0.995
+    fit_noise_scale: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("prior_std", "input_scale", "lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"agent.{name} must be a positive number, got {value}")
+        for name in ("width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"agent.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("ema", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"agent.warmup must be at least 0, got {self.warmup}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"agent.clip_norm must be a positive number, got {self.clip_norm}")
+
+    def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
+        """The untrained agent."""
+        return ValueGradientAgent(mdp, self, seed=seed)
+
+
+class ValueGradientAgent(Agent):
+    """Learns V(x, t) by a :class:`~vgs_rl.agents.rules.ValueRule`; u_t is its scaled gradient.
+
+    Attributes:
+        network: V, trained.
+        average: V, exponential moving average of the network: what acts and evaluates.
+        skipped: number of updates skipped because loss or gradient was not finite.
+    """
+
+    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule", "tally")
+
+    def __init__(
+        self,
+        mdp: SamplingMDP,
+        config: ValueGradientConfig | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.config = config or ValueGradientConfig()
+        super().__init__(mdp, seed=seed)
+
+    def _setup(self) -> None:
+        config = self.config
+        # On the CPU whatever the device: the same seed gives the same initial network.
+        initial = torch.Generator().manual_seed(self.seed)
+        self.network = TimeConditionedMLP(
+            self.mdp.chain,
+            self.mdp.dim,
+            prior_std=config.prior_std,
+            width=config.width,
+            depth=config.depth,
+            input_scale=config.input_scale,
+            temperature=self.mdp.temperature,
+            generator=initial,
+        )
+        self.averaged = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False
+        )
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        self.tally = _Tally(self.mdp.device)
+        self.rule = config.rule
+        self.rule.setup(self)
+
+    @property
+    def average(self) -> TimeConditionedMLP:
+        """The moving average of the network."""
+        average = self.averaged.module
+        assert isinstance(average, TimeConditionedMLP)
+        return average
+
+    @property
+    def skipped(self) -> int:
+        """Updates skipped so far."""
+        return int(self.tally.skipped)
+
+    @property
+    def policy(self) -> ValueGradientPolicy:
+        """The control of the moving average."""
+        return ValueGradientPolicy(self.mdp, self.average, self.config.drift)
+
+    def sampler(self) -> ChainSampler:
+        """See :meth:`Agent.sampler`."""
+        return ChainSampler(self.mdp, self.policy)
+
+    def rollout(self, n: int, *, noise_scale: float = 1.0, keep_states: bool = False) -> Rollout:
+        """N training episodes with the current policy, counted as environment steps."""
+        self.counters.env_steps += n * self.mdp.num_steps
+        return self.mdp.rollout(
+            self.policy, n, self.generator, noise_scale=noise_scale, keep_states=keep_states
+        )
+
+    def rollout_scalars(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Scalars of training episodes, to log."""
+        log_weight = rollout.log_weight
+        return {
+            "rollout/elbo": log_weight.mean(),
+            "rollout/return": -rollout.cost.mean(),
+            "rollout/energy": rollout.energy.mean(),
+            "rollout/path_ess": effective_sample_size(log_weight),
+        }
+
+    def refit(self, x: Tensor, *, rate: float, start: bool) -> None:
+        """Fits pi_0 (if `start` and learned) and rho_t (if configured) to target-like states x."""
+        if start and self.mdp.config.start.learned:
+            noised, _ = self.mdp.noised_marginal(x, 0, self.generator)
+            self.mdp.start.fit(noised, self.generator, rate=rate)
+        if self.config.fit_noise_scale:
+            self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
+
+    def _train_step(self) -> dict[str, Tensor]:
+        loss, scalars = self.rule.loss(self)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.network.parameters() if p.grad is not None]
+        )
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.network.parameters(), self.config.clip_norm, norm
+            )
+        lr = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
+        bad = (~torch.isfinite(norm + loss.detach())).float()
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.tally.skipped += bad
+        if self.rule.averages_now(self):
+            self.averaged.update_parameters(self.network)
+        return {
+            **scalars,
+            "train/gradient_norm": norm,
+            "train/learning_rate": torch.tensor(lr),
+            "train/skipped_updates": self.tally.skipped,
+            "train/rho_mean": self.mdp.rho.mean(),
+        }
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine over the budget."""
+        config = self.config
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
+        warm = min(1.0, (self.counters.updates + 1) / (config.warmup + 1))
+        return config.lr * warm * (config.final_lr + (1 - config.final_lr) * cosine)
+
+    def figures(self, generator: torch.Generator) -> dict[str, Any]:
+        """The chain over the density, and for 2-D targets the value with its drift."""
+        pictures = {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
+        if self.mdp.dim == 2:
+            pictures["value"] = plot_value_of(self.mdp, self.policy, generator)
+        return pictures
+
+
+def plot_value_of(mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torch.Generator) -> Any:
+    """Value landscape and drift arrows of a policy at mid-chain, over where its states are."""
+    t = mdp.num_steps // 2
+    with torch.no_grad():
+        states = mdp.rollout(policy, 500, generator, keep_states=True).states
+        assert states is not None
+        limit = 1.15 * float(states[t].abs().max())
+        value: Callable[[Tensor], Tensor] = lambda x: policy.value.value(x, t)  # noqa: E731
+        drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
+        return plot_value(value, drift, t, (-limit, limit))
+
+
+class _Tally:
+    """The count of skipped updates, on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.skipped = torch.zeros((), device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"].clone()

@@ -1,0 +1,154 @@
+"""Episodes in flight: what both Gymnasium environments share. Arrays in, arrays out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vgs_rl.mdp import SamplingMDP, State
+
+Array = NDArray[Any]
+
+
+class Outcome(NamedTuple):
+    """One step of a batch: rewards (n,), episodes that ended (n,), and their figures."""
+
+    reward: Array
+    ended: Array
+    energy: Array | None
+    log_weight: Array | None
+
+
+class Episodes:
+    """N episodes in flight: x_t, t and log w so far.
+
+    `t` is one integer while all rows agree, which spares the MDP its gather by row and the device
+    a round trip; otherwise an array. It lives on the host; -1 marks rows that were never reset.
+    """
+
+    def __init__(self, mdp: SamplingMDP, n: int) -> None:
+        self.mdp, self.n = mdp, n
+        self.generator: torch.Generator | None = None
+        self.x = torch.zeros(n, mdp.dim, device=mdp.device, dtype=mdp.dtype)
+        self.log_weight = torch.zeros(n, device=mdp.device, dtype=mdp.dtype)
+        self.t: int | Array = -1
+
+    def seed(self, np_random: np.random.Generator, anew: bool) -> None:
+        """Seeds the tensor generator from Gymnasium's, if asked to or if there is none yet."""
+        if anew or self.generator is None:
+            self.generator = self.mdp.generator(int(np_random.integers(2**63 - 1)))
+
+    def at(self, t: int) -> Array:
+        """Which rows are at step t, shape (n,)."""
+        return np.full(self.n, self.t == t) if isinstance(self.t, int) else self.t == t
+
+    def any_at(self, t: int) -> bool:
+        """Whether some row is at step t."""
+        return self.t == t if isinstance(self.t, int) else bool((self.t == t).any())
+
+    def observation(self) -> Array:
+        """(x, t/T) of every row, float32, shape (n, D + 1): a new array."""
+        observation = np.empty((self.n, self.mdp.dim + 1), np.float32)
+        x = self.x.cpu().numpy()
+        if self.mdp.dim <= 4:  # NumPy copies a few columns faster than many short rows
+            for i in range(self.mdp.dim):
+                observation[:, i] = x[:, i]
+        else:
+            observation[:, :-1] = x
+        observation[:, -1] = self.t / self.mdp.num_steps
+        return observation
+
+    def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The actions as a tensor of shape (n, D), which may share their memory."""
+        array = np.require(actions, np.float32, ["C", "W"])
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
+        return control.to(self.mdp.device, self.mdp.dtype)
+
+    @torch.no_grad()
+    def reset(self, rows: Array | None = None) -> None:
+        """Starts all rows anew, or those of a mask."""
+        assert self.generator is not None
+        if rows is None or rows.all():
+            self.x, self.t = self.mdp.reset(self.n, self.generator).x, 0
+            self.log_weight = -self.mdp.start.log_prob(self.x)
+            return
+        index = self._index(rows)
+        x = self.mdp.reset(len(index), self.generator).x
+        self.x = self.x.index_copy(0, index, x)
+        self.log_weight = self.log_weight.index_copy(0, index, -self.mdp.start.log_prob(x))
+        self._set_t(np.where(rows, 0, self.t))
+
+    @torch.no_grad()
+    def step(self, control: Tensor, rows: Array | None = None) -> Outcome:
+        """Steps all rows, or those of a mask; the others keep their state and get reward 0.
+
+        Raises:
+            ValueError: on controls that are not finite and energies that are NaN; the state is
+                then as it was.
+        """
+        assert self.generator is not None
+        if rows is not None:
+            return self._step_some(control, rows)
+        state = State(self.x, self.t if isinstance(self.t, int) else self._tensor(self.t))
+        step, energy = self.mdp.step_with_energy(state, control, self.generator)
+        reward = step.cost.double().neg_().cpu().numpy()
+        self._require_usable(reward, control, energy)
+        self.x, self.log_weight = step.state.x, self.log_weight + step.log_ratio
+        self.t = self.t + 1
+        if energy is None or not self.any_at(self.mdp.num_steps):
+            return Outcome(reward, np.zeros(self.n, np.bool_), None, None)
+        ended = self.at(self.mdp.num_steps)
+        return Outcome(reward, ended, _masked(energy, ended), _masked(self.log_weight, ended))
+
+    def _step_some(self, control: Tensor, rows: Array) -> Outcome:
+        index = self._index(rows)
+        part = Episodes(self.mdp, len(index))
+        part.generator = self.generator
+        part.x, part.log_weight = self.x[index], self.log_weight[index]
+        t = np.broadcast_to(self.t, self.n)
+        part._set_t(t[rows])
+        outcome = part.step(control[index])
+        self.x = self.x.index_copy(0, index, part.x)
+        self.log_weight = self.log_weight.index_copy(0, index, part.log_weight)
+        self._set_t(t + rows)
+
+        def spread(values: Array) -> Array:
+            full = np.zeros(self.n, values.dtype)
+            full[rows] = values
+            return full
+
+        return Outcome(*(None if value is None else spread(value) for value in outcome))
+
+    def _index(self, rows: Array) -> Tensor:
+        return self._tensor(np.flatnonzero(rows))
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.mdp.device)
+
+    def _set_t(self, t: Array) -> None:
+        first = int(t[0])
+        self.t = first if bool((t == first).all()) else t.astype(np.int64)
+
+    def _require_usable(self, reward: Array, control: Tensor, energy: Tensor | None) -> None:
+        if math.isfinite(float(reward.sum())):  # the usual case, at the price of one sum
+            return
+        wrong = int((~torch.isfinite(control)).any(-1).sum())
+        if wrong:
+            raise ValueError(f"actions must be finite, got NaN or infinity in {wrong} of {self.n}")
+        wrong = 0 if energy is None else int(energy.isnan().sum())
+        if wrong:
+            name = type(self.mdp.energy).__name__
+            raise ValueError(f"{name}.energy returned NaN on {wrong} of {self.n} terminal states")
+
+
+def _masked(values: Tensor, mask: Array) -> Array:
+    """A float64 copy of shape (n,), zero outside the mask."""
+    array: Array = np.where(mask, values.double().cpu().numpy(), 0.0)
+    return array

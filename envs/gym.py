@@ -1,0 +1,338 @@
+"""Gymnasium's view of the sampling MDP: NumPy in, NumPy out; all arithmetic is in `SamplingMDP`.
+
+observation  (x_t, t/T), float32, shape (D + 1,)
+action       the control u_t in units of the step's own noise, float32, shape (D,)
+reward       minus the cost of the step; on the last step minus E(x_T) as well
+terminated   at step T, always; nothing is ever truncated
+
+On the last step of an episode the info holds `energy`, E(x_T), and `log_weight`,
+`log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z exactly, whatever the actions were (THEORY).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from vgs_rl.envs.episodes import Episodes, Outcome
+
+from vgs_rl.energy import Energy
+from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.registry import find
+
+Array = NDArray[Any]
+
+
+def _make_mdp(
+    target: str | Energy,
+    energy_args: dict[str, Any] | None,
+    mdp: MDPConfig | None,
+    num_steps: int | None,
+    max_episode_steps: int | None,
+    device: torch.device | str,
+) -> SamplingMDP:
+    """The MDP that the constructor arguments of both environments describe."""
+    if isinstance(target, Energy):
+        if energy_args:
+            raise ValueError(
+                f"energy_args need a target's name, got {energy_args} for a ready-made "
+                f"{type(target).__name__}"
+            )
+        energy, config = target, mdp or MDPConfig()
+    elif isinstance(target, str):
+        found = find(target)
+        energy, config = found.make_energy(**(energy_args or {})), mdp or found.mdp
+    else:
+        raise TypeError(f"target must be a name or a vgs_rl.Energy, got {type(target).__name__}")
+    config = copy.deepcopy(config)
+    if num_steps is not None:
+        config = replace(config, num_steps=num_steps)
+    if max_episode_steps not in (None, config.num_steps):
+        raise ValueError(
+            f"max_episode_steps must be None or num_steps = {config.num_steps}, "
+            f"got {max_episode_steps}; every episode has exactly num_steps steps"
+        )
+    return SamplingMDP(energy, config, device=device)
+
+
+def _make_spaces(dim: int, action_bound: float) -> tuple[spaces.Box, spaces.Box]:
+    """Observation and action space of one environment."""
+    if not (math.isfinite(action_bound) and action_bound > 0):
+        raise ValueError(f"action_bound must be a positive, finite number, got {action_bound}")
+    low, high = np.full(dim + 1, -np.inf, np.float32), np.full(dim + 1, np.inf, np.float32)
+    low[-1], high[-1] = 0.0, 1.0
+    bound = float(action_bound)
+    return spaces.Box(low, high), spaces.Box(-bound, bound, (dim,), np.float32)
+
+
+def _require_no_render(render_mode: str | None) -> None:
+    if render_mode is not None:
+        raise ValueError(f"render_mode must be None, got {render_mode!r}; see vgs_rl's plots")
+
+
+class SamplingEnv(gymnasium.Env[Array, Array]):
+    """One sample on its way from pi_0 to the target.
+
+    Observation, action, reward and info are described at the head of this module. For training
+    use :class:`SamplingVectorEnv`, whose step costs the same for thousands of samples.
+
+    Attributes:
+        mdp: the MDP underneath, shared with whoever fits its start or noise scales.
+
+    Args:
+        target: name of a target, resolved by :func:`vgs_rl.find`, or an :class:`Energy`.
+        energy_args: keyword arguments that replace those registered for the name.
+        mdp: chain, schedule, start and temperature; those registered for the name by default.
+        num_steps: T, in place of the one in `mdp`.
+        max_episode_steps: None or T; Gymnasium passes it.
+        action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        device: where the MDP's tensors live.
+        render_mode: None.
+
+    Raises:
+        ValueError: on impossible values, naming the argument.
+        TypeError: if `target` is neither a name nor an energy.
+
+    Example:
+        >>> import gymnasium, vgs_rl.envs
+        >>> env = gymnasium.make("vgs_rl/GMM9-v0")
+        >>> observation, info = env.reset(seed=0)
+        >>> observation.shape, env.action_space.shape
+        ((3,), (2,))
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        target: str | Energy,
+        *,
+        energy_args: dict[str, Any] | None = None,
+        mdp: MDPConfig | None = None,
+        num_steps: int | None = None,
+        max_episode_steps: int | None = None,
+        action_bound: float = 10.0,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        _require_no_render(render_mode)
+        self.render_mode = None
+        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
+        self.observation_space, self.action_space = _make_spaces(self.mdp.dim, action_bound)
+        self._episodes = Episodes(self.mdp, 1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Draws x_0; the same seed gives the same numbers. Returns the observation and {}."""
+        super().reset(seed=seed)
+        self._episodes.seed(self.np_random, seed is not None)
+        self._episodes.reset()
+        return self._episodes.observation()[0], {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """One transition.
+
+        Args:
+            action: u_t, shape (D,).
+
+        Returns:
+            Observation, reward, terminated, False, and on the last step `log_weight`, `energy`.
+
+        Raises:
+            ValueError: on an action of wrong shape or not finite, and on a NaN energy.
+            ResetNeeded: before the first reset and after the end of the episode.
+        """
+        control = self._episodes.control(action, "action", (self.mdp.dim,))
+        if self._episodes.t in (-1, self.mdp.num_steps):
+            raise ResetNeeded("step needs a reset first: no episode has begun, or it has ended")
+        outcome = self._episodes.step(control)
+        info: dict[str, Any] = {}
+        if outcome.energy is not None and outcome.log_weight is not None:
+            info["log_weight"] = float(outcome.log_weight[0])
+            info["energy"] = float(outcome.energy[0])
+        reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
+        return self._episodes.observation()[0], reward, ended, False, info
+
+
+class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
+    """A batch of samples on their way from pi_0 to the target: one batched step, never a loop.
+
+    All noise comes from one generator, so rows are independent, but the numbers of a row depend
+    on the number of rows. With one row they are those of :class:`SamplingEnv`.
+
+    Infos: in every autoreset mode `log_weight` and `energy`, float64 arrays of shape (num_envs,),
+    with the masks `_log_weight` and `_energy` of the episodes that ended in this step. In
+    SAME_STEP mode `final_obs`, shape (num_envs, D + 1), holds the observations before the reset
+    and `final_info` the same figures again, both with masks.
+
+    Attributes:
+        mdp: the MDP underneath, shared with whoever fits its start or noise scales.
+
+    Args:
+        target: name of a target, resolved by :func:`vgs_rl.find`, or an :class:`Energy`.
+        num_envs: number of rows.
+        energy_args: keyword arguments that replace those registered for the name.
+        mdp: chain, schedule, start and temperature; those registered for the name by default.
+        num_steps: T, in place of the one in `mdp`.
+        max_episode_steps: None or T; Gymnasium passes it.
+        action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        autoreset_mode: Gymnasium's AutoresetMode, or its name. SAME_STEP resets a row in the step
+            that ends it, NEXT_STEP in the step after (ignoring its action), DISABLED leaves it to
+            the caller: ``reset(options={"reset_mask": mask})``.
+        device: where the MDP's tensors live.
+        render_mode: None.
+
+    Raises:
+        ValueError: on impossible values, naming the argument.
+        TypeError: if `target` is neither a name nor an energy.
+
+    Example:
+        >>> import gymnasium, vgs_rl.envs
+        >>> envs = gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=4)
+        >>> observations, infos = envs.reset(seed=0)
+        >>> observations.shape
+        (4, 3)
+    """
+
+    def __init__(
+        self,
+        target: str | Energy,
+        *,
+        num_envs: int = 1,
+        energy_args: dict[str, Any] | None = None,
+        mdp: MDPConfig | None = None,
+        num_steps: int | None = None,
+        max_episode_steps: int | None = None,
+        action_bound: float = 10.0,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        _require_no_render(render_mode)
+        self.render_mode = None
+        self.num_envs = num_envs
+        self.autoreset_mode = _parse_mode(autoreset_mode)
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
+        self.single_observation_space, self.single_action_space = _make_spaces(
+            self.mdp.dim, action_bound
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._episodes = Episodes(self.mdp, num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Draws x_0 of all rows, or of those in ``options["reset_mask"]``.
+
+        Args:
+            seed: seeds the generator that all rows share; the same seed gives the same numbers.
+            options: may hold `reset_mask`, a boolean array of shape (num_envs,), some entry True.
+
+        Returns:
+            The observations of all rows, and {}.
+
+        Raises:
+            TypeError: if the mask is not a boolean NumPy array.
+            ValueError: if it has a wrong shape or no True entry.
+        """
+        # Read, never popped: outer wrappers read it too.
+        mask = (options or {}).get("reset_mask")
+        if mask is not None:
+            self._require_mask(mask)
+        super().reset(seed=seed)
+        self._episodes.seed(self.np_random, seed is not None)
+        self._episodes.reset(mask)
+        return self._episodes.observation(), {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """One transition of every row.
+
+        Args:
+            actions: u_t, shape (num_envs, D).
+
+        Returns:
+            Observations (num_envs, D + 1); rewards, float64, terminated and truncated (never),
+            each of shape (num_envs,); infos as the class describes them.
+
+        Raises:
+            ValueError: on actions of wrong shape or not finite, and on NaN energies.
+            ResetNeeded: before the first reset, and in DISABLED mode if some episode has ended.
+        """
+        episodes = self._episodes
+        control = episodes.control(actions, "actions", (self.num_envs, self.mdp.dim))
+        if episodes.any_at(-1):
+            raise ResetNeeded("step needs a reset first: some environments were never reset")
+        going: Array | None = None
+        if episodes.any_at(self.mdp.num_steps):
+            ended = episodes.at(self.mdp.num_steps)
+            if self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+                raise ResetNeeded(
+                    f"{int(ended.sum())} of {self.num_envs} episodes have ended; reset them with "
+                    "reset(options={'reset_mask': mask}) before the next step"
+                )
+            episodes.reset(ended)
+            going = ~ended
+        if going is not None and not going.any():
+            nothing = np.zeros(self.num_envs, np.bool_)
+            outcome = Outcome(np.zeros(self.num_envs), nothing, None, None)
+        else:
+            outcome = episodes.step(control, going)
+        observation = episodes.observation()
+        infos = _terminal_infos(outcome)
+        if infos and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            infos["final_obs"], infos["_final_obs"] = observation, outcome.ended.copy()
+            infos["final_info"], infos["_final_info"] = (
+                _terminal_infos(outcome),
+                outcome.ended.copy(),
+            )
+            episodes.reset(outcome.ended)
+            observation = episodes.observation()
+        truncated = np.zeros(self.num_envs, np.bool_)
+        return observation, outcome.reward, outcome.ended, truncated, infos
+
+    def _require_mask(self, mask: object) -> None:
+        name = "options['reset_mask']"
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise TypeError(f"{name} must be a boolean NumPy array, got {kind}")
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"{name} must have shape ({self.num_envs},), got {mask.shape}")
+        if not mask.any():
+            raise ValueError(f"{name} must have at least one True entry, got none")
+
+
+def _terminal_infos(outcome: Outcome) -> dict[str, Any]:
+    """The figures of episodes that ended, in new arrays, each with its mask."""
+    if outcome.energy is None or outcome.log_weight is None:
+        return {}
+    return {
+        "log_weight": outcome.log_weight.copy(),
+        "_log_weight": outcome.ended.copy(),
+        "energy": outcome.energy.copy(),
+        "_energy": outcome.ended.copy(),
+    }
+
+
+def _parse_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    if isinstance(mode, AutoresetMode):
+        return mode
+    for member in AutoresetMode:
+        if mode in (member.name, member.value):
+            return member
+    names = ", ".join(member.name for member in AutoresetMode)
+    raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")

@@ -1,0 +1,172 @@
+"""Benchmarks: what the machine was, what was compared, what it cost.
+
+python scripts/benchmark.py env
+python scripts/benchmark.py env --json runs/benchmark_env.json
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+
+from vgs_rl import SamplingMDP, registered
+from vgs_rl.envs import SamplingVectorEnv
+
+Table = list[dict[str, Any]]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Size of the machine and versions of what the timings depend on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "gpu": gpu,
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def print_table(title: str, rows: Table) -> None:
+    """Prints rows of equal keys in columns."""
+    print(f"\n{title}")
+    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _text(value: object) -> str:
+    return f"{value:,.3g}" if isinstance(value, float) else str(value)
+
+
+def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
+    """Cost of one step: `SamplingVectorEnv.step` against `SamplingMDP.step`.
+
+    Both play the same whole episodes at the same batch size: T steps and one reset, the last step
+    with its energies. The MDP is given its control as a tensor on its device; the environment
+    takes and returns NumPy arrays, resets in SAME_STEP mode, keeps log-weights and fills infos.
+    The two take turns step by step, so that both meet the same machine; the cost of an episode is
+    the sum over t of the median over repetitions, the cost of a step that divided by T.
+    """
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    other = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    mdp: SamplingMDP = other.mdp
+    generator = mdp.generator(0)
+    control = torch.randn(num_envs, mdp.dim, generator=mdp.generator(1), device=mdp.device)
+    actions = control.cpu().numpy().copy()
+    synchronise = _synchroniser(mdp.device)
+    state = mdp.reset(num_envs, generator)
+    env.reset(seed=0)
+
+    def bare_step(t: int) -> None:
+        nonlocal state
+        with torch.no_grad():
+            state = mdp.step(state, control, generator).state
+            if t == mdp.num_steps - 1:
+                state = mdp.reset(num_envs, generator)
+
+    bare = np.empty((repeats, mdp.num_steps))
+    full = np.empty((repeats, mdp.num_steps))
+    for i in range(repeats):
+        for t in range(mdp.num_steps):
+            begin = time.perf_counter()
+            bare_step(t)
+            synchronise()
+            middle = time.perf_counter()
+            env.step(actions)
+            bare[i, t], full[i, t] = middle - begin, time.perf_counter() - middle
+    bare_cost = float(np.median(bare, axis=0).mean())
+    full_cost = float(np.median(full, axis=0).mean())
+    return {
+        "target": target,
+        "num_envs": num_envs,
+        "episodes": repeats,
+        "mdp_step_us": 1e6 * bare_cost,
+        "env_step_us": 1e6 * full_cost,
+        "ratio": full_cost / bare_cost,
+    }
+
+
+def env_cost(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
+    """Cost of `SamplingVectorEnv.step`, whole episodes with their resets."""
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    rng = np.random.default_rng(0)
+    actions = 0.1 * rng.standard_normal((num_envs, env.mdp.dim)).astype(np.float32)
+    env.reset(seed=0)
+    num_steps = env.mdp.num_steps
+    seconds = np.empty((repeats, num_steps))
+    for i in range(repeats):
+        for t in range(num_steps):
+            begin = time.perf_counter()
+            env.step(actions)
+            seconds[i, t] = time.perf_counter() - begin
+    cost = float(np.median(seconds, axis=0).mean())
+    return {
+        "target": target,
+        "dim": env.mdp.dim,
+        "num_steps": num_steps,
+        "num_envs": num_envs,
+        "step_us": 1e6 * cost,
+        "ns_per_transition": 1e9 * cost / num_envs,
+        "transitions_per_s": num_envs / cost,
+    }
+
+
+def _synchroniser(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def env(
+    num_envs: int = 4096,
+    repeats: int = 50,
+    threads: int = 1,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Step costs of the environments.
+
+    Args:
+        num_envs: batch size of the comparison and of the table over targets.
+        repeats: episodes per measurement; medians are over these.
+        threads: torch's threads; small batches are fastest and steadiest with one.
+        device: where the MDPs live.
+        json: also write everything to this file.
+    """
+    torch.set_num_threads(threads)
+    size = machine(threads)
+    print(", ".join(f"{key} {value}" for key, value in size.items()))
+    comparison = compare_steps("vgs_rl/GMM9-v0", num_envs, repeats, device)
+    print_table("One step through NumPy against the bare MDP, medians", [comparison])
+    few = max(repeats // 10, 3)
+    targets = [env_cost(name, num_envs, few, device) for name in registered()]
+    print_table("Transitions per second", targets)
+    scaling = [env_cost("vgs_rl/GMM9-v0", n, few, device) for n in (64, 1024, 16_384)]
+    print_table("Time per transition against the number of environments", scaling)
+    result = {"machine": size, "comparison": comparison, "targets": targets, "scaling": scaling}
+    write_json(result, json)
+
+
+def write_json(result: dict[str, Any], file: Path | None) -> None:
+    """Writes `result`, if a file is given."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json_format.dumps(result, indent=2) + "\n")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"env": env}
+
+if __name__ == "__main__":
+    auto_cli(COMMANDS)

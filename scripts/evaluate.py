@@ -1,0 +1,55 @@
+"""Judges trained runs again: their figures beside the floors of exact samples.
+
+python scripts/evaluate.py runs/GMM9/vgs/0 [RUN ...] [--n 100000] [--resample true] [--json -]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from vgs_rl.agents.run import ceilings, judge, load_run
+from vgs_rl.config import ConfigError, parse
+from vgs_rl.evaluation import Report, format_comparison
+from vgs_rl.registry import find
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = ArgumentParser(exit_on_error=False, description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", help="run folders")
+    add("--n", type=int | None, default=None, help="samples; the run's own number by default")
+    add("--checkpoint", type=str, default="best", help="best or last")
+    add("--resample", type=bool, default=False, help="importance-resample the samples")
+    add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
+    add("--device", type=str, default="auto", help="auto, cpu or cuda")
+    add("--json", type=str | None, default=None, help="write the reports here; - is stdout")
+    sys.path.insert(0, "")
+    try:
+        options = parse(parser, arguments)
+        columns: dict[str, Report] = {}
+        for run in options.runs:
+            config, agent = load_run(run, options.checkpoint, options.device)
+            report = judge(config, find(config.env), agent, n=options.n, resample=options.resample)
+            columns["this run" if len(options.runs) == 1 else str(run)] = report
+        if options.ceiling:
+            columns |= ceilings(config)
+        text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)
+        if options.json == "-":
+            print(text)
+            return 0
+        print(format_comparison(columns))
+        if options.json is not None:
+            Path(options.json).write_text(text + "\n")
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

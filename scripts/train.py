@@ -1,0 +1,85 @@
+"""Trains an agent on a target, judges it and writes a run folder.
+
+    python scripts/train.py --config configs/gmm9.yaml --agent.lr 1e-3 --seed 1
+    python scripts/train.py --env my_module:Rings --mdp.num_steps 10 --budget.updates 1000
+    python scripts/train.py --resume runs/GMM9/vgs/0
+
+Every option is listed by --help; unknown or contradictory ones are refused by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vgs_rl.agents.run import (
+    ceilings,
+    config_of,
+    parse_run,
+    resolved_yaml,
+    run_parser,
+    train,
+)
+from vgs_rl.config import ConfigError
+from vgs_rl.evaluation import format_comparison
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = run_parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--resume", type=Path | None, default=None, help="run folder to go on with")
+    add("--overwrite", type=bool, default=False, help="replace an existing run folder")
+    add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
+    add("--progress", type=bool, default=True, help="show a progress bar")
+    add("--json", type=str | None, default=None, help="also write the report here; - is stdout")
+    own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
+    sys.path.insert(0, "")  # import paths such as my_module:Rings start from the current folder
+    try:
+        options = parse_run(arguments, parser)
+        if options.resume is not None:
+            arguments = _resumed(options.resume, arguments)
+            options = parse_run(arguments, parser)
+        config = config_of(options)
+        folder = options.resume or config.folder
+        text = resolved_yaml(arguments, parser, without=own)
+        out = sys.stderr if options.json == "-" else sys.stdout
+        print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
+        report = train(
+            config,
+            text,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress_bar=options.progress,
+        )
+        if report is None:
+            print(f"stopped; go on with: train.py --resume {folder}", file=out)
+            return 130
+        columns = {"this run": report}
+        if options.ceiling:
+            columns |= ceilings(config)
+        print(format_comparison(columns), file=out)
+        print(f"report    {folder / 'report.json'}", file=out)
+        for picture in sorted((folder / "figures").glob("*.png")):
+            print(f"picture   {picture}", file=out)
+        print(f"curves    tensorboard --logdir {config.output}", file=out)
+        if options.json == "-":
+            print(report.as_json())
+        elif options.json is not None:
+            report.save(Path(options.json))
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _resumed(folder: Path, arguments: list[str]) -> list[str]:
+    """The run's own configuration, with this command line's options over it."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"--resume {folder}: not a run folder, it has no config.yaml")
+    return ["--config", str(file), *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,377 @@
+import copy
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents import (
+    TD0,
+    ExactSampler,
+    GradientMatching,
+    SoftBellman,
+    ValueGradientAgent,
+    ValueGradientConfig,
+    ValueRule,
+    oracle_sampler,
+)
+from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.config import BudgetConfig, EvaluationConfig
+from vgs_rl.envs import GMM9, FourGauss, GaussianMixture
+from vgs_rl.run import RunFolder
+
+QUIET = {"progress_bar": False}
+
+
+def small_mdp(energy: object = None, num_steps: int = 10) -> SamplingMDP:
+    schedule = ScheduleConfig(kind="auto", total_noise=0.9)
+    config = MDPConfig(num_steps=num_steps, schedule=schedule, start=StartConfig(scale=1.2))
+    return SamplingMDP(energy or FourGauss(), config)  # type: ignore[arg-type]
+
+
+def small_agent(
+    rule: ValueRule | None = None, mdp: SamplingMDP | None = None, **options: object
+) -> ValueGradientAgent:
+    rule = rule or GradientMatching(
+        batch_size=256, refresh_every=10, refresh_size=256, first_size=512, capacity=2048
+    )
+    config = ValueGradientConfig(rule=rule, prior_std=2.0, width=32, depth=2, **options)  # type: ignore[arg-type]
+    return ValueGradientAgent(mdp or small_mdp(), config, seed=3)
+
+
+def gaussian_agent(rule: ValueRule, drift: str) -> tuple[ValueGradientAgent, SamplingMDP]:
+    """An agent whose untrained network is the exact value, with the exact noise scales."""
+    target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), 4.0))
+    config = MDPConfig(num_steps=4, schedule=ScheduleConfig(kind="constant", first=0.3))
+    mdp = SamplingMDP(target, config, dtype=torch.float64)
+    for t in range(mdp.num_steps):  # var(x_{t+1} | x_t) of a Gaussian chain, over sigma_t²
+        before, after = (mdp.chain.S[k] + 4.0 / mdp.chain.A[k] ** 2 for k in (t, t + 1))
+        covariance = after / mdp.chain.a[t]
+        mdp.rho[t] = ((after - covariance**2 / before) / mdp.chain.sigma[t] ** 2).sqrt()
+    config = ValueGradientConfig(rule=rule, prior_std=2.0, drift=drift, width=8, depth=1)  # type: ignore[arg-type]
+    return ValueGradientAgent(mdp, config), mdp
+
+
+def elbo(agent: ValueGradientAgent, n: int = 4000) -> float:
+    log_weight = agent.sampler().sample(n, 7).log_weight
+    assert log_weight is not None
+    return float(log_weight.mean())
+
+
+# --- the rules' targets, at the exact value -----------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [SoftBellman(draws=3), TD0(control_variate=True)])
+def test_backup_reproduces_the_exact_value_without_variance(rule: TD0 | SoftBellman) -> None:
+    agent, mdp = gaussian_agent(rule, "posterior")
+    x = mdp.noise(200, mdp.generator(0)) * 2
+    t = torch.arange(200) % mdp.num_steps
+    target = rule.target(agent, x, t)
+    torch.testing.assert_close(target, agent.average.value(x, t).detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_td_target_has_the_exact_value_as_its_mean() -> None:
+    rule = TD0()
+    agent, mdp = gaussian_agent(rule, "posterior")
+    x = mdp.noise(5, mdp.generator(0)).repeat(20_000, 1)
+    for step in range(mdp.num_steps):
+        t = torch.full((len(x),), step)
+        draws = rule.target(agent, x, t).view(20_000, 5)
+        exact = agent.average.value(x[:5], step).detach()
+        error = draws.std(0) / math.sqrt(len(draws))
+        assert ((draws.mean(0) - exact).abs() < 4.5 * error + 1e-9).all()
+
+
+def test_soft_backup_is_exact_in_expectation_of_its_exponential_for_the_bellman_drift() -> None:
+    rule = SoftBellman(draws=1)
+    agent, mdp = gaussian_agent(rule, "bellman")
+    x = (mdp.noise(4, mdp.generator(0)) * 0.5).repeat(50_000, 1)
+    for step in (0, mdp.num_steps - 1):  # the last step reads the energy's own gradient
+        t = torch.full((len(x),), step)
+        weights = torch.exp(-rule.target(agent, x, t)).view(50_000, 4)
+        exact = torch.exp(-agent.average.value(x[:4], step)).detach()
+        error = weights.std(0) / math.sqrt(len(weights))
+        assert ((weights.mean(0) - exact).abs() < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("mixture", [0.0, 1.0])
+def test_both_score_targets_are_unbiased_for_the_value_gradient(mixture: float) -> None:
+    mdp = small_mdp(GMM9(), num_steps=6)
+    rule = GradientMatching()
+    agent = small_agent(rule, mdp)
+    generator = mdp.generator(0)
+    x_T = mdp.energy.sample(40_000, generator)
+    gradient = mdp.energy.energy_and_gradient(x_T)[1]
+    for step in range(mdp.num_steps):
+        t = torch.full((len(x_T),), step)
+        x, z = mdp.noised_marginal(x_T, t, generator)
+        target = rule._target(agent, gradient, z, t, torch.full((len(x), 1), mixture))
+        exact = mdp.energy.value_gradient(x, step, mdp.chain)
+        # E[(target - ∇V)·f(x)] = 0 for every f; a few are tried.
+        for f in (x, exact, torch.sin(x)):
+            product = ((target - exact) * f).sum(-1)
+            assert product.mean().abs() < 4.5 * product.std() / math.sqrt(len(x))
+
+
+def test_target_mixture_is_between_its_ends_and_prefers_the_score_late() -> None:
+    agent = small_agent()
+    agent.learn(BudgetConfig(updates=5), **QUIET)
+    mixture = agent.rule._mixture  # type: ignore[attr-defined]
+    assert ((mixture >= 0) & (mixture <= 1)).all()
+    assert mixture[-1] > mixture[0]  # little noise left: the energy's own gradient knows best
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "drift", "updates", "lr"),
+    [
+        (None, "posterior", 200, 5e-3),
+        (None, "bellman", 200, 5e-3),
+        (SoftBellman(batch_size=256), "posterior", 1000, 3e-3),
+        (TD0(batch_size=256, control_variate=True), "posterior", 1000, 3e-3),
+        (TD0(batch_size=256), "bellman", 1000, 3e-3),
+    ],
+)
+def test_every_rule_improves_the_elbo(
+    rule: ValueRule | None, drift: str, updates: int, lr: float
+) -> None:
+    # The published schedule of this target: TD with the first-order drift needs its small steps.
+    schedule = ScheduleConfig(kind="quadratic", first=0.1, last=0.01)
+    config = MDPConfig(num_steps=10, schedule=schedule, start=StartConfig(scale=1.4))
+    agent = small_agent(
+        rule,
+        SamplingMDP(FourGauss(), config),
+        drift=drift,
+        lr=lr,
+        ema=0.98 if rule is None else 0.9,  # the others average once per iteration
+        fit_noise_scale=rule is None and drift == "posterior",
+    )
+    before = elbo(agent)
+    agent.learn(BudgetConfig(updates=updates), **QUIET)
+    after = elbo(agent)
+    assert after > before + 1.0
+    assert after < 0.02  # the ELBO never exceeds log Z = 0
+    assert agent.skipped == 0
+    assert agent.counters.updates == updates
+    assert agent.counters.env_steps > 0 and agent.counters.energy_evaluations > 0
+
+
+def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
+    rule = TD0(batch_size=512, start_lr=0.05)
+    agent, mdp = gaussian_agent(rule, "posterior")
+    best = float((mdp.chain.S[0] + 4.0 / mdp.chain.A[0] ** 2).sqrt())
+    with torch.no_grad():
+        mdp.start.log_scale.fill_(math.log(3 * best))  # type: ignore[union-attr]
+    agent.rule._scalars = {}  # type: ignore[attr-defined]
+    for _ in range(200):
+        rule._fit_start(agent, mdp.start)  # type: ignore[arg-type]
+    assert float(mdp.start.scale.detach()) == pytest.approx(best, rel=0.05)  # type: ignore[arg-type]
+
+
+def test_fixed_start_and_fixed_noise_scale_stay_fixed() -> None:
+    config = MDPConfig(num_steps=5, start=StartConfig(scale=1.3, learned=False))
+    agent = small_agent(mdp=SamplingMDP(FourGauss(), config), fit_noise_scale=False)
+    agent.learn(BudgetConfig(updates=12), **QUIET)
+    assert float(agent.mdp.start.scale.detach()) == pytest.approx(1.3)  # type: ignore[arg-type]
+    assert (agent.mdp.rho == 1).all()
+
+
+def test_mixture_start_is_fitted_to_the_buffer() -> None:
+    start = StartConfig(kind="mixture", components=4, scale=1.0)
+    config = MDPConfig(num_steps=6, schedule=ScheduleConfig(total_noise=0.3), start=start)
+    agent = small_agent(mdp=SamplingMDP(FourGauss(), config))
+    agent.learn(BudgetConfig(updates=41), **QUIET)
+    means = agent.mdp.start.means  # type: ignore[union-attr]
+    quadrants = {(bool(x > 0), bool(y > 0)) for x, y in means}
+    assert len(quadrants) == 4
+
+
+def test_non_finite_updates_are_skipped_and_counted() -> None:
+    agent = small_agent()
+    agent.learn(BudgetConfig(updates=3), **QUIET)
+    before = copy.deepcopy(agent.network.state_dict())
+    real = agent.rule.loss
+
+    def broken(agent: ValueGradientAgent) -> object:
+        loss, scalars = real(agent)
+        return loss * float("nan"), scalars
+
+    agent.rule.loss = broken  # type: ignore[method-assign, assignment]
+    agent.learn(BudgetConfig(updates=6), **QUIET)
+    after = agent.network.state_dict()
+    assert agent.skipped == 3
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    agent.rule.loss = real  # type: ignore[method-assign]
+    agent.learn(BudgetConfig(updates=7), **QUIET)
+    assert any(not torch.equal(before[n], v) for n, v in agent.network.state_dict().items())
+
+
+def test_same_seed_same_numbers_and_the_global_rng_is_untouched() -> None:
+    state = torch.get_rng_state()
+    results = []
+    for _ in range(2):
+        agent = small_agent()
+        agent.learn(BudgetConfig(updates=15), **QUIET)
+        results.append(agent.sampler().sample(100, 5).x)
+        torch.manual_seed(len(results))
+        torch.rand(3)
+    assert torch.equal(*results)
+    torch.set_rng_state(state)
+    small_agent().learn(BudgetConfig(updates=2), **QUIET)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- stopping, saving, going on -----------------------------------------------------------------
+
+
+def flatten(state: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(state, dict):
+        return {k: v for key, s in state.items() for k, v in flatten(s, f"{prefix}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, s in enumerate(state) for k, v in flatten(s, f"{prefix}.{i}").items()}
+    return {prefix: state}
+
+
+RULES = {
+    "gradient_matching": None,
+    "td0": TD0(batch_size=64),
+    "soft_bellman": SoftBellman(batch_size=64, draws=2),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("stop", [7, 23])
+def test_resumed_training_is_bit_identical(name: str, stop: int, tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(
+        validation_samples=100, validate_every=10, log_every=5, figures_every=0
+    )
+    budget = BudgetConfig(updates=40)
+
+    def make(folder: str, resume_at: int | None = None) -> tuple[ValueGradientAgent, RunFolder]:
+        agent = small_agent(copy.deepcopy(RULES[name]))
+        return agent, RunFolder(tmp_path / folder, "x: 1\n", resume_at=resume_at)
+
+    whole, folder = make("whole")
+    assert whole.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+    whole_records = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.records]
+
+    first, folder = make("parts")
+    stopper = lambda agent: agent.counters.updates < stop  # noqa: E731
+    assert not first.learn(budget, evaluation=evaluation, folder=folder, callback=stopper, **QUIET)
+    folder.close()
+    second, folder = make("parts", resume_at=stop)
+    second.load_state_dict(folder.load("last"))
+    assert second.counters.updates == stop
+    assert second.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+
+    one, other = flatten(whole.state_dict()), flatten(second.state_dict())
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if key == ".counters.seconds":
+            continue
+        same = (
+            torch.equal(value, other[key])
+            if isinstance(value, torch.Tensor)
+            else value == other[key]
+        )
+        assert same, key
+    records = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.records]
+    assert records == whole_records
+
+
+def test_ctrl_c_finishes_the_update_and_saves(tmp_path: Path) -> None:
+    agent = small_agent()
+    folder = RunFolder(tmp_path / "run", "x: 1\n")
+
+    def press(agent: object) -> None:
+        if agent.counters.updates == 4:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGINT)
+
+    finished = agent.learn(BudgetConfig(updates=1000), folder=folder, callback=press, **QUIET)
+    assert not finished
+    assert folder.load("last")["counters"]["updates"] == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_of_another_architecture_is_refused() -> None:
+    state = small_agent().state_dict()
+    other = ValueGradientAgent(small_mdp(), ValueGradientConfig(width=8, depth=1))
+    with pytest.raises(ValueError, match="does not fit this configuration"):
+        other.load_state_dict(state)
+    del state["network"]
+    with pytest.raises(ValueError, match="lacks network"):
+        small_agent().load_state_dict(state)
+
+
+def test_budget_stops_at_the_first_limit() -> None:
+    agent = small_agent()
+    agent.learn(BudgetConfig(updates=1000, env_steps=512 * 10 + 1), **QUIET)
+    assert agent.counters.updates == 11  # the second refresh passes the limit
+
+
+# --- samplers -----------------------------------------------------------------------------------
+
+
+def test_resampling_moves_samples_towards_the_target() -> None:
+    target = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 2.0]]))
+    mdp = small_mdp(target)
+    sampler = ValueGradientAgent(mdp, ValueGradientConfig(prior_std=1.5)).sampler()
+    plain = sampler.sample(8000, 0).x
+    resampled = sampler.sample(8000, 0, resample=True, oversample=8)
+    assert plain.mean(0)[0].abs() < 0.4  # the untrained chain does not know the shift
+    torch.testing.assert_close(resampled.x.mean(0), torch.tensor([1.0, 0.0]), atol=0.15, rtol=0)
+    assert resampled.log_weight is not None
+    assert resampled.log_weight.exp().mean() == pytest.approx(1.0, abs=0.15)
+    assert resampled.energy_evaluations == 64_000
+
+
+def test_chunked_sampling_counts_and_concatenates() -> None:
+    sampler = ValueGradientAgent(small_mdp(), ValueGradientConfig()).sampler()
+    sampler.chunk_size = 300
+    samples = sampler.sample(1000, 0)
+    assert samples.x.shape == (1000, 2) and samples.energy_evaluations == 1000
+    assert samples.log_weight is not None and samples.log_weight.shape == (1000,)
+
+
+def test_sampler_refuses_bad_requests_by_name() -> None:
+    sampler = ExactSampler(FourGauss())
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        sampler.sample(0)
+    with pytest.raises(ValueError, match="oversample must be at least 1"):
+        sampler.sample(5, oversample=0)
+    with pytest.raises(ValueError, match="ExactSampler has none"):
+        sampler.sample(5, resample=True)
+
+
+@pytest.mark.parametrize("drift", ["posterior", "bellman"])
+def test_oracle_bounds_enclose_log_z(drift: str) -> None:
+    mdp = small_mdp(GMM9(), num_steps=20)
+    sampler = oracle_sampler(mdp, drift)  # type: ignore[arg-type]
+    forward = sampler.sample(20_000, 1).log_weight
+    exact = GMM9().sample(20_000, mdp.generator(2))
+    backward = sampler.reverse_log_weight(exact, mdp.generator(3))
+    assert forward is not None
+    assert forward.mean() < 0 < backward.mean()
+
+
+def test_buffer_leaves_out_what_is_not_finite_and_keeps_the_latest() -> None:
+    buffer = WeightedBuffer(capacity=5, least_ess=0.5)
+    x = torch.arange(8.0).unsqueeze(-1)
+    log_weight = torch.zeros(8)
+    log_weight[6] = float("nan")
+    buffer.add(x, x, log_weight)
+    assert buffer.x.flatten().tolist() == [2, 3, 4, 5, 7]
+
+
+def test_buffer_draws_follow_the_weights() -> None:
+    buffer = WeightedBuffer(capacity=100, least_ess=0.0)
+    x = torch.arange(4.0).unsqueeze(-1)
+    buffer.add(x, -x, torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
+    drawn, gradient = buffer.draw(10_000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn.flatten().long(), minlength=4)
+    assert counts.tolist() == pytest.approx([1000, 2000, 3000, 4000], abs=2)
+    assert torch.equal(gradient, -drawn)

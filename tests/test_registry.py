@@ -1,0 +1,161 @@
+import ast
+import doctest
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+
+import vgs_rl
+import vgs_rl.envs
+from vgs_rl import Energy, MDPConfig, find, register, registered
+from vgs_rl.registry import default_mdp
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(p for room in ("vgs_rl", "envs", "agents") for p in (ROOT / room).rglob("*.py"))
+MODULES = sorted(
+    {"vgs_rl"}
+    | {info.name for info in pkgutil.walk_packages(vgs_rl.__path__, "vgs_rl.")}
+    | {
+        f"vgs_rl.{room}.{path.stem}"
+        for room in ("envs", "agents")
+        for path in (ROOT / room).glob("*.py")
+        if path.stem != "__init__"
+    }
+)
+
+
+class Bowl(Energy):
+    def __init__(self, dim: int = 2, stiffness: float = 1.0) -> None:
+        super().__init__()
+        self.dim, self.stiffness = dim, stiffness
+
+    def energy(self, x):
+        return 0.5 * self.stiffness * x.square().sum(-1)
+
+
+@pytest.mark.parametrize("name", ["vgs_rl/GMM9-v0", "GMM9", "vgs_rl.envs:vgs_rl/GMM9-v0"])
+def test_a_target_is_found_by_id_short_name_and_module(name):
+    target = find(name)
+    assert target.id == "vgs_rl/GMM9-v0" and target.name == "GMM9"
+    assert isinstance(target.make_energy(), vgs_rl.envs.GMM9)
+
+
+def test_a_class_is_found_by_its_import_path():
+    target = find("vgs_rl.envs:Funnel")
+    assert target.name == "Funnel"
+    assert target.make_energy(dim=3).dim == 3
+
+
+def test_a_module_that_registers_when_imported_is_found(tmp_path, monkeypatch):
+    (tmp_path / "my_bowls.py").write_text(
+        "import vgs_rl, vgs_rl.envs\n"
+        "vgs_rl.register('me/Wide-v3', energy=vgs_rl.envs.Funnel, energy_args={'dim': 4})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("my_bowls:me/Wide-v3").make_energy().dim == 4
+    assert find("my_bowls:Wide").name == "Wide"
+    assert gymnasium.make("my_bowls:me/Wide-v3").observation_space.shape == (5,)
+
+
+def test_a_near_miss_is_suggested():
+    with pytest.raises(ValueError, match="no target is named 'GMM8'; did you mean .*GMM9"):
+        find("GMM8")
+    with pytest.raises(ValueError, match="registered: .*vgs_rl/GMM9-v0"):
+        find("zzzzzz")
+    with pytest.raises(ModuleNotFoundError):
+        find("no_such_module_here:Thing")
+
+
+def test_registering_again_replaces():
+    register("test/Bowl-v0", energy=Bowl, energy_args={"dim": 2})
+    register("test/Bowl-v0", energy=Bowl, energy_args={"dim": 3}, mdp=MDPConfig(num_steps=4))
+    assert find("Bowl").make_energy().dim == 3
+    assert registered().count("test/Bowl-v0") == 1
+    envs = gymnasium.make_vec("test/Bowl-v0", num_envs=2)
+    assert envs.observation_space.shape == (2, 4)
+    assert envs.unwrapped.mdp.num_steps == 4
+
+
+@pytest.mark.parametrize("id", ["Bowl", "Bowl-v0", "me/Bowl"])
+def test_bad_ids_are_refused(id):
+    with pytest.raises(ValueError, match="id must read 'namespace/Name-v0'"):
+        register(id, energy=Bowl)
+
+
+def test_bad_energies_and_arguments_are_refused_by_name():
+    with pytest.raises(TypeError, match="energy must be an Energy class or a function, got 3"):
+        register("test/Bowl-v1", energy=3)
+    with pytest.raises(ValueError, match="env_args of vgs_rl/GMM9-v0: .*'dimension'"):
+        find("GMM9").make_energy(dimension=3)
+    target = register("test/NotAnEnergy-v0", energy=lambda: torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match=r"test/NotAnEnergy-v0 must make a vgs_rl.Energy, got Lin"):
+        target.make_energy()
+
+
+def test_default_mdp_is_a_copy():
+    mdp = default_mdp("GMM9")
+    mdp.schedule.total_noise = 0.5
+    assert find("GMM9").mdp.schedule.total_noise is None
+
+
+def test_every_registered_id_has_string_entry_points():
+    for id in registered():
+        assert gymnasium.spec(id).to_json()
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def reaches(path: Path, *rooms: str) -> set[str]:
+    return {n for n in imports_of(path) if any(n == r or n.startswith(f"{r}.") for r in rooms)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_follow_the_arrows(path):
+    forbidden = {
+        "vgs_rl": ("vgs_rl.envs", "vgs_rl.agents"),
+        "envs": ("vgs_rl.agents",),
+        "agents": (),
+    }[path.relative_to(ROOT).parts[0]]
+    assert not reaches(path, *forbidden)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "tests").glob("*.py"))],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_nothing_imports_a_second_copy_of_a_room(path):
+    assert not reaches(path, "envs", "agents")
+
+
+def test_the_arrows_test_sees_an_import(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from vgs_rl import envs\n    import agents.base\n")
+    assert reaches(path, "vgs_rl.envs") == {"vgs_rl.envs"}
+    assert reaches(path, "agents") == {"agents.base"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("vgs_rl"):
+            raise
+        pytest.skip(f"{name} needs the optional package {error.name}")
+    result = doctest.testmod(sys.modules[module.__name__])
+    assert result.failed == 0

@@ -1,0 +1,460 @@
+"""One evaluation for all samplers: every figure beside its floor (DESIGN: Evaluation).
+
+A figure's floor is what a perfect sampler would score: the same figure for a second, equally
+large set of exact samples against the same reference, or the value at which a bound is tight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vgs_rl import metrics
+from vgs_rl.checkpoint import write_text
+from vgs_rl.energy import Energy
+from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.weights import log_z_estimate
+
+BINS = 200
+SINKHORN_SAMPLES = 2_000
+CHUNK = 4_096  # states whose energies are computed at once
+FIGURE_ORDER = (
+    "tvd_energy",
+    "sinkhorn",
+    "std_error",
+    "mode_weight_error",
+    "log_z_error",
+    "elbo",
+    "eubo",
+    "path_ess",
+)
+
+
+class ScalarWriter(Protocol):
+    """What :meth:`Report.to_tensorboard` needs of a TensorBoard ``SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Writes one number."""
+
+
+@dataclass(kw_only=True)
+class Figure:
+    """One number of a report.
+
+    Attributes:
+        value: the number; not finite where the sampler diverged.
+        floor: what a perfect sampler scores, or None where that is unknown.
+        n: number of samples or paths behind it.
+        note: its settings, for people.
+        details: the same settings for machines, such as bins, reg, batches, reference samples.
+    """
+
+    value: float
+    floor: float | None
+    n: int
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything known about one sampler on one target.
+
+    Attributes:
+        target: name of the target.
+        agent: name of what drew the samples.
+        seed: training seed, or None for a sampler that was not trained.
+        n_samples: samples judged.
+        train_seconds: wall-clock spent on training.
+        env_steps: transitions simulated in training.
+        energy_evaluations: states at which E or ∇E was evaluated in training.
+        figures: by name, as in the ``report.json`` paragraph of the design.
+        details: settings of the evaluation itself, with what sampling has cost.
+    """
+
+    target: str
+    agent: str
+    seed: int | None
+    n_samples: int
+    train_seconds: float
+    env_steps: int
+    energy_evaluations: int
+    figures: dict[str, Figure]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """The report as strict JSON: numbers that are not finite become null."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["figures"] = {
+            name: {
+                "value": figure.value,
+                "floor": figure.floor,
+                "n": figure.n,
+                "note": figure.note,
+                **figure.details,
+            }
+            for name, figure in self.figures.items()
+        }
+        return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The inverse of :meth:`as_json`; a value of null is read as NaN.
+
+        Raises:
+            ValueError: if the text is not a report, naming what is missing or unknown.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"a report must be a JSON object, got {type(content).__name__}")
+        names = {f.name for f in fields(cls)}
+        if content.keys() != names:
+            odd = sorted(names ^ content.keys())
+            raise ValueError(f"a report must have the keys {sorted(names)}, differs in {odd}")
+        content["figures"] = {
+            name: _figure_from(name, entry) for name, entry in content["figures"].items()
+        }
+        return cls(**content)
+
+    def to_table(self, *, markdown: bool = False) -> str:
+        """One line a figure, its value beside its floor; numbers are aligned at the point."""
+        lines = [["figure", "value", "floor", "n", "settings"]]
+        for name, figure in self.figures.items():
+            numbers = [_number(figure.value), _number(figure.floor), f"{figure.n:,}"]
+            lines.append([name, *numbers, figure.note])
+        return _table(lines, numeric=(1, 2, 3), markdown=markdown)
+
+    def save(self, path: Path | str) -> None:
+        """Writes :meth:`as_json` to a file, whole or not at all."""
+        write_text(Path(path), self.as_json() + "\n")
+
+    def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
+        """Writes ``eval/<name>`` and, where there is a floor, ``eval/<name>_floor``."""
+        for name, figure in self.figures.items():
+            writer.add_scalar(f"eval/{name}", figure.value, step)
+            if figure.floor is not None:
+                writer.add_scalar(f"eval/{name}_floor", figure.floor, step)
+
+
+def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:
+    """One table of several reports: rows are figures, columns their values.
+
+    The floor, that of the first report, stands right behind the first report's column. A figure
+    that a report does not have is left blank.
+
+    Args:
+        reports: by column name, such as ``{"this run": …, "oracle posterior": …}``.
+        markdown: a Markdown table instead of plain text.
+
+    Raises:
+        ValueError: if there is no report.
+    """
+    if not reports:
+        raise ValueError("reports must not be empty")
+    (first_name, first), *others = reports.items()
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.figures))
+    lines = [["figure", first_name, "floor", *(name for name, _ in others)]]
+    for name in names:
+        figure = first.figures.get(name)
+        floor = figure.floor if figure is not None else None
+        columns = [first.figures.get(name), *(report.figures.get(name) for _, report in others)]
+        values = [_number(column.value) if column is not None else "" for column in columns]
+        lines.append([name, values[0], _number(floor), *values[1:]])
+    table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
+    title = f"{first.target}, {first.n_samples:,} samples"
+    return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
+
+
+@torch.no_grad()
+def evaluate(
+    sampler: Sampler,
+    energy: Energy,
+    n: int = 20_000,
+    *,
+    seed: int = 0,
+    target_name: str | None = None,
+    agent_name: str = "",
+    resample: bool = False,
+    batches: int = 10,
+    batch_size: int = 2_000,
+    training_seed: int | None = None,
+    train_seconds: float = 0.0,
+    env_steps: int = 0,
+    energy_evaluations: int = 0,
+) -> Report:
+    """Judges a sampler by every figure that it and its target admit; the others are left out.
+
+    - Against exact samples (``energy.sample``), or half of the shipped ``energy.reference()``
+      while its other half gives the floor: ``tvd_energy``, ``std_error``, ``sinkhorn`` (the last
+      two not for particle targets, where relabelling and rotation drown them).
+    - Against known masses: ``mode_weight_error``. Against a known log Z: ``log_z_error``,
+      |log mean w - log Z|.
+    - From log-weights: ``elbo`` and ``path_ess`` (median over batches); ``eubo`` on paths drawn
+      backwards from exact samples, which have to exist.
+
+    At a temperature other than 1 neither exact samples nor log Z apply: only ``elbo`` and
+    ``path_ess`` are left, as bounds at that temperature, and the report's details say so.
+
+    The same arguments give the same numbers. The sampler, the reference, the floor and the
+    backward paths have generators of their own, derived from `seed`, on the sampler's device. What
+    the evaluation costs is not added to the counter of a chain's MDP.
+
+    Args:
+        sampler: what to judge.
+        energy: its target.
+        n: samples to draw.
+        seed: seed of the evaluation.
+        target_name: name for the report; the energy's class by default.
+        agent_name: name for the report.
+        resample: judge importance-resampled samples. The path figures (elbo, path_ess, eubo,
+            log_z_error) then come from n further paths without resampling.
+        batches: batches of the path-ESS, at most as many as n allows.
+        batch_size: paths in each.
+        training_seed: for the report.
+        train_seconds: for the report.
+        env_steps: for the report; those of training.
+        energy_evaluations: for the report; those of training.
+
+    Raises:
+        ValueError: if n is below 2, or `resample` is asked of a sampler without log-weights.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}")
+    draw, paths_again, exact, second, backwards = _generators(seed, sampler.device)
+    temperature = _temperature(sampler)
+    with _uncounted(sampler):
+        samples = sampler.sample(n, draw, resample=resample)
+        paths = sampler.sample(n, paths_again) if resample else samples
+        figures: dict[str, Figure] = {}
+        reference = _reference(energy, n, exact, second) if temperature == 1.0 else None
+        if reference is not None:
+            figures |= _sample_figures(samples.x, energy, reference)
+        if temperature == 1.0 and energy.mode_probabilities is not None:
+            figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
+        if paths.log_weight is not None:
+            log_z = energy.log_z if temperature == 1.0 else None
+            figures |= _path_figures(paths.log_weight, log_z, batches, batch_size)
+            if sampler.has_reverse_weights and reference is not None and reference.exact:
+                log_weight = sampler.reverse_log_weight(reference.x.to(samples.x), backwards)
+                figures["eubo"] = _bound(log_weight, log_z, "at least log Z")
+    order = [name for name in FIGURE_ORDER if name in figures]
+    return Report(
+        target=target_name or type(energy).__name__,
+        agent=agent_name,
+        seed=training_seed,
+        n_samples=n,
+        train_seconds=train_seconds,
+        env_steps=env_steps,
+        energy_evaluations=energy_evaluations,
+        figures={name: figures[name] for name in order},
+        details=_details(samples, paths, energy, seed, resample, temperature),
+    )
+
+
+@dataclass(kw_only=True)
+class _Reference:
+    """Two equally large sets: what samples are compared with, and what gives the floor."""
+
+    x: Tensor
+    second: Tensor
+    exact: bool
+
+
+def _reference(
+    energy: Energy, n: int, first: torch.Generator, second: torch.Generator
+) -> _Reference | None:
+    """Exact samples, or two random halves of the shipped ones, or None where there are neither."""
+    if energy.can_sample:
+        return _Reference(x=energy.sample(n, first), second=energy.sample(n, second), exact=True)
+    try:
+        shipped = energy.reference()
+    except NotImplementedError:
+        return None
+    order = torch.randperm(len(shipped), generator=first, device=first.device)
+    half = min(n, len(shipped) // 2)
+    shipped = shipped.to(first.device)[order]
+    return _Reference(x=shipped[:half], second=shipped[half : 2 * half], exact=False)
+
+
+@dataclass(kw_only=True)
+class _Set:
+    x: Tensor
+    energies: Tensor
+
+
+def _sample_figures(x: Tensor, energy: Energy, reference: _Reference) -> dict[str, Figure]:
+    """Figures that compare samples with the reference, at equal counts."""
+    count = len(reference.x)
+    kind = "exact" if reference.exact else "shipped"
+    states = (metrics.spread_rows(x, count), reference.x.to(x), reference.second.to(x))
+    judged, truth, second = (_Set(x=z, energies=_energies(energy, z)) for z in states)
+
+    def figure(
+        compare: Callable[[_Set, _Set], Tensor], n: int = count, note: str = "", **details: Any
+    ) -> Figure:
+        details = {"reference": kind, "reference_n": n, **details}
+        value, floor = float(compare(judged, truth)), float(compare(second, truth))
+        return Figure(value=value, floor=floor, n=n, note=note, details=details)
+
+    def tvd(a: _Set, b: _Set) -> Tensor:
+        return metrics.tvd_energy(a.energies, b.energies, bins=BINS)
+
+    figures = {"tvd_energy": figure(tvd, note=f"{BINS} bins", bins=BINS)}
+    if energy.symmetry is not None:
+        return figures
+    few = min(count, SINKHORN_SAMPLES)
+    reg = metrics.sinkhorn_regularisation(truth.x, few)
+
+    def sinkhorn(a: _Set, b: _Set) -> Tensor:
+        return metrics.sinkhorn(a.x, b.x, n=few, reg=reg)
+
+    figures["std_error"] = figure(lambda a, b: metrics.std_error(a.x, b.x))
+    figures["sinkhorn"] = figure(sinkhorn, few, f"debiased, reg {reg:.3g}", reg=reg)
+    return figures
+
+
+def _energies(energy: Energy, x: Tensor) -> Tensor:
+    return torch.cat([energy.energy(part) for part in x.split(CHUNK)])
+
+
+def _mode_figure(x: Tensor, energy: Energy, reference: _Reference | None) -> Figure:
+    assert energy.mode_probabilities is not None
+    probabilities = energy.mode_probabilities
+
+    def error(x: Tensor) -> float:
+        indicators = torch.cat([energy.mode_indicators(part) for part in x.split(CHUNK)])
+        return float(metrics.mode_weight_error(indicators, probabilities))
+
+    floor = error(reference.second.to(x)) if reference is not None and reference.exact else None
+    modes = len(probabilities)
+    note = f"largest of {modes}"
+    return Figure(value=error(x), floor=floor, n=len(x), note=note, details={"modes": modes})
+
+
+def _path_figures(
+    log_weight: Tensor, log_z: float | None, batches: int, batch_size: int
+) -> dict[str, Figure]:
+    """Figures of the log-weights alone."""
+    n = len(log_weight)
+    size = min(batch_size, n)
+    used = min(batches, n // size)
+    ess = Figure(
+        value=float(metrics.path_ess(log_weight, batches, batch_size)),
+        floor=1.0,
+        n=used * size,
+        note=f"median of {used} x {size:,}",
+        details={"batches": used, "batch_size": size},
+    )
+    estimate = float(log_z_estimate(log_weight.double()))
+    elbo = _bound(log_weight, log_z, "at most log Z", log_z_estimate=estimate)
+    figures = {"elbo": elbo, "path_ess": ess}
+    if log_z is not None:
+        figures["log_z_error"] = Figure(
+            value=abs(estimate - log_z),
+            floor=0.0,
+            n=n,
+            note=f"log Z = {log_z:.4f}",
+            details={"log_z": log_z, "log_z_estimate": estimate},
+        )
+    return figures
+
+
+def _bound(log_weight: Tensor, log_z: float | None, note: str, **details: Any) -> Figure:
+    """A mean log-weight: a bound of log Z, tight where it equals it."""
+    log_weight = log_weight.double()
+    details["standard_error"] = float(log_weight.std()) / math.sqrt(len(log_weight))
+    value = float(log_weight.mean())
+    return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
+
+
+def _details(
+    samples: Samples, paths: Samples, energy: Energy, seed: int, resample: bool, temperature: float
+) -> dict[str, Any]:
+    used = samples.energy_evaluations
+    if paths is not samples:
+        used += paths.energy_evaluations
+    return {
+        "evaluation_seed": seed,
+        "resample": resample,
+        "temperature": temperature,
+        "sampling_energy_evaluations": used,
+        "device": str(samples.x.device),
+        "dtype": str(samples.x.dtype).removeprefix("torch."),
+        "non_finite_samples": int((~torch.isfinite(samples.x)).any(dim=-1).sum()),
+        "log_z": energy.log_z if temperature == 1.0 else None,
+    }
+
+
+def _generators(seed: int, device: torch.device) -> list[torch.Generator]:
+    """Five independent streams of one seed."""
+    seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64)
+    return [torch.Generator(device).manual_seed(int(state >> np.uint64(1))) for state in seeds]
+
+
+def _temperature(sampler: Sampler) -> float:
+    return sampler.mdp.temperature if isinstance(sampler, ChainSampler) else 1.0
+
+
+@contextmanager
+def _uncounted(sampler: Sampler) -> Iterator[None]:
+    """Keeps a chain's count of energy evaluations, which is training's budget."""
+    if not isinstance(sampler, ChainSampler):
+        yield
+        return
+    before = sampler.mdp.energy_evaluations
+    try:
+        yield
+    finally:
+        sampler.mdp.energy_evaluations = before
+
+
+def _figure_from(name: str, entry: Any) -> Figure:
+    if not isinstance(entry, dict) or not {"value", "floor", "n"} <= entry.keys():
+        raise ValueError(f"figure {name} must have the keys value, floor and n, got {entry!r}")
+    details = {key: entry[key] for key in entry.keys() - {"value", "floor", "n", "note"}}
+    value = math.nan if entry["value"] is None else entry["value"]
+    note = entry.get("note", "")
+    return Figure(value=value, floor=entry["floor"], n=entry["n"], note=note, details=details)
+
+
+def _finite(content: Any) -> Any:
+    """A copy in which every float that strict JSON cannot hold is None."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if not math.isfinite(value) or abs(value) < 1e6 else f"{value:.3e}"
+
+
+def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) -> str:
+    """Columns of equal width, the numeric ones flush right; the first line is the header."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    padded = [
+        [
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    if markdown:
+        rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
