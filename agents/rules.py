@@ -71,6 +71,7 @@ class GradientMatching(ValueRule):
         capacity: rows that the buffer keeps.
         least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
         start_every: refreshes between fits of the start distribution.
+        start_size: states drawn from the buffer for each of them.
         gradient_cap: largest norm of ∇E(x_T) used in targets; None leaves it.
     """
 
@@ -80,7 +81,8 @@ class GradientMatching(ValueRule):
     first_size: int = 8192
     capacity: int = 40_000
     least_ess: float = 0.1
-    start_every: int = 1
+    start_every: int = 5
+    start_size: int = 16_384
     gradient_cap: float | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class GradientMatching(ValueRule):
             capacity=(self.capacity, 1),
             least_ess=(self.least_ess, 0),
             start_every=(self.start_every, 1),
+            start_size=(self.start_size, 1),
         )
         if self.least_ess > 1:
             raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
@@ -151,8 +154,9 @@ class GradientMatching(ValueRule):
                 "a smaller start.scale or agent.prior_std may help"
             )
         self._fit_mixture(agent)
-        x, _ = self._buffer.draw(self.refresh_size, agent.generator)
-        agent.refit(x, rate=0.3, start=self._refreshes % self.start_every == 0)
+        if self._refreshes % self.start_every == 0:
+            agent.refit_start(self._buffer.draw(self.start_size, agent.generator)[0], rate=0.3)
+        agent.refit_noise_scale(self._buffer.draw(self.refresh_size, agent.generator)[0], rate=0.3)
         self._refreshes += 1
         self._scalars = agent.rollout_scalars(rollout)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
+import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.oracle import oracle_sampler
 from vgs_rl.agents.rules import ValueRule
@@ -249,7 +250,7 @@ def final_figures(
     mdp = agent.mdp
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
-    pictures["learning_curves"] = plot_learning_curves(folder.records)
+    pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=mdp.energy.log_z)
     if mdp.energy.can_sample:
         n = config.evaluation.n_samples
         drawn = mdp.energy.energy(agent.sampler().sample(n, generator).x)
@@ -257,11 +258,11 @@ def final_figures(
         pictures["energy"] = plot_energy_histogram(drawn, exact)
         if mdp.dim == 2 and isinstance(agent, ValueGradientAgent):
             pictures["summary"] = hero(
-                mdp=mdp,
-                policy=agent.policy,
+                mdp,
+                agent.policy,
+                generator,
                 value=agent.average.value,
                 records=folder.records,
-                generator=generator,
                 title=target.name,
             )
     return pictures

@@ -162,11 +162,14 @@ class ValueGradientAgent(Agent):
             "rollout/path_ess": effective_sample_size(log_weight),
         }
 
-    def refit(self, x: Tensor, *, rate: float, start: bool) -> None:
-        """Fits pi_0 (if `start` and learned) and rho_t (if configured) to target-like states x."""
-        if start and self.mdp.config.start.learned:
+    def refit_start(self, x: Tensor, *, rate: float) -> None:
+        """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised."""
+        if self.mdp.config.start.learned:
             noised, _ = self.mdp.noised_marginal(x, 0, self.generator)
             self.mdp.start.fit(noised, self.generator, rate=rate)
+
+    def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:
+        """Fits rho_t, if configured, to target-like terminal states x (B, D)."""
         if self.config.fit_noise_scale:
             self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
 

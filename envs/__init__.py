@@ -1,13 +1,12 @@
 """Targets and their Gymnasium faces; importing this package registers every id."""
 
+from vgs_rl.chain import ScheduleConfig
 from vgs_rl.envs.check import CheckError, CheckReport, check_energy
 from vgs_rl.envs.check_vector import check_vector_env
 from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
 from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
 from vgs_rl.envs.many_well import ManyWell, ManyWell32
-
-from vgs_rl.chain import ScheduleConfig
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import register
 from vgs_rl.start import StartConfig

@@ -17,8 +17,8 @@ from gymnasium.spaces import Box, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from vgs_rl.envs.check import CheckReport, expect
 
+from vgs_rl.envs.check import CheckReport, expect
 from vgs_rl.mdp import SamplingMDP
 
 Array = NDArray[Any]

@@ -124,7 +124,13 @@ class Episodes:
             full[rows] = values
             return full
 
-        return Outcome(*(None if value is None else spread(value) for value in outcome))
+        energy, log_weight = outcome.energy, outcome.log_weight
+        return Outcome(
+            spread(outcome.reward),
+            spread(outcome.ended),
+            None if energy is None else spread(energy),
+            None if log_weight is None else spread(log_weight),
+        )
 
     def _index(self, rows: Array) -> Tensor:
         return self._tensor(np.flatnonzero(rows))

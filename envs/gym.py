@@ -24,9 +24,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from vgs_rl.envs.episodes import Episodes, Outcome
 
 from vgs_rl.energy import Energy
+from vgs_rl.envs.episodes import Episodes, Outcome
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
 

@@ -166,7 +166,5 @@ def write_json(result: dict[str, Any], file: Path | None) -> None:
         file.write_text(json_format.dumps(result, indent=2) + "\n")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"env": env}
-
 if __name__ == "__main__":
-    auto_cli(COMMANDS)
+    auto_cli({"env": env})

@@ -56,7 +56,7 @@ def test_arguments_reach_energy_and_mdp():
     mdp = MDPConfig(num_steps=6, start=StartConfig(scale=2.0))
     env = SamplingVectorEnv("vgs_rl.envs:Funnel", energy_args={"dim": 4}, mdp=mdp)
     assert env.mdp.dim == 4 and env.num_envs == 1
-    assert float(env.mdp.start.scale) == pytest.approx(2.0)
+    assert env.mdp.start.scale.item() == pytest.approx(2.0)
     env = SamplingVectorEnv("GMM9", num_steps=9)
     assert env.mdp.num_steps == 9 and SamplingVectorEnv("GMM9").mdp.num_steps == 20
     assert SamplingEnv("GMM9", max_episode_steps=20).mdp.num_steps == 20
@@ -337,7 +337,7 @@ def test_episode_statistics_can_be_recorded(mode):
     env.reset(seed=0)
     total = np.zeros(3)
     for _ in range(3):
-        _, rewards, terminated, _, infos = env.step(np.zeros((3, 2), np.float32))
+        _, rewards, _, _, infos = env.step(np.zeros((3, 2), np.float32))
         total += rewards
     np.testing.assert_allclose(infos["episode"]["r"], total)
     assert infos["episode"]["l"].tolist() == [3, 3, 3]

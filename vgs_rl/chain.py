@@ -17,8 +17,8 @@ from torch import Tensor
 ChainKind = Literal["vp", "ve"]
 ScheduleKind = Literal["constant", "linear", "quadratic", "sigmoid", "geometric", "auto"]
 
-# Exponent of the automatic schedule: noise-to-signal falls as (1 - t/T)^3, close to the spacing
-# that EDM (arXiv:2206.00364) found good for many data sets; no scale of the target is needed.
+# Exponent of the automatic ve schedule: S_t falls as (1 - t/T)^3, close to the spacing that EDM
+# (arXiv:2206.00364) found good for many data sets; no scale of the target is needed.
 AUTO_POWER = 3.0
 
 
@@ -95,17 +95,17 @@ def step_variances(schedule: ScheduleConfig, kind: ChainKind, num_steps: int) ->
 
 
 def _auto_variances(total_noise: float, kind: ChainKind, num_steps: int) -> Tensor:
-    """Noise-to-signal A_t² S_t = A_0² S_0 (1 - t/T)^p; the same targets for vp and ve."""
-    if kind == "vp" and total_noise >= 1.0:
-        raise ValueError(
-            f"schedule.total_noise must be below 1 for the vp chain, got {total_noise}"
-        )
+    """vp: every step shrinks by the same factor. ve: S_t = S_0 (1 - t/T)^3."""
+    if kind == "vp":
+        if total_noise >= 1.0:
+            raise ValueError(
+                f"schedule.total_noise must be below 1 for the vp chain, got {total_noise}"
+            )
+        s2 = 1.0 - (1.0 - total_noise) ** (1.0 / num_steps)
+        return torch.full((num_steps,), s2, dtype=torch.float64)
     remaining = 1.0 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-    if kind == "ve":
-        noise = total_noise * remaining**AUTO_POWER  # S_t
-        return noise[:-1] - noise[1:]
-    ratio = total_noise / (1.0 - total_noise) * remaining**AUTO_POWER  # A_t² S_t = A_t² - 1
-    return 1.0 - (1.0 + ratio[1:]) / (1.0 + ratio[:-1])  # s_t² = 1 - 1/a_t²
+    noise = total_noise * remaining**AUTO_POWER  # S_t
+    return noise[:-1] - noise[1:]
 
 
 class Chain:

@@ -18,7 +18,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -35,7 +35,9 @@ Limits = tuple[float, float]
 SAMPLER, EXACT, INK, FAINT = "#D55E00", "#8DA3B4", "#22303C", "#5B6B78"
 ACCENTS = (SAMPLER, "#0072B2", "#009E73", "#CC79A7")
 DENSITY = LinearSegmentedColormap.from_list("density", ["#FFFFFF", "#DCE6EE", "#9DB7CB", "#5E86A6"])
-LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#12395B", "#3F7CAC", "#A9CCE3", "#F7FBFE"])
+LANDSCAPE = LinearSegmentedColormap.from_list(
+    "landscape", ["#12395B", "#3F7CAC", "#A9CCE3", "#F7FBFE"]
+)
 
 STYLE: dict[str, Any] = {
     "font.size": 9.0,
@@ -116,7 +118,7 @@ def plot_chain(
         energy: the target; the MDP's by default.
     """
     times = _times(mdp, panels)
-    with _style(), _uncounted(mdp):
+    with rc_context(STYLE), _uncounted(mdp):
         figure = Figure(figsize=(2.15 * len(times) + 0.3, 2.75), layout="constrained")
         axes = list(figure.subplots(1, len(times), squeeze=False)[0])
         _draw_chain(axes, times, mdp, policy, n, generator, energy or mdp.energy)
@@ -126,7 +128,7 @@ def plot_chain(
 
 def plot_energy_histogram(energies: Tensor, reference_energies: Tensor, bins: int = 80) -> Figure:
     """Energies of samples, shape (n,), against those of exact samples, shape (m,)."""
-    with _style():
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6, 2.7), layout="constrained")
         _draw_energies(figure.subplots(), energies, reference_energies, bins)
     return figure
@@ -156,7 +158,7 @@ def plot_value(
         dtype: their floating type.
     """
     view = _View.of(limits)
-    with _style():
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.5, 2.9), layout="constrained")
         axes = figure.subplots()
         _draw_value(axes, value_fn, drift_fn, t, view, device, dtype)
@@ -179,13 +181,15 @@ def plot_learning_curves(
     if x not in X_LABELS:
         raise ValueError(f"x must be one of {', '.join(X_LABELS)}, got {x!r}")
     panels = [p for p in PANELS if any(len(_series(records, x, tag)[0]) for tag, _ in p[1])]
-    with _style():
+    with rc_context(STYLE):
         figure = Figure(figsize=(2.9 * max(len(panels), 1), 2.5), layout="constrained")
         if not panels:
             axes = figure.subplots()
             axes.set(xlabel=X_LABELS[x], title="nothing recorded yet")
             return figure
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for axes, panel in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
             _draw_curves(axes, records, x, panel, log_z)
     return figure
 
@@ -229,7 +233,9 @@ def hero(
     bounds = next(panel for panel in PANELS if panel[1][0][0] == "eval/elbo")
     below: list[Callable[[Axes], None]] = []
     if energy.can_sample:
-        below.append(lambda axes: _draw_energies(axes, *_two_energies(mdp, policy, n_energy, generator)))
+        below.append(
+            lambda axes: _draw_energies(axes, *_two_energies(mdp, policy, n_energy, generator))
+        )
     if value is not None and mdp.dim == 2:
         landscape = value
         below.append(
@@ -246,7 +252,7 @@ def hero(
     if len(_series(records, x, "eval/elbo")[0]):
         below.append(lambda axes: _draw_curves(axes, records, x, bounds, energy.log_z))
     times = _times(mdp, panels)
-    with _style(), _uncounted(mdp):
+    with rc_context(STYLE), _uncounted(mdp):
         height = 5.4 if below else 2.8
         figure = Figure(figsize=(2.05 * len(times) + 0.3, height), layout="constrained")
         rows = figure.subfigures(2, 1, height_ratios=(1.0, 1.12)) if below else [figure]
@@ -254,7 +260,9 @@ def hero(
         _draw_chain(chain_axes, times, mdp, policy, n, generator, energy)
         _chain_legend(rows[0], "outside lower center")
         if below:
-            for axes, draw in zip(rows[1].subplots(1, len(below), squeeze=False)[0], below, strict=True):
+            for axes, draw in zip(
+                rows[1].subplots(1, len(below), squeeze=False)[0], below, strict=True
+            ):
                 draw(axes)
         if title is not None:
             figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.012, ha="left")
@@ -314,20 +322,17 @@ def _background(
     generator: torch.Generator,
 ) -> Array | None:
     """Square root of the density on a grid, shape (rows, columns): tails stay visible."""
-    if mdp.dim == 2 and mdp.temperature == 1.0 and (energy.has_value or t == mdp.num_steps):
+    known = energy.has_value and mdp.temperature == 1.0
+    if mdp.dim == 2 and (known or t == mdp.num_steps):
         grid, shape = view.grid(160, mdp.device, mdp.dtype)
-        values = energy.value(grid, t, mdp.chain) if energy.has_value else energy.energy(grid)
-        log_density = -_array(values).reshape(shape)
-        return np.exp(0.5 * (log_density - log_density.max()))
-    if mdp.dim == 2 and t == mdp.num_steps:
-        grid, shape = view.grid(160, mdp.device, mdp.dtype)
-        log_density = -_array(energy.energy(grid)).reshape(shape) / mdp.temperature
-        return np.exp(0.5 * (log_density - log_density.max()))
+        values = energy.value(grid, t, mdp.chain) if known else energy.energy(grid)
+        log_density = -_array(values).reshape(shape) / mdp.temperature
+        return np.asarray(np.exp(0.5 * (log_density - log_density.max())))
     if exact is None or mdp.temperature != 1.0:
         return None
     noised = _array(mdp.noised_marginal(exact, t, generator)[0][:, :2])
     counts = np.histogram2d(noised[:, 1], noised[:, 0], bins=64, range=(view.y, view.x))[0]
-    return np.sqrt(_smooth(_smooth(counts).T).T)
+    return np.asarray(np.sqrt(_smooth(_smooth(counts).T).T))
 
 
 def _draw_energies(axes: Axes, energies: Tensor, reference: Tensor, bins: int = 80) -> None:
@@ -341,8 +346,16 @@ def _draw_energies(axes: Axes, energies: Tensor, reference: Tensor, bins: int = 
     axes.stairs(heights[1], edges, color=SAMPLER, lw=1.3, label="sampler")
     beyond = 1.0 - np.mean((drawn >= edges[0]) & (drawn <= edges[-1]))
     if beyond >= 5e-3:
-        axes.text(0.98, 0.62, f"{beyond:.1%} of the\nsampler beyond", transform=axes.transAxes,
-                  ha="right", va="top", fontsize=7.5, color=SAMPLER)
+        axes.text(
+            0.98,
+            0.62,
+            f"{beyond:.1%} of the\nsampler beyond",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=7.5,
+            color=SAMPLER,
+        )
     axes.set(xlabel="energy $E(x)$  [nats]", ylabel="density", xlim=(edges[0], edges[-1]))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -372,8 +385,17 @@ def _draw_value(
     length = np.linalg.norm(drift, axis=1, keepdims=True)
     longest = max(float(np.nanquantile(length, 0.8)), 1e-12)
     arrows = drift / np.maximum(length, 1e-12) * np.minimum(length / longest, 1.0)
-    axes.quiver(*places_at.T, *arrows.T, color=SAMPLER, angles="xy", scale=19, width=0.0048,
-                headwidth=4, headlength=4.5, headaxislength=4)
+    axes.quiver(
+        *places_at.T,
+        *arrows.T,
+        color=SAMPLER,
+        angles="xy",
+        scale=19,
+        width=0.0048,
+        headwidth=4,
+        headlength=4.5,
+        headaxislength=4,
+    )
     bar = axes.figure.colorbar(filled, ax=axes, pad=0.02, aspect=24, ticks=MaxNLocator(5))
     bar.set_label("$V_t(x) - \\min V_t$  [nats]")
     bar.outline.set_visible(False)
@@ -398,10 +420,18 @@ def _draw_curves(
         if not len(steps):
             continue
         dense = len(steps) > 60
-        axes.plot(steps, values, color=colour, lw=0.7 if dense else 1.5, alpha=0.3 if dense else 1.0,
-                  label=None if dense else name)
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            lw=0.7 if dense else 1.5,
+            alpha=0.3 if dense else 1.0,
+            label=None if dense else name,
+        )
         if dense:
-            axes.plot(steps, _running_mean(values, len(values) // 25), color=colour, lw=1.5, label=name)
+            axes.plot(
+                steps, _running_mean(values, len(values) // 25), color=colour, lw=1.5, label=name
+            )
         settled.append(values[len(values) // 8 :])
         floor = _series(records, x, f"{tag}_floor")[1]
         if len(floor):
@@ -423,3 +453,116 @@ def _draw_curves(
     axes.grid(axis="y", color=INK, alpha=0.08, lw=0.6)
     if any(handle.get_label() for handle in axes.get_legend_handles_labels()[0]):
         axes.legend(loc="best", handlelength=1.6)
+
+
+def _chain_legend(figure: Figure | SubFigure, place: str) -> None:
+    handles = [
+        Line2D([], [], marker="o", ls="", ms=3.5, color=SAMPLER, label="sampler"),
+        Patch(facecolor=DENSITY(0.8), label="exact density at step $t$"),
+    ]
+    figure.legend(handles=handles, loc=place, ncols=2, handlelength=1.2, borderpad=0.1)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _View:
+    """The rectangle that is shown."""
+
+    x: Limits
+    y: Limits
+
+    @classmethod
+    def of(cls, limits: Limits | tuple[Limits, Limits]) -> _View:
+        first, second = limits
+        if isinstance(first, tuple) and isinstance(second, tuple):
+            return cls(first, second)
+        assert not isinstance(first, tuple) and not isinstance(second, tuple)
+        return cls((float(first), float(second)), (float(first), float(second)))
+
+    @classmethod
+    def around(cls, states: Tensor) -> _View:
+        """Where the first two coordinates of states (B, D) are, without the last half percent."""
+        points = _array(states[:, :2])
+        points = points[np.isfinite(points).all(axis=1)]
+        if not len(points):
+            return cls((-1.0, 1.0), (-1.0, 1.0))
+        low, high = np.quantile(points, (0.0025, 0.9975), axis=0)
+        margin = 0.12 * (high - low) + 1e-6
+        low, high = low - margin, high + margin
+        # Equal scales on both axes, unless they would hide one of them.
+        if 0.5 < (high - low)[0] / (high - low)[1] < 2.0:
+            low, high = np.full(2, low.min()), np.full(2, high.max())
+        return cls((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
+
+    def grid(
+        self, n: int, device: torch.device | str, dtype: torch.dtype, *, inset: float = 0.0
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """States of shape (n², 2), row by row from below, and the shape (n, n) of the grid."""
+        sides = []
+        for low, high in (self.x, self.y):
+            edge = inset * (high - low)
+            sides.append(torch.linspace(low + edge, high - edge, n, dtype=torch.float64))
+        rows, columns = torch.meshgrid(sides[1], sides[0], indexing="ij")
+        grid = torch.stack([columns, rows], dim=-1).reshape(-1, 2)
+        return grid.to(device, dtype), (n, n)
+
+
+def _times(mdp: SamplingMDP, panels: int) -> list[int]:
+    if panels < 2:
+        raise ValueError(f"panels must be at least 2, got {panels}")
+    return sorted({round(i * mdp.num_steps / (panels - 1)) for i in range(panels)})
+
+
+def _two_energies(
+    mdp: SamplingMDP, policy: Policy, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    exact = mdp.energy.sample(n, generator).to(mdp.dtype)
+    return mdp.rollout(policy, n, generator).energy, mdp.energy.energy(exact)
+
+
+def _exact_or_drawn(mdp: SamplingMDP, policy: Policy, generator: torch.Generator, t: int) -> Tensor:
+    """States at step t: exactly noised ones where there are exact samples, else the chain's."""
+    if mdp.energy.can_sample:
+        x = mdp.energy.sample(4_000, generator).to(mdp.dtype)
+        return mdp.noised_marginal(x, t, generator)[0]
+    states = mdp.rollout(policy, 1_000, generator, keep_states=True).states
+    assert states is not None
+    return states[t]
+
+
+def _series(records: Sequence[Mapping[str, Any]], x: str, tag: str) -> tuple[Array, Array]:
+    """Counter and value of every record that has both, finite."""
+    pairs = [(r[x], r[tag]) for r in records if r.get(x) is not None and r.get(tag) is not None]
+    points = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    return points[:, 0], points[:, 1]
+
+
+def _running_mean(values: Array, half: int) -> Array:
+    """Mean over 2 half + 1 neighbours, fewer at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return np.asarray((total[high] - total[low]) / (high - low))
+
+
+def _smooth(rows: Array) -> Array:
+    """Binomial smoothing along the last axis."""
+    kernel = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+    return np.apply_along_axis(lambda row: np.convolve(row, kernel, mode="same"), -1, rows)
+
+
+def _array(x: Tensor) -> Array:
+    return x.detach().double().cpu().numpy()
+
+
+@contextmanager
+def _uncounted(mdp: SamplingMDP) -> Iterator[None]:
+    """A picture costs nothing of the training's budget."""
+    before = mdp.energy_evaluations
+    try:
+        yield
+    finally:
+        mdp.energy_evaluations = before

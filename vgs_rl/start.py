@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,7 @@ class MixtureStart(Start):
     weights: Tensor
     means: Tensor
     variances: Tensor
+    fitted: Tensor
 
     # EM on more states than this changes the fit by less than its own noise.
     MAX_FIT_STATES = 20_000
@@ -120,6 +121,7 @@ class MixtureStart(Start):
         self.register_buffer("weights", torch.full((components,), 1.0 / components))
         self.register_buffer("means", torch.zeros(components, geometry.dim))
         self.register_buffer("variances", torch.full((components, geometry.dim), scale**2))
+        self.register_buffer("fitted", torch.tensor(False))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Start.sample`."""
@@ -147,28 +149,44 @@ class MixtureStart(Start):
     @torch.no_grad()
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
         """EM (scikit-learn); `rate` below 1 has no meaning for a mixture and is ignored."""
-        from sklearn.mixture import GaussianMixture
-
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         data = x[: self.MAX_FIT_STATES].double().cpu().numpy()
+        candidates = [self._em(data, seed, warm=False)]
+        if bool(self.fitted):  # going on from the last fit is often better than starting anew
+            candidates.append(self._em(data, seed, warm=True))
+        best = max(candidates, key=lambda mixture: float(mixture.lower_bound_))
+        for buffer, value in (
+            (self.weights, best.weights_),
+            (self.means, best.means_),
+            (self.variances, best.covariances_),
+        ):
+            buffer.copy_(torch.as_tensor(value))
+        self.weights.clamp_min_(1e-8).div_(self.weights.sum())
+        self.fitted.fill_(True)
+
+    def _em(self, data: Any, seed: int, *, warm: bool) -> Any:
+        from sklearn.mixture import GaussianMixture
+
         floor = max(1e-6 * float(data.var(axis=0).mean()), 1e-12)
+        initial: dict[str, Any] = {}
+        if warm:
+            weights = self.weights.double().cpu().numpy()
+            initial = {
+                "weights_init": weights / weights.sum(),
+                "means_init": self.means.double().cpu().numpy(),
+                "precisions_init": self.variances.double().reciprocal().cpu().numpy(),
+            }
         mixture = GaussianMixture(
             n_components=len(self.weights),
             covariance_type="diag",
             reg_covar=floor,
-            max_iter=50,
-            tol=1e-3,
+            max_iter=30,
+            tol=1e-4,
             random_state=seed,
+            **initial,
         )
         with _quiet_convergence():
-            mixture.fit(data)
-        for buffer, value in (
-            (self.weights, mixture.weights_),
-            (self.means, mixture.means_),
-            (self.variances, mixture.covariances_),
-        ):
-            buffer.copy_(torch.as_tensor(value))
-        self.weights.clamp_min_(1e-8).div_(self.weights.sum())
+            return mixture.fit(data)
 
 
 class _quiet_convergence:
