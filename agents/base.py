@@ -153,7 +153,8 @@ class Agent(ABC):
     def _fraction(self, budget: BudgetConfig) -> float:
         used = asdict(self.counters)
         limits = {name: limit for name, limit in asdict(budget).items() if limit is not None}
-        return min(1.0, max(used[name] / limit for name, limit in limits.items()))
+        fractions: list[float] = [used[name] / limit for name, limit in limits.items()]
+        return min(1.0, max(fractions))
 
     def _set_progress(self, budget: BudgetConfig) -> bool:
         self.progress = self._fraction(budget)

@@ -16,7 +16,7 @@ import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers th
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.oracle import oracle_sampler
 from vgs_rl.agents.rules import ValueRule
-from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig, plot_value_of
+from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.config import (
     BudgetConfig,
     ConfigError,
@@ -251,20 +251,20 @@ def final_figures(
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
     pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=mdp.energy.log_z)
-    if mdp.energy.can_sample:
+    sampler = agent.sampler()
+    if mdp.energy.can_sample and mdp.temperature == 1.0:
         n = config.evaluation.n_samples
-        drawn = mdp.energy.energy(agent.sampler().sample(n, generator).x)
+        drawn = mdp.energy.energy(sampler.sample(n, generator).x)
         exact = mdp.energy.energy(mdp.energy.sample(n, generator).to(mdp.dtype))
         pictures["energy"] = plot_energy_histogram(drawn, exact)
-        if mdp.dim == 2 and isinstance(agent, ValueGradientAgent):
-            pictures["summary"] = hero(
-                mdp,
-                agent.policy,
-                generator,
-                value=agent.average.value,
-                records=folder.records,
-                title=target.name,
-            )
+    pictures["summary"] = hero(
+        mdp,
+        sampler.policy,
+        generator,
+        value=agent.average.value if isinstance(agent, ValueGradientAgent) else None,
+        records=folder.records,
+        title=target.name,
+    )
     return pictures
 
 
@@ -276,7 +276,7 @@ def ceilings(config: RunConfig) -> dict[str, Report]:
         energy = target.make_energy(**config.env_args)
         mdp = SamplingMDP(energy, config.mdp, device=resolve_device(config.device))
         reports[f"oracle {drift}"] = evaluate(
-            oracle_sampler(mdp, drift, seed=config.evaluation.seed + 4),  # type: ignore[arg-type]
+            oracle_sampler(mdp, drift, seed=config.evaluation.seed + 4),
             energy,
             config.evaluation.n_samples,
             seed=config.evaluation.seed,
@@ -314,7 +314,3 @@ def resolved_yaml(
     parser = parser or run_parser()
     _use_target_defaults(parser, arguments)
     return as_yaml(parser, arguments, without)
-
-
-__all__ = ["RunConfig", "build", "ceilings", "judge", "load_run", "parse_run", "train"]
-__all__ += ["ConfigError", "config_of", "finish", "plot_value_of", "resolved_yaml", "run_parser"]

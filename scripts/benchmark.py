@@ -1,6 +1,8 @@
 """Benchmarks: what the machine was, what was compared, what it cost.
 
 python scripts/benchmark.py env
+python scripts/benchmark.py quality --configs '[gmm9]' --json runs/quality.json
+python scripts/benchmark.py oracle
 python scripts/benchmark.py env --json runs/benchmark_env.json
 """
 
@@ -19,7 +21,10 @@ import torch
 from jsonargparse import auto_cli
 
 from vgs_rl import SamplingMDP, registered
+from vgs_rl.agents.run import ceilings, config_of, parse_run, resolved_yaml, train
+from vgs_rl.checkpoint import write_text
 from vgs_rl.envs import SamplingVectorEnv
+from vgs_rl.evaluation import Report, format_comparison
 
 Table = list[dict[str, Any]]
 
@@ -159,12 +164,111 @@ def env(
     write_json(result, json)
 
 
+# What each shipped configuration has to reach, as medians over seeds (value, how it is meant).
+# Training seconds are on 2 cores without a GPU. Nothing here is ever loosened.
+BOUNDS: dict[str, dict[str, tuple[str, float]]] = {
+    "gmm9": {
+        "train_seconds": ("at most", 60),
+        "tvd_energy": ("x floor", 1.25),
+        "std_error": ("at most", 0.03),
+        "log_z_error": ("at most", 0.005),
+        "path_ess": ("at least", 0.6),
+        "mode_weight_error": ("at most", 0.008),
+    },
+}
+
+
+def quality(
+    configs: tuple[str, ...] = tuple(BOUNDS),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    output: Path = Path("runs/benchmark"),
+    json: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Trains shipped configurations over seeds and prints every figure beside floor and bound.
+
+    Args:
+        configs: names of files in configs/.
+        seeds: training seeds; the table shows medians over them.
+        output: where the run folders go; finished runs there are read, not repeated.
+        json: also write all reports to this file.
+        markdown: also write the tables to this file.
+    """
+    size = machine(torch.get_num_threads())
+    print(", ".join(f"{key} {value}" for key, value in size.items()))
+    tables, reports = [], []
+    for name in configs:
+        runs = [_run(name, seed, output) for seed in seeds]
+        reports += runs
+        rows = _quality_rows(runs, BOUNDS.get(name, {}))
+        title = f"{name}, {runs[0].n_samples:,} samples, median of seeds {list(seeds)}"
+        print_table(title, rows)
+        tables.append(f"**{title}**\n\n{_markdown(rows)}")
+    if markdown is not None:
+        write_text(markdown, "\n\n".join(tables) + "\n")
+    contents = [json_format.loads(report.as_json()) for report in reports]
+    write_json({"machine": size, "reports": contents}, json)
+
+
+def _run(name: str, seed: int, output: Path) -> Report:
+    """Trains one configuration with one seed, or reads the report of that run."""
+    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    arguments = ["--config", str(file), "--seed", str(seed), "--output", str(output / name)]
+    config = config_of(parse_run(arguments))
+    done = config.folder / "report.json"
+    if done.is_file():
+        return Report.from_json(done.read_text())
+    print(f"training {name}, seed {seed}, into {config.folder}")
+    report = train(config, resolved_yaml(arguments), overwrite=True)
+    if report is None:
+        raise SystemExit(130)
+    return report
+
+
+def _quality_rows(runs: list[Report], bounds: dict[str, tuple[str, float]]) -> Table:
+    rows: Table = []
+    for name in ("train_seconds", "env_steps", "energy_evaluations", *runs[0].figures):
+        values, floor = [], None
+        for run in runs:
+            figure = run.figures.get(name)
+            values.append(float(getattr(run, name)) if figure is None else figure.value)
+            floor = None if figure is None else figure.floor
+        value = float(np.median(values))
+        row = {"figure": name, "value": value, "least": min(values), "most": max(values)}
+        row |= {"floor": "" if floor is None else floor, "bound": "", "holds": ""}
+        if name in bounds:
+            meaning, bound = bounds[name]
+            limit = bound * (floor or 0.0) if meaning == "x floor" else bound
+            holds = value >= limit if meaning == "at least" else value <= limit
+            row |= {"bound": f"{meaning} {bound:g}", "holds": "yes" if holds else "NO"}
+        rows.append(row)
+    return rows
+
+
+def _markdown(rows: Table) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[_text(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def oracle(configs: tuple[str, ...] = tuple(BOUNDS)) -> None:
+    """Prints each configuration's ceilings: the chain driven by exact values, with either drift.
+
+    Args:
+        configs: names of files in configs/.
+    """
+    for name in configs:
+        file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+        print(format_comparison(ceilings(config_of(parse_run(["--config", str(file)])))))
+        print()
+
+
 def write_json(result: dict[str, Any], file: Path | None) -> None:
     """Writes `result`, if a file is given."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json_format.dumps(result, indent=2) + "\n")
+        write_text(file, json_format.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    auto_cli({"env": env})
+    auto_cli({"env": env, "quality": quality, "oracle": oracle})

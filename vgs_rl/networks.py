@@ -119,7 +119,7 @@ class TimeConditionedMLP(nn.Module):
         shifts = torch.split(rows, self.width, dim=-1)
         hidden, slopes = x / spread, []
         for weight, shift in zip(self.weights, shifts, strict=True):
-            hidden, slope = _SiluPair.apply(hidden @ weight.T + shift)
+            hidden, slope = _SiluPair.apply(hidden @ weight.T + shift)  # type: ignore[no-untyped-call]
             slopes.append(slope)
         return hidden, slopes, spread
 
@@ -133,10 +133,10 @@ class TimeConditionedMLP(nn.Module):
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), by one analytic backward sweep that autograd can follow."""
         _, slopes, spread = self._layers(x, t)
-        flow = self.readout * slopes[-1]
+        flow: Tensor = self.readout * slopes[-1]
         for weight, slope in zip(reversed(self.weights[1:]), reversed(slopes[:-1]), strict=True):
             flow = (flow @ weight) * slope
-        learned = (flow @ self.weights[0]) / spread
+        learned: Tensor = (flow @ self.weights[0]) / spread
         return self.temperature * x / spread.square() + self.dim * learned
 
 

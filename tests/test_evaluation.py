@@ -1,0 +1,299 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    Particles,
+    Sampler,
+    Samples,
+    SamplingMDP,
+    ScheduleConfig,
+)
+from vgs_rl.envs import GMM9, Gaussian
+from vgs_rl.evaluation import Figure, Report, evaluate, format_comparison
+
+
+class Exact(Sampler):
+    """Exact samples, moved by `shift`."""
+
+    def __init__(self, energy: Energy, shift: float = 0.0) -> None:
+        self.energy, self.shift = energy, shift
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        x = self.energy.sample(n, generator) + self.shift
+        return Samples(x=x, log_weight=None, energy_evaluations=n)
+
+
+class Ring(Energy):
+    """Neither exact samples nor log Z."""
+
+    dim = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 5.0 * (x.norm(dim=-1) - 3.0) ** 2
+
+
+class Shipped(Gaussian):
+    """Reference samples instead of an exact sampler."""
+
+    @property
+    def can_sample(self) -> bool:
+        return False
+
+    def reference(self) -> Tensor:
+        return super().sample(1_000, torch.Generator().manual_seed(9))
+
+
+def oracle(energy: Energy, *, num_steps: int = 20, temperature: float = 1.0) -> ChainSampler:
+    """The exact value's posterior drift, on a start fitted to exactly noised states."""
+    schedule = ScheduleConfig(kind="constant", first=0.2)
+    config = MDPConfig(num_steps=num_steps, schedule=schedule, temperature=temperature)
+    mdp = SamplingMDP(energy, config)
+    if energy.can_sample:
+        generator = mdp.generator(0)
+        x, _ = mdp.noised_marginal(energy.sample(5_000, generator), 0, generator)
+        mdp.start.fit(x, generator)
+
+    def policy(x: Tensor, t: int) -> Tensor:
+        if not energy.has_value:
+            return torch.zeros_like(x)
+        return -mdp.chain.s[t] * energy.value_gradient(x, t, mdp.chain)
+
+    return ChainSampler(mdp, policy)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """The oracle on the nine-mode mixture."""
+    return evaluate(oracle(GMM9()), GMM9(), 4_000, agent_name="oracle", training_seed=3)
+
+
+class TestEvaluate:
+    def test_exact_samples_are_at_every_floor(self) -> None:
+        report = evaluate(Exact(GMM9()), GMM9(), 8_000)
+        assert list(report.figures) == ["tvd_energy", "sinkhorn", "std_error", "mode_weight_error"]
+        for name, figure in report.figures.items():
+            assert figure.floor is not None
+            assert figure.value < 2.5 * figure.floor + 1e-3, name
+
+    def test_a_wrong_sampler_is_far_above_every_floor(self) -> None:
+        report = evaluate(Exact(GMM9(), shift=1.5), GMM9(), 4_000)
+        for name in ("tvd_energy", "sinkhorn"):
+            figure = report.figures[name]
+            assert figure.floor is not None
+            assert figure.value > 5 * figure.floor, name
+
+    def test_a_narrow_sampler_is_seen_by_its_standard_deviations_and_modes(self) -> None:
+        class OneMode(Exact):
+            def _draw(self, n: int, generator: torch.Generator) -> Samples:
+                x = 0.5 * torch.randn(n, 2, generator=generator)
+                return Samples(x=x, log_weight=None, energy_evaluations=0)
+
+        report = evaluate(OneMode(GMM9()), GMM9(), 1_000)
+        assert report.figures["std_error"].value > 3.0
+        assert report.figures["mode_weight_error"].value == pytest.approx(8 / 9, abs=0.01)
+
+    def test_elbo_and_eubo_enclose_log_z(self, report: Report) -> None:
+        elbo, eubo = report.figures["elbo"], report.figures["eubo"]
+        assert elbo.value < elbo.floor == GMM9().log_z == eubo.floor < eubo.value
+        assert eubo.value - elbo.value < 3.0
+        error = report.figures["log_z_error"]
+        assert error.value == pytest.approx(abs(elbo.details["log_z_estimate"]))
+        assert error.value < 0.2
+        assert 0.05 < report.figures["path_ess"].value < 1.0
+
+    def test_the_report_names_its_settings_and_costs(self, report: Report) -> None:
+        assert (report.target, report.agent, report.seed) == ("GMM9", "oracle", 3)
+        assert report.figures["tvd_energy"].details["bins"] == 200
+        assert report.figures["sinkhorn"].n == 2_000
+        assert report.figures["sinkhorn"].details["reg"] > 0
+        assert report.figures["path_ess"].details == {"batches": 2, "batch_size": 2_000}
+        assert report.details["evaluation_seed"] == 0
+        assert report.details["sampling_energy_evaluations"] == 4_000
+
+    def test_the_same_seed_gives_the_same_numbers_and_another_does_not(self) -> None:
+        energy = Gaussian()
+        first, again, other = (
+            evaluate(oracle(energy, num_steps=4), energy, 500, seed=seed) for seed in (5, 5, 6)
+        )
+        assert first == again
+        assert first.figures["tvd_energy"].value != other.figures["tvd_energy"].value
+        assert first.figures["elbo"].value != other.figures["elbo"].value
+
+    def test_the_floor_does_not_depend_on_the_sampler(self) -> None:
+        energy = Gaussian()
+        good, bad = (evaluate(Exact(energy, shift), energy, 500) for shift in (0.0, 3.0))
+        for name, figure in good.figures.items():
+            assert figure.floor == bad.figures[name].floor
+
+    def test_neither_the_global_generator_nor_the_training_budget_is_touched(self) -> None:
+        sampler = oracle(Gaussian(), num_steps=4)
+        sampler.mdp.energy_evaluations = 17
+        state = torch.get_rng_state()
+        evaluate(sampler, Gaussian(), 500)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert sampler.mdp.energy_evaluations == 17
+
+    def test_figures_that_the_target_does_not_admit_are_left_out(self) -> None:
+        report = evaluate(oracle(Ring(), num_steps=4), Ring(), 500)
+        assert list(report.figures) == ["elbo", "path_ess"]
+        assert report.figures["elbo"].floor is None
+
+    def test_a_shipped_reference_is_split_into_reference_and_floor(self) -> None:
+        energy = Shipped()
+        report = evaluate(Exact(Gaussian()), energy, 2_000)
+        figure = report.figures["tvd_energy"]
+        assert figure.n == figure.details["reference_n"] == 500
+        assert figure.details["reference"] == "shipped"
+        assert figure.floor is not None
+        assert figure.value < 1.5 * figure.floor
+        assert "eubo" not in evaluate(oracle(energy, num_steps=4), energy, 500).figures
+
+    def test_particle_targets_get_no_figures_that_relabelling_drowns(self) -> None:
+        energy = Gaussian(mean=[0.0] * 4, covariance=[1.0] * 4)
+        energy.symmetry = Particles(2, 2)
+        assert list(evaluate(Exact(energy), energy, 500).figures) == ["tvd_energy"]
+
+    def test_another_temperature_leaves_only_bounds(self) -> None:
+        report = evaluate(oracle(Gaussian(), num_steps=4, temperature=2.0), Gaussian(), 500)
+        assert list(report.figures) == ["elbo", "path_ess"]
+        assert report.figures["elbo"].floor is None
+        assert report.details["temperature"] == 2.0
+
+    def test_resampling_improves_samples_and_leaves_path_figures_alone(self) -> None:
+        energy = GMM9()
+        plain, resampled = (
+            evaluate(oracle(energy, num_steps=5), energy, 4_000, resample=resample)
+            for resample in (False, True)
+        )
+        assert resampled.figures["tvd_energy"].value < 0.6 * plain.figures["tvd_energy"].value
+        elbo = plain.figures["elbo"]
+        allowed = 8 * elbo.details["standard_error"]
+        assert resampled.figures["elbo"].value == pytest.approx(elbo.value, abs=allowed)
+        assert resampled.details["sampling_energy_evaluations"] == 5 * 4_000
+
+    def test_resampling_needs_weights(self) -> None:
+        with pytest.raises(ValueError, match="log-weights"):
+            evaluate(Exact(Gaussian()), Gaussian(), 100, resample=True)
+
+    def test_too_few_samples_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="n must be at least 2, got 1"):
+            evaluate(Exact(Gaussian()), Gaussian(), 1)
+
+    def test_a_diverged_sampler_still_gets_a_report(self) -> None:
+        report = evaluate(Exact(Gaussian(), shift=math.nan), Gaussian(), 100)
+        assert report.figures["tvd_energy"].value == 1.0
+        assert report.figures["sinkhorn"].value == math.inf
+        assert report.details["non_finite_samples"] == 100
+        assert json.loads(report.as_json())["figures"]["sinkhorn"]["value"] is None
+
+
+class TestReport:
+    def test_json_round_trip(self, report: Report) -> None:
+        assert Report.from_json(report.as_json()) == report
+
+    def test_json_has_the_documented_keys(self, report: Report) -> None:
+        content = json.loads(report.as_json())
+        keys = ["target", "agent", "seed", "n_samples", "train_seconds", "env_steps"]
+        assert list(content) == [*keys, "energy_evaluations", "figures", "details"]
+        assert {"value", "floor", "n", "bins"} <= content["figures"]["tvd_energy"].keys()
+
+    def test_what_is_no_report_is_refused_by_key(self, report: Report) -> None:
+        content = json.loads(report.as_json())
+        del content["target"]
+        content["colour"] = "red"
+        with pytest.raises(ValueError, match=r"missing keys \['target'\], unknown keys \['colour'"):
+            Report.from_json(json.dumps(content))
+        content = json.loads(report.as_json())
+        del content["figures"]["elbo"]["n"]
+        with pytest.raises(ValueError, match="figure elbo must have the keys"):
+            Report.from_json(json.dumps(content))
+
+    def test_saving_replaces_the_file_at_once(self, report: Report, tmp_path: Path) -> None:
+        path = tmp_path / "report.json"
+        path.write_text("old")
+        report.save(path)
+        assert Report.from_json(path.read_text()) == report
+        assert os.listdir(tmp_path) == ["report.json"]
+
+    def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+        self, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "report.json"
+        path.write_text("old")
+
+        def fail(source: str, target: Path) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            report.save(path)
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["report.json"]
+
+    def test_tensorboard_gets_values_and_known_floors(self, report: Report) -> None:
+        class Writer:
+            def __init__(self) -> None:
+                self.scalars: dict[str, tuple[float, int]] = {}
+
+            def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+                self.scalars[tag] = (scalar_value, global_step)
+
+        writer = Writer()
+        report.to_tensorboard(writer, 40)
+        figure = report.figures["tvd_energy"]
+        assert writer.scalars["eval/tvd_energy"] == (figure.value, 40)
+        assert writer.scalars["eval/tvd_energy_floor"] == (figure.floor, 40)
+        assert len(writer.scalars) == 2 * len(report.figures)
+
+
+def small(value: float, floor: float | None, name: str = "elbo") -> Report:
+    return Report(
+        target="Two",
+        agent="vgs",
+        seed=0,
+        n_samples=1_000,
+        train_seconds=1.0,
+        env_steps=2,
+        energy_evaluations=3,
+        figures={name: Figure(value=value, floor=floor, n=1_000, note="of ten")},
+    )
+
+
+class TestTables:
+    def test_the_table_is_aligned_with_value_beside_floor(self) -> None:
+        report = small(-123.45678, 0.5)
+        report.figures["path_ess"] = Figure(value=0.25, floor=1.0, n=20_000)
+        assert report.to_table().splitlines() == [
+            "figure        value   floor       n  settings",
+            "--------  ---------  ------  ------  --------",
+            "elbo      -123.4568  0.5000   1,000  of ten",
+            "path_ess     0.2500  1.0000  20,000",
+        ]
+
+    def test_markdown_tables_have_a_rule_of_equal_width(self) -> None:
+        lines = small(1.0, None).to_table(markdown=True).splitlines()
+        assert [len(line) for line in lines] == [len(lines[0])] * 3
+        assert lines[1] == "| ------ | -----: | ----: | ----: | -------- |"
+        assert lines[2] == "| elbo   | 1.0000 |       | 1,000 | of ten   |"
+
+    def test_comparison_takes_the_floor_of_the_first_report(self) -> None:
+        reports = {"this run": small(1.0, 0.25), "oracle bellman": small(3.0, 0.75)}
+        reports["other"] = small(7.0, None, name="eubo")
+        header, _, elbo, eubo = format_comparison(reports).splitlines()[1:]
+        assert header.split() == ["figure", "this", "run", "floor", "oracle", "bellman", "other"]
+        assert elbo.split() == ["elbo", "1.0000", "0.2500", "3.0000"]
+        assert eubo.split() == ["eubo", "7.0000"]
+        assert "| this run |" in format_comparison(reports, markdown=True)
+
+    def test_an_empty_comparison_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="reports must not be empty"):
+            format_comparison({})

@@ -1,0 +1,292 @@
+"""The commands, run as a user runs them: in other folders, as processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--agent.width=16",
+    "--agent.depth=2",
+    "--agent.rule.batch_size=128",
+    "--agent.rule.refresh_every=10",
+    "--agent.rule.refresh_size=128",
+    "--agent.rule.first_size=256",
+    "--agent.rule.start_size=256",
+    "--evaluation.n_samples=400",
+    "--evaluation.validation_samples=100",
+    "--evaluation.validate_every=20",
+    "--evaluation.log_every=10",
+    "--progress=false",
+    "--device=cpu",
+]
+
+
+def run(script: str, *arguments: object, folder: Path, ok: bool = True) -> tuple[str, str]:
+    """Runs a script in a folder; returns stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    if ok:
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        assert done.returncode == 2, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def readme_block(language: str, containing: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if containing in block]
+    return block
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which GMM9 was trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = ROOT / "configs" / "gmm9.yaml"
+    out, _ = run(
+        "train.py",
+        "--config",
+        config,
+        *TINY,
+        "--budget.updates=40",
+        "--ceiling=true",
+        folder=folder,
+    )
+    assert "oracle posterior" in out and "oracle bellman" in out and "floor" in out
+    assert "summary.png" in out
+    return folder
+
+
+def test_training_fills_the_run_folder(trained: Path) -> None:
+    path = trained / "runs/GMM9/vgs/0"
+    report = json.loads((path / "report.json").read_text())
+    assert {"target", "agent", "seed", "n_samples", "train_seconds"} < report.keys()
+    assert {"env_steps", "energy_evaluations", "figures"} < report.keys()
+    assert report["target"] == "GMM9" and report["agent"] == "vgs" and report["seed"] == 0
+    names = {"tvd_energy", "sinkhorn", "std_error", "mode_weight_error"}
+    names |= {"log_z_error", "elbo", "eubo", "path_ess"}
+    assert report["figures"].keys() == names
+    assert all({"value", "floor", "n"} < figure.keys() for figure in report["figures"].values())
+    pictures = {"chain", "value", "energy", "learning_curves", "summary"}
+    assert {p.stem for p in (path / "figures").glob("*.png")} == pictures
+    assert {p.stem for p in (path / "checkpoints").glob("*.pt")} == {"best", "last"}
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    assert config["env"] == "GMM9" and "resume" not in config and "config" not in config
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["updates"] for line in lines if "train/loss" in line] == [10, 20, 30, 40]
+    assert all(line["energy_evaluations"] > 0 and line["env_steps"] > 0 for line in lines)
+
+
+def test_tensorboard_has_scalars_histograms_pictures_and_hyper_parameters(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "runs/GMM9/vgs/0"))
+    events.Reload()
+    tags = events.Tags()
+    groups = {tag.split("/")[0] for tag in tags["scalars"]}
+    assert groups == {"train", "rollout", "eval", "time", "hparam"}
+    assert {"train/loss", "eval/elbo", "eval/tvd_energy_floor", "time/seconds"} < set(
+        tags["scalars"]
+    )
+    assert {"figures/chain", "figures/value", "figures/energy"} < set(tags["images"])
+    assert "eval/energy" in tags["histograms"]
+    plugins = events.summary_metadata
+    assert any(m.plugin_data.plugin_name == "hparams" for m in plugins.values())
+
+
+def test_evaluate_reproduces_the_report(trained: Path) -> None:
+    out, _ = run("evaluate.py", "runs/GMM9/vgs/0", "--json", "-", folder=trained)
+    (again,) = json.loads(out)
+    report = json.loads((trained / "runs/GMM9/vgs/0/report.json").read_text())
+    for name, figure in report["figures"].items():
+        assert again["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6), name
+    out, _ = run("evaluate.py", "runs/GMM9/vgs/0", "--resample", "true", folder=trained)
+    assert "tvd_energy" in out
+
+
+def test_readme_example_registers_an_energy_from_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_rings.py").write_text(readme_block("python", "# my_rings.py"))
+    (tmp_path / "rings.yaml").write_text(readme_block("yaml", "# rings.yaml"))
+    commands = readme_block("bash", "my_rings:me/Rings-v0").splitlines()
+    for command in commands:
+        command = command.split("  #")[0].replace("python path/to", f"{sys.executable} {ROOT}")
+        command = re.sub(r"^python", sys.executable, command)
+        if "train.py" in command:
+            command += " " + " ".join([*TINY, "--budget.updates=30"])
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, command + done.stdout + done.stderr
+    reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
+    assert sorted(report["seed"] for report in reports) == [0, 1]
+    assert all({"elbo", "path_ess"} == report["figures"].keys() for report in reports)
+
+
+def test_readme_python_examples_run(tmp_path: Path) -> None:
+    for mark in ("gymnasium.make_vec", "ValueGradientAgent(mdp"):
+        code = readme_block("python", mark)
+        code = code.replace("updates=2000", "updates=3").replace("20_000", "500")
+        (tmp_path / "example.py").write_text(code)
+        done = subprocess.run(
+            [sys.executable, "example.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/train.py"), *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_ctrl_c_then_resume_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
+    common = ["--config", ROOT / "configs/gmm9.yaml", *TINY, "--budget.updates=400"]
+    common += ["--evaluation.figures_every=0"]
+    process = start(tmp_path, *common, "--output=stopped")
+    metrics = tmp_path / "stopped/GMM9/vgs/0/metrics.jsonl"
+    deadline = time.time() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, out + error
+    assert "--resume" in out
+    stopped_at = torch.load(tmp_path / "stopped/GMM9/vgs/0/checkpoints/last.pt", weights_only=True)[
+        "state"
+    ]["counters"]["updates"]
+    assert 0 < stopped_at < 400
+    run("train.py", "--resume", "stopped/GMM9/vgs/0", "--progress=false", folder=tmp_path)
+    run("train.py", *common, "--output=whole", folder=tmp_path)
+
+    def records(name: str) -> list[dict[str, object]]:
+        lines = (tmp_path / name / "GMM9/vgs/0/metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in lines]
+
+    assert records("stopped") == records("whole")
+    one, other = (
+        json.loads((tmp_path / name / "GMM9/vgs/0/report.json").read_text())["figures"]
+        for name in ("stopped", "whole")
+    )
+    assert one == other
+
+
+BAD = [
+    (["--config", "{root}/configs/gmm9.yaml", "--agent.foo=1"], "Option 'foo' is not accepted"),
+    (["--config", "unknown.yaml"], "Option 'sheep' is not accepted"),
+    (["--config", "missing.yaml"], "missing.yaml"),
+    (["--mdp.num_steps=few"], 'Parser key "mdp.num_steps"'),
+    (["--mdp.num_steps=0"], "num_steps must be at least 1, got 0"),
+    (["--mdp.schedule.kind=constant", "--mdp.schedule.first=1.5"], "s_t must be below 1"),
+    (["--mdp.schedule.first=0.1"], "schedule.first must be left out for kind 'auto'"),
+    (["--env=GMM8"], "did you mean GMM9"),
+    (["--env=no_such_module:Thing"], "no_such_module"),
+    (["--env=bad_energies:Column"], "Column.energy must return shape (B,) = (64,), got (64, 1)"),
+    (["--env=bad_energies:Hole"], "Hole.energy returned NaN on"),
+    (["--env=bad_energies:NotOne"], "must make a vgs_rl.Energy, got Linear"),
+    (["--env=GMM9", "--env_args.size=3"], "env_args of vgs_rl/GMM9-v0"),
+    (["--agent.lr=-1"], "agent.lr must be a positive number, got -1"),
+    (["--agent.drift=sideways"], "sideways"),
+    (["--budget.updates=0"], "budget.updates must be a positive number, got 0"),
+    (["--device=tpu9"], "device 'tpu9' is not available here"),
+    (["--output=a_file"], "run folder a_file/GMM9/vgs/0 cannot be written to"),
+    (["--resume=nowhere"], "not a run folder"),
+]
+
+ENERGIES = """
+import torch, vgs_rl
+class Column(vgs_rl.Energy):
+    dim = 2
+    def energy(self, x): return x.square().sum(-1, keepdim=True)
+class Hole(vgs_rl.Energy):
+    dim = 2
+    def energy(self, x): return x.sum(-1).sqrt()
+def NotOne(): return torch.nn.Linear(2, 1)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_gets_one_clear_error_and_leaves_no_files(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / "bad_energies.py").write_text(ENERGIES)
+    (tmp_path / "unknown.yaml").write_text("env: GMM9\nsheep: 3\n")
+    (tmp_path / "a_file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "bad_energies", raising=False)
+    before = sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts)
+    status = script.main([a.replace("{root}", str(ROOT)) for a in arguments])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error, error
+    assert error.startswith("error: ") and error.count("error:") == 1 and "Traceback" not in error
+    assert before == sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts)
+
+
+def test_an_existing_run_is_not_overwritten_unasked(trained: Path) -> None:
+    config = ROOT / "configs/gmm9.yaml"
+    _, error = run("train.py", "--config", config, *TINY, folder=trained, ok=False)
+    assert "is not empty" in error and "--resume" in error and "--overwrite" in error
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(damage: str, trained: Path) -> None:
+    path = trained / "runs/GMM9/vgs/0/checkpoints/best.pt"
+    good = path.read_bytes()
+    marker = trained / "executed"
+    try:
+        if damage == "truncated":
+            path.write_bytes(good[: len(good) // 2])
+        elif damage == "foreign":
+            torch.save({"weights": torch.zeros(3)}, path)
+        else:  # an object whose unpickling would run code
+            torch.save(Bomb(str(marker)), path)
+        _, error = run("evaluate.py", "runs/GMM9/vgs/0", folder=trained, ok=False)
+        assert "best.pt" in error and error.count("\n") == 1
+        assert not marker.exists()
+    finally:
+        path.write_bytes(good)
+
+
+class Bomb:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")

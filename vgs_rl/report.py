@@ -1,0 +1,191 @@
+"""What an evaluation found: figures beside their floors, as JSON, tables and scalars."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from vgs_rl.checkpoint import write_text
+
+
+class ScalarWriter(Protocol):
+    """What :meth:`Report.to_tensorboard` needs of a TensorBoard ``SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Writes one number."""
+
+
+@dataclass(kw_only=True)
+class Figure:
+    """One number of a report.
+
+    Attributes:
+        value: the number; not finite where the sampler diverged.
+        floor: what a perfect sampler scores, or None where that is unknown.
+        n: number of samples or paths behind it.
+        note: its settings, for people.
+        details: the same settings for machines, such as bins, reg, batches, reference samples.
+    """
+
+    value: float
+    floor: float | None
+    n: int
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything known about one sampler on one target.
+
+    Attributes:
+        target: name of the target.
+        agent: name of what drew the samples.
+        seed: training seed, or None for a sampler that was not trained.
+        n_samples: samples judged.
+        train_seconds: wall-clock spent on training.
+        env_steps: transitions simulated in training.
+        energy_evaluations: states at which E or ∇E was evaluated in training.
+        figures: by name, as in the ``report.json`` paragraph of the design.
+        details: settings of the evaluation itself, with what sampling has cost.
+    """
+
+    target: str
+    agent: str
+    seed: int | None
+    n_samples: int
+    train_seconds: float
+    env_steps: int
+    energy_evaluations: int
+    figures: dict[str, Figure]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """The report as strict JSON: numbers that are not finite become null."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["figures"] = {
+            name: {
+                "value": figure.value,
+                "floor": figure.floor,
+                "n": figure.n,
+                "note": figure.note,
+                **figure.details,
+            }
+            for name, figure in self.figures.items()
+        }
+        return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The inverse of :meth:`as_json`; a value of null is read as NaN.
+
+        Raises:
+            ValueError: if the text is not a report, naming what is missing or unknown.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"a report must be a JSON object, got {type(content).__name__}")
+        names = {f.name for f in fields(cls)}
+        missing = sorted(names - {"details"} - content.keys())
+        unknown = sorted(content.keys() - names)
+        if missing or unknown:
+            raise ValueError(f"not a report: missing keys {missing}, unknown keys {unknown}")
+        content["figures"] = {
+            name: _figure_from(name, entry) for name, entry in content["figures"].items()
+        }
+        return cls(**content)
+
+    def to_table(self, *, markdown: bool = False) -> str:
+        """One line a figure, its value beside its floor; numbers are aligned at the point."""
+        lines = [["figure", "value", "floor", "n", "settings"]]
+        for name, figure in self.figures.items():
+            numbers = [_number(figure.value), _number(figure.floor), f"{figure.n:,}"]
+            lines.append([name, *numbers, figure.note])
+        return _table(lines, numeric=(1, 2, 3), markdown=markdown)
+
+    def save(self, path: Path | str) -> None:
+        """Writes :meth:`as_json` to a file, whole or not at all."""
+        write_text(Path(path), self.as_json() + "\n")
+
+    def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
+        """Writes ``eval/<name>`` and, where there is a floor, ``eval/<name>_floor``."""
+        for name, figure in self.figures.items():
+            writer.add_scalar(f"eval/{name}", figure.value, step)
+            if figure.floor is not None:
+                writer.add_scalar(f"eval/{name}_floor", figure.floor, step)
+
+
+def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:
+    """One table of several reports: rows are figures, columns their values.
+
+    The floor, that of the first report, stands right behind the first report's column. A figure
+    that a report does not have is left blank.
+
+    Args:
+        reports: by column name, such as ``{"this run": …, "oracle posterior": …}``.
+        markdown: a Markdown table instead of plain text.
+
+    Raises:
+        ValueError: if there is no report.
+    """
+    if not reports:
+        raise ValueError("reports must not be empty")
+    (first_name, first), *others = reports.items()
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.figures))
+    lines = [["figure", first_name, "floor", *(name for name, _ in others)]]
+    for name in names:
+        figure = first.figures.get(name)
+        floor = figure.floor if figure is not None else None
+        columns = [first.figures.get(name), *(report.figures.get(name) for _, report in others)]
+        values = [_number(column.value) if column is not None else "" for column in columns]
+        lines.append([name, values[0], _number(floor), *values[1:]])
+    table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
+    title = f"{first.target}, {first.n_samples:,} samples"
+    return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
+
+
+def _figure_from(name: str, entry: Any) -> Figure:
+    if not isinstance(entry, dict) or not {"value", "floor", "n"} <= entry.keys():
+        raise ValueError(f"figure {name} must have the keys value, floor and n, got {entry!r}")
+    details = {key: entry[key] for key in entry.keys() - {"value", "floor", "n", "note"}}
+    value = math.nan if entry["value"] is None else entry["value"]
+    note = entry.get("note", "")
+    return Figure(value=value, floor=entry["floor"], n=entry["n"], note=note, details=details)
+
+
+def _finite(content: Any) -> Any:
+    """A copy in which every float that strict JSON cannot hold is None."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if not math.isfinite(value) or abs(value) < 1e6 else f"{value:.3e}"
+
+
+def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) -> str:
+    """Columns of equal width, the numeric ones flush right; the first line is the header."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    padded = [
+        [
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    if markdown:
+        rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
