@@ -73,6 +73,9 @@ class GradientMatching(ValueRule):
         start_every: refreshes between fits of the start distribution.
         start_size: states drawn from the buffer for each of them.
         gradient_cap: largest norm of ∇E(x_T) used in targets; None leaves it.
+        references: terminal states that each target is averaged over, by their posterior
+            probability of having been noised into x_t; 0 uses x_t's own x_T alone. Unbiased (it
+            is the expectation over which of them it was), and in few dimensions far less noisy.
     """
 
     batch_size: int = 2048
@@ -84,6 +87,7 @@ class GradientMatching(ValueRule):
     start_every: int = 5
     start_size: int = 16_384
     gradient_cap: float | None = None
+    references: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -96,9 +100,15 @@ class GradientMatching(ValueRule):
             least_ess=(self.least_ess, 0),
             start_every=(self.start_every, 1),
             start_size=(self.start_size, 1),
+            references=(self.references, 0),
         )
         if self.least_ess > 1:
             raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
+        if 0 < self.references < self.batch_size:
+            raise ValueError(
+                f"GradientMatching.references must be 0 or at least batch_size "
+                f"{self.batch_size}, got {self.references}"
+            )
 
     def setup(self, agent: ValueGradientAgent) -> None:
         """An empty buffer."""
@@ -113,10 +123,9 @@ class GradientMatching(ValueRule):
         if agent.counters.updates % self.refresh_every == 0:
             self._refresh(agent)
         mdp, chain, tau = agent.mdp, agent.mdp.chain, agent.mdp.temperature
-        x_T, gradient = self._buffer.draw(self.batch_size, agent.generator)
         t = torch.arange(self.batch_size, device=mdp.device) % mdp.num_steps
-        x, z = mdp.noised_marginal(x_T, t, agent.generator)
-        target = self._target(agent, gradient, z, t, self._mixture[t].unsqueeze(-1))
+        x, denoising, target_score = self._scores(agent, t)
+        target = torch.lerp(denoising, target_score, self._mixture[t].unsqueeze(-1))
         if agent.config.drift == "posterior":
             error = agent.network.gradient(x, t) - target
         else:
@@ -130,13 +139,18 @@ class GradientMatching(ValueRule):
         loss = (weight * mdp.geometry.project(error).square().sum(-1)).mean()
         return loss, {"train/loss": loss.detach(), **self._scalars}
 
-    def _target(
-        self, agent: ValueGradientAgent, gradient: Tensor, z: Tensor, t: Tensor, c: Tensor
-    ) -> Tensor:
-        chain = agent.mdp.chain
-        denoising = agent.mdp.temperature * z / chain.S[t].sqrt().unsqueeze(-1)
-        target_score = chain.A[t].unsqueeze(-1) * gradient
-        return torch.lerp(denoising, target_score, c)
+    @torch.no_grad()
+    def _scores(self, agent: ValueGradientAgent, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States x_t with their denoising and target-score targets, all (B, D), for t (B,)."""
+        mdp, chain = agent.mdp, agent.mdp.chain
+        x_T, gradient = self._buffer.draw(max(len(t), self.references), agent.generator)
+        x, z = mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
+        scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
+        if self.references:
+            posterior = _posterior(x, x_T, scale, spread)
+            z = (x - posterior @ x_T / scale) / spread.sqrt()
+            gradient = posterior @ gradient
+        return x, mdp.temperature * z / spread.sqrt(), scale * gradient[: len(t)]
 
     @torch.no_grad()
     def _refresh(self, agent: ValueGradientAgent) -> None:
@@ -163,15 +177,14 @@ class GradientMatching(ValueRule):
     def _fit_mixture(self, agent: ValueGradientAgent) -> None:
         """c_t = Σ dsm·(dsm - tsm) / Σ ‖dsm - tsm‖², clipped to [0, 1]."""
         steps = agent.mdp.num_steps
+        # Groups of the references' size, so that the posteriors are those of training.
         per_step = 512
-        gradient = self._buffer.draw(per_step * steps, agent.generator)[1]
-        t = torch.arange(steps, device=agent.mdp.device).repeat_interleave(per_step)
-        z = agent.mdp.noise(len(t), agent.generator)
-        zero = torch.zeros(len(t), 1, device=z.device, dtype=z.dtype)
-        denoising = self._target(agent, gradient, z, t, zero)
-        difference = denoising - self._target(agent, gradient, z, t, zero + 1)
-        above = (denoising * difference).sum(-1).view(steps, per_step).sum(-1)
-        below = difference.square().sum(-1).view(steps, per_step).sum(-1)
+        t = torch.arange(per_step * steps, device=agent.mdp.device) % steps
+        parts = [self._scores(agent, part)[1:] for part in t.split(self.batch_size)]
+        denoising, target_score = (torch.cat(part) for part in zip(*parts, strict=True))
+        difference = denoising - target_score
+        above = (denoising * difference).sum(-1).view(per_step, steps).sum(0)
+        below = difference.square().sum(-1).view(per_step, steps).sum(0)
         self._mixture = (above / below).nan_to_num(0.0).clamp(0.0, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,6 +201,21 @@ class GradientMatching(ValueRule):
         self._buffer.load_state_dict(state["buffer"])
         self._mixture = state["mixture"]
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
+
+
+def _posterior(x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor) -> Tensor:
+    """Probability of each terminal state (M, D), equally likely before, given x (B, D): (B, M).
+
+    `scale` A_t and `spread` S_t have shape (B, 1).
+    """
+    # -‖x - x_T / A‖² / 2S without what does not depend on x_T, as one product; in double, since
+    # at small S the squares are large and all but cancel.
+    x, x_T, scale, spread = x.double(), x_T.double(), scale.double(), spread.double()
+    left = torch.cat([x / (scale * spread), -0.5 / (scale.square() * spread)], dim=-1)
+    right = torch.cat([x_T, x_T.square().sum(-1, keepdim=True)], dim=-1)
+    logits = left @ right.T
+    logits -= logits.amax(dim=-1, keepdim=True)
+    return torch.softmax(logits.float(), dim=-1)
 
 
 @dataclass(kw_only=True)

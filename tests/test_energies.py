@@ -29,7 +29,7 @@ TARGETS = {
     "many_well": lambda: ManyWell(dim=2),
 }
 CHAINS = {
-    "vp": Chain.build(ScheduleConfig(), "vp", 8),
+    "vp": Chain.build(ScheduleConfig(kind="geometric", first=0.5, last=0.02), "vp", 8),
     "ve": Chain.build(ScheduleConfig(kind="geometric", first=1.0, last=0.02), "ve", 8),
 }
 

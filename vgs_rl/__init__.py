@@ -1,5 +1,11 @@
 """Sampling from unnormalised densities as reinforcement learning."""
 
+import os
+
+# OpenMP threads that spin while they wait make training several times slower as soon as anything
+# else runs on the machine. It has an effect only before torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.energy import Energy, Particles
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry

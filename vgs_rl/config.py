@@ -65,7 +65,7 @@ class EvaluationConfig:
     seed: int = 1_000_003
     validation_samples: int = 4_000
     validate_every: int = 250
-    log_every: int = 25
+    log_every: int = 50
     figures_every: int = 4
 
     def __post_init__(self) -> None:

@@ -69,8 +69,8 @@ def plot_chain(
     times = _times(mdp, panels)
     with rc_context(draw.STYLE), _uncounted(mdp):
         figure = Figure(figsize=(2.15 * len(times) + 0.3, 2.75), layout="constrained")
-        _draw_chain(figure, times, mdp, policy, n, generator, energy or mdp.energy)
-        figure.legend(handles=_chain_handles(), loc="outside lower center", ncols=2)
+        handles = _draw_chain(figure, times, mdp, policy, n, generator, energy or mdp.energy)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -212,7 +212,7 @@ def hero(
         width, height = 2.05 * len(times) + 0.3, 5.5 if below else 2.8
         figure = Figure(figsize=(width, height), layout="constrained")
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.15)) if below else [figure]
-        _draw_chain(rows[0], times, mdp, policy, n, generator, energy)
+        handles = _draw_chain(rows[0], times, mdp, policy, n, generator, energy)
         if below:
             if len(below) == 1:  # a single panel stands in the middle, as wide as others are
                 below = [(1.0, Axes.set_axis_off), *below, (1.0, Axes.set_axis_off)]
@@ -221,7 +221,7 @@ def hero(
             for panel, (_, draw_panel) in zip(axes, below, strict=True):
                 draw_panel(panel)
         figure.suptitle(title or " ", fontsize=11.5, fontweight="bold", x=0.012, ha="left")
-        figure.legend(handles=_chain_handles(), loc="upper right", ncols=2, borderaxespad=0.3)
+        figure.legend(handles=handles, loc="upper right", ncols=2, borderaxespad=0.3)
     return figure
 
 
@@ -233,8 +233,8 @@ def _draw_chain(
     n: int,
     generator: torch.Generator,
     energy: Energy,
-) -> None:
-    """One row of panels on a figure or sub-figure."""
+) -> list[Any]:
+    """One row of panels on a figure or sub-figure; returns what a legend should name."""
     states = mdp.rollout(policy, n, generator, keep_states=True).states
     assert states is not None
     exact = None
@@ -242,6 +242,9 @@ def _draw_chain(
         exact = energy.sample(draw.EXACT_STATES, generator).to(states)
     view = View.around(states[-1] if exact is None else exact)
     axes = figure.subplots(1, len(times), squeeze=False)[0]
+    handles: list[Any] = [
+        Line2D([], [], marker="o", ls="", ms=3.5, color=draw.SAMPLER, label="sampler")
+    ]
     for panel, t in zip(axes, times, strict=True):
         image = draw.density_image(mdp, energy, t, view, exact, generator)
         draw.draw_states(panel, states[t], image, view)
@@ -250,13 +253,9 @@ def _draw_chain(
             panel.set_ylabel("$x_2$", labelpad=1)
         else:
             panel.tick_params(labelleft=False)
-
-
-def _chain_handles() -> list[Any]:
-    return [
-        Line2D([], [], marker="o", ls="", ms=3.5, color=draw.SAMPLER, label="sampler"),
-        Patch(facecolor=draw.DENSITY(0.75), label="exact density at step $t$"),
-    ]
+    if any(panel.get_images() for panel in axes):
+        handles.append(Patch(facecolor=draw.DENSITY(0.75), label="exact density at step $t$"))
+    return handles
 
 
 def _times(mdp: SamplingMDP, panels: int) -> list[int]:

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vgs_rl.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
+from vgs_rl.config import BudgetConfig, EvaluationConfig, resolve_device
+from vgs_rl.run import RunFolder
+
+COUNTERS = {"env_steps": 10, "energy_evaluations": 5, "seconds": 0.1}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3.0), "b": {"c": [1, 2.5, "x", None, True]}}
+    save_checkpoint(tmp_path / "c.pt", state)
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert torch.equal(loaded["a"], state["a"]) and loaded["b"] == state["b"]  # type: ignore[arg-type]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail(file: object) -> None:
+        file.write(b"half of the n")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_another_version_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    with pytest.raises(FileNotFoundError, match=r"c\.pt does not exist"):
+        load_checkpoint(path)
+    torch.save({"format": "vgs_rl checkpoint", "version": 99, "state": {}}, path)
+    with pytest.raises(ValueError, match="has version 99"):
+        load_checkpoint(path)
+
+
+def test_records_are_strict_json_with_every_counter(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a/b", "env: GMM9\n")
+    folder.record({"train/loss": float("nan"), "eval/elbo": -1.0}, updates=3, **COUNTERS)
+    folder.close()
+    (line,) = (tmp_path / "a/b/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"updates": 3, **COUNTERS, "train/loss": None, "eval/elbo": -1.0}
+    assert (tmp_path / "a/b/config.yaml").read_text() == "env: GMM9\n"
+
+
+def test_resuming_drops_what_was_recorded_after_the_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "x: 1\n")
+    for updates in (1, 2, 3):
+        folder.record({"train/loss": 0.5}, updates=updates, **COUNTERS)
+    folder.close()
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"updates": 4, "env_st')  # a crash cut this line short
+    with pytest.raises(FileExistsError, match="is not empty"):
+        RunFolder(tmp_path / "run", "x: 1\n")
+    folder = RunFolder(tmp_path / "run", "x: 1\n", resume_at=2)
+    folder.close()
+    assert [record["updates"] for record in folder.records] == [1, 2]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["updates"] for line in lines] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written to"):
+        RunFolder(tmp_path / "file/run", "x: 1\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_budget_and_evaluation_refuse_impossible_values_by_name() -> None:
+    with pytest.raises(ValueError, match="budget needs at least one of"):
+        BudgetConfig()
+    with pytest.raises(ValueError, match=r"budget\.seconds must be a positive number, got -1"):
+        BudgetConfig(seconds=-1)
+    with pytest.raises(ValueError, match=r"evaluation\.log_every must be at least 1, got 0"):
+        EvaluationConfig(log_every=0)
+
+
+def test_device_names_are_resolved_or_refused() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto").type == expected
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="device 'gpu' is not available here"):
+        resolve_device("gpu")
