@@ -1,10 +1,12 @@
 """Agents that learn to sample, and the samplers they are judged against."""
 
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.mcmc import MALASampler
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
+from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 
 __all__ = [
@@ -13,7 +15,9 @@ __all__ = [
     "AgentConfig",
     "ExactSampler",
     "GradientMatching",
+    "MALASampler",
     "RunConfig",
+    "SMCSampler",
     "SoftBellman",
     "ValueGradientAgent",
     "ValueGradientConfig",

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.oracle import oracle_sampler
+from vgs_rl.agents.policy import Drift
 from vgs_rl.agents.rules import ValueRule
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.config import (
@@ -33,6 +34,7 @@ from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
+from vgs_rl.sampler import Sampler
 
 allow_subclasses(AgentConfig, ValueRule)
 
@@ -212,10 +214,11 @@ def judge(
     *,
     n: int | None = None,
     resample: bool = False,
+    sampler: Sampler | None = None,
 ) -> Report:
-    """The report of an agent, on the run's own evaluation seed."""
+    """The report of an agent (or of another sampler) on the run's own evaluation seed."""
     return evaluate(
-        agent.sampler(),
+        sampler or agent.sampler(),
         agent.mdp.energy,
         n or config.evaluation.n_samples,
         seed=config.evaluation.seed,
@@ -268,11 +271,13 @@ def final_figures(
     return pictures
 
 
-def ceilings(config: RunConfig) -> dict[str, Report]:
-    """Reports of the oracle with either drift on the run's MDP: what perfect learning reaches."""
+def ceilings(
+    config: RunConfig, drifts: Sequence[Drift] = ("posterior", "bellman")
+) -> dict[str, Report]:
+    """Reports of the oracle on the run's MDP, by drift: what perfect learning reaches."""
     target = find(config.env)
     reports = {}
-    for drift in ("posterior", "bellman"):
+    for drift in drifts:
         energy = target.make_energy(**config.env_args)
         mdp = SamplingMDP(energy, config.mdp, device=resolve_device(config.device))
         reports[f"oracle {drift}"] = evaluate(

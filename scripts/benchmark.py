@@ -9,10 +9,12 @@ python scripts/benchmark.py env --json runs/benchmark_env.json
 from __future__ import annotations
 
 import json as json_format
+import math
 import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from vgs_rl import SamplingMDP, registered
-from vgs_rl.agents.run import ceilings, config_of, parse_run, resolved_yaml, train
+from vgs_rl import SamplingMDP, find, registered
+from vgs_rl.agents import MALASampler, SMCSampler, ValueGradientAgent, ValueGradientConfig, load_run
+from vgs_rl.agents.run import ceilings, config_of, judge, parse_run, resolved_yaml, train
 from vgs_rl.checkpoint import write_text
 from vgs_rl.envs import SamplingVectorEnv
 from vgs_rl.evaluation import Report, format_comparison
@@ -54,7 +57,11 @@ def print_table(title: str, rows: Table) -> None:
 
 
 def _text(value: object) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
@@ -175,6 +182,36 @@ BOUNDS: dict[str, dict[str, tuple[str, float]]] = {
         "path_ess": ("at least", 0.6),
         "mode_weight_error": ("at most", 0.008),
     },
+    "gmm25": {
+        "train_seconds": ("at most", 180),
+        "tvd_energy": ("x floor", 2.0),
+        "std_error": ("at most", 0.05),
+        "log_z_error": ("at most", 0.01),
+        "path_ess": ("at least", 0.5),
+        "mode_weight_error": ("at most", 0.01),
+    },
+    "gmm40": {
+        "train_seconds": ("at most", 300),
+        "tvd_energy": ("x floor", 2.0),
+        "std_error": ("at most", 0.2299),  # 1% of the mean marginal std, 22.99
+        "log_z_error": ("at most", 0.02),
+        "path_ess": ("at least", 0.4),
+        "mode_weight_error": ("at most", 0.01),
+    },
+    "funnel10": {
+        "train_seconds": ("at most", 300),
+        "tvd_energy": ("x floor", 1.5),
+        "log_z_error": ("at most", 0.05),
+        "path_ess": ("at least", 0.15),
+    },
+    "manywell32": {
+        "train_seconds": ("at most", 480),
+        "tvd_energy": ("x floor", 2.0),
+        "std_error": ("at most", 0.03),
+        "log_z_error": ("at most", 0.1),
+        "path_ess": ("at least", 0.1),
+        "mode_weight_error": ("at most", 0.02),
+    },
 }
 
 
@@ -187,6 +224,10 @@ def quality(
 ) -> None:
     """Trains shipped configurations over seeds and prints every figure beside floor and bound.
 
+    Beside each run stand the same samples after importance resampling, SMC with the learned value
+    as twist, MALA alone with as many energy evaluations as training and sampling took together,
+    and the oracle, which is what perfect learning would reach.
+
     Args:
         configs: names of files in configs/.
         seeds: training seeds; the table shows medians over them.
@@ -198,10 +239,11 @@ def quality(
     print(", ".join(f"{key} {value}" for key, value in size.items()))
     tables, reports = [], []
     for name in configs:
-        runs = [_run(name, seed, output) for seed in seeds]
-        reports += runs
+        runs = [_reports(name, seed, output) for seed in seeds]
+        reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, BOUNDS.get(name, {}))
-        title = f"{name}, {runs[0].n_samples:,} samples, median of seeds {list(seeds)}"
+        first = next(iter(runs[0].values()))
+        title = f"{name}, {first.n_samples:,} samples, median of seeds {list(seeds)}"
         print_table(title, rows)
         tables.append(f"**{title}**\n\n{_markdown(rows)}")
     if markdown is not None:
@@ -210,39 +252,84 @@ def quality(
     write_json({"machine": size, "reports": contents}, json)
 
 
-def _run(name: str, seed: int, output: Path) -> Report:
-    """Trains one configuration with one seed, or reads the report of that run."""
+def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
+    """The reports of one configuration and seed, trained or read from an earlier call."""
     file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
     arguments = ["--config", str(file), "--seed", str(seed), "--output", str(output / name)]
     config = config_of(parse_run(arguments))
-    done = config.folder / "report.json"
-    if done.is_file():
-        return Report.from_json(done.read_text())
-    print(f"training {name}, seed {seed}, into {config.folder}")
-    report = train(config, resolved_yaml(arguments), overwrite=True)
-    if report is None:
-        raise SystemExit(130)
-    return report
+    folder = config.folder
+    if not (folder / "report.json").is_file():
+        print(f"training {name}, seed {seed}, into {folder}")
+        if train(config, resolved_yaml(arguments), overwrite=True) is None:
+            raise SystemExit(130)
+    others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala, "oracle": _oracle}
+    reports = {"vgs": Report.from_json((folder / "report.json").read_text())}
+    for title, judge_other in others.items():
+        path = folder / f"report_{title.replace(' ', '_').lower()}.json"
+        if not path.is_file():
+            judge_other(folder, reports["vgs"]).save(path)
+        reports[title] = Report.from_json(path.read_text())
+    return reports
 
 
-def _quality_rows(runs: list[Report], bounds: dict[str, tuple[str, float]]) -> Table:
+def _resampled(folder: Path, report: Report) -> Report:
+    config, agent = load_run(folder)
+    return judge(config, find(config.env), agent, resample=True)
+
+
+def _smc(folder: Path, report: Report) -> Report:
+    config, agent = load_run(folder)
+    assert isinstance(agent, ValueGradientAgent)
+    sampler = SMCSampler(agent.mdp, agent.policy)
+    return judge(config, find(config.env), agent, resample=True, sampler=sampler)
+
+
+def _mala(folder: Path, report: Report) -> Report:
+    """MALA with the energy evaluations of training and of one sampling, from a start as wide."""
+    config, agent = load_run(folder)
+    assert isinstance(config.agent, ValueGradientConfig)
+    budget = report.energy_evaluations + report.n_samples
+    energy = agent.mdp.energy
+    chains = min(1_000, budget // 20)
+    sampler = MALASampler(energy, budget, chains=chains, scale=config.agent.prior_std)
+    mala = judge(config, find(config.env), agent, sampler=sampler)
+    return replace(mala, agent="mala", train_seconds=0.0, env_steps=0, energy_evaluations=budget)
+
+
+def _oracle(folder: Path, report: Report) -> Report:
+    config, _ = load_run(folder)
+    return ceilings(config, ("posterior",))["oracle posterior"]
+
+
+def _quality_rows(runs: list[dict[str, Report]], bounds: dict[str, tuple[str, float]]) -> Table:
     rows: Table = []
-    for name in ("train_seconds", "env_steps", "energy_evaluations", *runs[0].figures):
-        values, floor = [], None
-        for run in runs:
-            figure = run.figures.get(name)
-            values.append(float(getattr(run, name)) if figure is None else figure.value)
-            floor = None if figure is None else figure.floor
-        value = float(np.median(values))
-        row = {"figure": name, "value": value, "least": min(values), "most": max(values)}
-        row |= {"floor": "" if floor is None else floor, "bound": "", "holds": ""}
+    columns = list(runs[0])
+    for name in ("train_seconds", "env_steps", "energy_evaluations", *runs[0]["vgs"].figures):
+        values = {column: [_figure(run[column], name) for run in runs] for column in columns}
+        own, median = values["vgs"], float(np.median(values["vgs"]))
+        figure = runs[0]["vgs"].figures.get(name)
+        floor = None if figure is None else figure.floor
+        row: dict[str, Any] = {"figure": name, "vgs": median, "range": _range(own)}
+        row |= {"floor": math.nan if floor is None else floor, "bound": "", "holds": ""}
         if name in bounds:
             meaning, bound = bounds[name]
             limit = bound * (floor or 0.0) if meaning == "x floor" else bound
-            holds = value >= limit if meaning == "at least" else value <= limit
+            holds = median >= limit if meaning == "at least" else median <= limit
             row |= {"bound": f"{meaning} {bound:g}", "holds": "yes" if holds else "NO"}
+        row |= {column: float(np.median(values[column])) for column in columns[1:]}
         rows.append(row)
     return rows
+
+
+def _figure(report: Report, name: str) -> float:
+    """A figure or a count of a report; NaN where it has none."""
+    if name in report.figures:
+        return report.figures[name].value
+    return float(getattr(report, name, math.nan))
+
+
+def _range(values: list[float]) -> str:
+    return f"{_text(min(values))} to {_text(max(values))}"
 
 
 def _markdown(rows: Table) -> str:

@@ -217,7 +217,8 @@ def hero(
             if len(below) == 1:  # a single panel stands in the middle, as wide as others are
                 below = [(1.0, Axes.set_axis_off), *below, (1.0, Axes.set_axis_off)]
             ratios = [ratio for ratio, _ in below]
-            axes = rows[1].subplots(1, len(below), squeeze=False, width_ratios=ratios)[0]
+            room = {"width_ratios": ratios, "wspace": 0.12}  # for the landscape's colour bar
+            axes = rows[1].subplots(1, len(below), squeeze=False, gridspec_kw=room)[0]
             for panel, (_, draw_panel) in zip(axes, below, strict=True):
                 draw_panel(panel)
         figure.suptitle(title or " ", fontsize=11.5, fontweight="bold", x=0.012, ha="left")

@@ -1,0 +1,135 @@
+"""MCMC on the target itself: the baseline that every table shows beside learned samplers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vgs_rl.energy import Energy
+from vgs_rl.geometry import Geometry
+from vgs_rl.sampler import Sampler, Samples
+
+
+class MALAKernel:
+    """Metropolis-adjusted Langevin steps on exp(-E/tau), with one step size for all chains.
+
+    The step size follows the acceptance rate towards `acceptance` during adaptation. Every step
+    evaluates E and ∇E once per chain. Reference: Roberts and Tweedie, Bernoulli 2 (1996).
+
+    Args:
+        energy: the target.
+        x: initial states, shape (B, D), in the energy's geometry.
+        temperature: tau.
+        step_size: initial variance of a proposal per coordinate.
+        acceptance: acceptance rate that adaptation aims at.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        x: Tensor,
+        *,
+        temperature: float = 1.0,
+        step_size: float = 0.1,
+        acceptance: float = 0.6,
+    ) -> None:
+        self.energy, self.temperature, self.acceptance = energy, temperature, acceptance
+        self.geometry: Geometry = energy.geometry
+        self.x = x
+        self.step_size = torch.tensor(step_size, device=x.device, dtype=x.dtype)
+        self.value, self.gradient = self._evaluate(x)
+        self.energy_evaluations = len(x)
+
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E/tau and its gradient; a state whose energy is not finite is never accepted."""
+        energy, gradient = self.energy.energy_and_gradient(x)
+        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
+        energy = torch.where(finite, energy, torch.inf)
+        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
+        return energy / self.temperature, self.geometry.project(gradient) / self.temperature
+
+    @torch.no_grad()
+    def step(self, generator: torch.Generator, *, adapt: bool) -> Tensor:
+        """One step of every chain; returns the acceptance rate, a scalar."""
+        h = self.step_size
+        z = torch.randn(self.x.shape, generator=generator, device=self.x.device, dtype=self.x.dtype)
+        z = self.geometry.project(z)
+        proposal = self.x - 0.5 * h * self.gradient + h.sqrt() * z
+        value, gradient = self._evaluate(proposal)
+        self.energy_evaluations += len(proposal)
+        back = self.x - proposal + 0.5 * h * gradient
+        log_ratio = self.value - value + 0.5 * z.square().sum(-1) - back.square().sum(-1) / (2 * h)
+        uniform = torch.rand(
+            len(self.x), generator=generator, device=self.x.device, dtype=self.x.dtype
+        )
+        accepted = uniform.log() < log_ratio
+        choose = accepted.unsqueeze(-1)
+        self.x = torch.where(choose, proposal, self.x)
+        self.gradient = torch.where(choose, gradient, self.gradient)
+        self.value = torch.where(accepted, value, self.value)
+        rate = log_ratio.nan_to_num(-torch.inf).exp().clamp_max(1.0).mean()
+        if adapt:
+            self.step_size = h * torch.exp(0.5 * (rate - self.acceptance))
+        return rate
+
+
+class MALASampler(Sampler):
+    """MALA alone, with a given number of energy evaluations for all samples together.
+
+    Chains start from N(0, scale² I); the step size adapts in the first half, which is thrown
+    away; samples are states of the second half, evenly spaced over time. So a chain that does not
+    mix shows it: nothing is weighted.
+
+    Args:
+        energy: the target.
+        energy_evaluations: budget of one call of ``sample``, at least two per chain.
+        chains: number of parallel chains, at most n.
+        scale: standard deviation of the initial states.
+        temperature: tau.
+        device: where the chains run.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        energy_evaluations: int,
+        *,
+        chains: int = 1_000,
+        scale: float = 1.0,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if chains < 1:
+            raise ValueError(f"chains must be at least 1, got {chains}")
+        if energy_evaluations < 3 * chains:
+            raise ValueError(
+                f"energy_evaluations must be at least 3 x chains = {3 * chains}, "
+                f"got {energy_evaluations}"
+            )
+        self.energy, self.budget, self.chains = energy, energy_evaluations, chains
+        self.scale, self.temperature, self.device = scale, temperature, torch.device(device)
+        self.chunk_size = 2**62  # one call is one run: its budget is not split
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        chains = min(self.chains, n)
+        x = torch.randn(chains, self.energy.dim, generator=generator, device=self.device)
+        kernel = MALAKernel(
+            self.energy,
+            self.energy.geometry.project(x) * self.scale,
+            temperature=self.temperature,
+            step_size=0.1 * self.scale**2,
+        )
+        steps = self.budget // chains - 1
+        burn_in = steps // 2
+        for _ in range(burn_in):
+            kernel.step(generator, adapt=True)
+        wanted = -(-n // chains)  # states to keep of each chain
+        kept, done = [], 0
+        for k in range(1, wanted + 1):
+            until = (steps - burn_in) * k // wanted
+            for _ in range(until - done):
+                kernel.step(generator, adapt=False)
+            done = until
+            kept.append(kernel.x)
+        x = torch.stack(kept, 1).flatten(0, 1)[:n]
+        return Samples(x=x, log_weight=None, energy_evaluations=kernel.energy_evaluations)

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents import MALASampler, SMCSampler, ValueGradientAgent, ValueGradientConfig
+from vgs_rl.agents.mcmc import MALAKernel
+from vgs_rl.agents.policy import ValueGradientPolicy
+from vgs_rl.energy import Energy
+from vgs_rl.envs import GMM9, FourGauss, Gaussian, ManyWell
+from vgs_rl.networks import ExactValue
+from vgs_rl.weights import effective_sample_size
+
+
+def small_mdp(energy: Energy, num_steps: int = 6, scale: float = 1.5) -> SamplingMDP:
+    schedule = ScheduleConfig(kind="auto", total_noise=0.9)
+    config = MDPConfig(num_steps=num_steps, schedule=schedule, start=StartConfig(scale=scale))
+    return SamplingMDP(energy, config)
+
+
+def z_estimates(sampler: SMCSampler, log_z: float, runs: int, n: int) -> torch.Tensor:
+    """Ẑ/Z of independent runs of n particles."""
+    weights = [sampler.sample(n, seed).log_weight for seed in range(runs)]
+    return torch.stack([(w.double() - log_z).exp().mean() for w in weights if w is not None])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("energy", [Gaussian(), FourGauss(), ManyWell(dim=2)])
+def test_smc_is_unbiased_for_z_even_with_a_poor_twist(energy: Energy, threshold: float) -> None:
+    mdp = small_mdp(energy)
+    untrained = ValueGradientAgent(mdp, ValueGradientConfig(prior_std=1.5, width=8, depth=1))
+    sampler = SMCSampler(mdp, untrained.policy, threshold)
+    assert energy.log_z is not None
+    ratios = z_estimates(sampler, energy.log_z, runs=300, n=64)
+    error = ratios.std() / math.sqrt(len(ratios))
+    assert abs(ratios.mean() - 1) < 4.5 * error
+    assert error < 0.1  # or the test would prove nothing
+
+
+@pytest.mark.parametrize("drift", ["posterior", "bellman"])
+def test_smc_is_unbiased_for_z_with_exact_twists(drift: str) -> None:
+    mdp = small_mdp(GMM9(), num_steps=10)
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), drift)  # type: ignore[arg-type]
+    ratios = z_estimates(SMCSampler(mdp, policy), 0.0, runs=100, n=200)
+    assert abs(ratios.mean() - 1) < 4.5 * ratios.std() / math.sqrt(len(ratios))
+
+
+def test_without_resampling_smc_weights_are_the_path_weights() -> None:
+    mdp = small_mdp(GMM9())
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
+    smc = SMCSampler(mdp, policy, threshold=0.0).sample(500, 3)
+    plain = mdp.rollout(policy, 500, mdp.generator(3))
+    torch.testing.assert_close(smc.x, plain.x)
+    torch.testing.assert_close(smc.log_weight, plain.log_weight, atol=1e-3, rtol=1e-4)
+
+
+def test_resampling_with_exact_twists_raises_the_effective_sample_size() -> None:
+    mdp = small_mdp(GMM9(), num_steps=10)
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
+    ess = {}
+    for threshold in (0.0, 0.9):
+        samples = SMCSampler(mdp, policy, threshold).sample(5000, 0)
+        assert samples.log_weight is not None
+        ess[threshold] = float(effective_sample_size(samples.log_weight))
+    assert ess[0.9] > 2 * ess[0.0]
+
+
+def test_mala_leaves_the_target_invariant() -> None:
+    energy = Gaussian((1.0, -2.0), (0.5, 3.0))
+    generator = torch.Generator().manual_seed(0)
+    x = energy.sample(20_000, generator)
+    kernel = MALAKernel(energy, x, step_size=0.6)
+    for _ in range(20):
+        rate = kernel.step(generator, adapt=False)
+    assert 0.5 < rate < 0.99  # steps long enough that a wrong correction would show
+    torch.testing.assert_close(kernel.x.mean(0), torch.tensor([1.0, -2.0]), atol=0.05, rtol=0)
+    torch.testing.assert_close(kernel.x.var(0), torch.tensor([0.5, 3.0]), atol=0, rtol=0.05)
+    assert (kernel.x != x).any(-1).float().mean() > 0.99
+
+
+def test_mala_sampler_spends_its_budget_and_finds_a_unimodal_target() -> None:
+    energy = Gaussian((1.0, -2.0), (0.5, 3.0))
+    samples = MALASampler(energy, 200_000, chains=500, scale=2.0).sample(2000, 1)
+    assert samples.x.shape == (2000, 2)
+    assert samples.energy_evaluations == 200_000
+    torch.testing.assert_close(samples.x.mean(0), torch.tensor([1.0, -2.0]), atol=0.2, rtol=0)
+    torch.testing.assert_close(samples.x.var(0), torch.tensor([0.5, 3.0]), atol=0, rtol=0.15)
+
+
+def test_impossible_settings_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="energy_evaluations must be at least 3 x chains = 3000"):
+        MALASampler(GMM9(), 100)
+    mdp = small_mdp(GMM9())
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
+        SMCSampler(mdp, policy, threshold=2)
