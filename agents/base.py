@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -118,6 +119,7 @@ class Agent(ABC):
                 disable=not progress_bar,
                 dynamic_ncols=True,
                 smoothing=0.05,
+                mininterval=0.2 if sys.stderr.isatty() else 15.0,  # a log file wants few lines
             ) as bar,
         ):
             shown: dict[str, str] = {}

@@ -17,6 +17,7 @@ from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.oracle import oracle_sampler
 from vgs_rl.agents.policy import Drift
 from vgs_rl.agents.rules import ValueRule
+from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.config import (
     BudgetConfig,
@@ -230,6 +231,18 @@ def judge(
         env_steps=agent.counters.env_steps,
         energy_evaluations=agent.counters.energy_evaluations,
     )
+
+
+def judge_smc(config: RunConfig, agent: Agent, *, n: int | None = None) -> Report:
+    """The report of SMC with the agent's value as twist, resampled at the end.
+
+    Raises:
+        ValueError: if the agent has no value.
+    """
+    if not isinstance(agent, ValueGradientAgent):
+        raise ValueError(f"SMC needs a value as its twist, and {config.agent.name} has none")
+    sampler = SMCSampler(agent.mdp, agent.policy)
+    return judge(config, find(config.env), agent, n=n, resample=True, sampler=sampler)
 
 
 def finish(config: RunConfig, target: Target, agent: Agent, folder: RunFolder) -> Report:

@@ -1,175 +1,48 @@
 """Benchmarks: what the machine was, what was compared, what it cost.
 
-python scripts/benchmark.py env
-python scripts/benchmark.py quality --configs '[gmm9]' --json runs/quality.json
-python scripts/benchmark.py oracle
-python scripts/benchmark.py env --json runs/benchmark_env.json
+python scripts/benchmark.py env                              a step through NumPy, transitions/s
+python scripts/benchmark.py sampling                         samples/s, memory, evaluation time
+python scripts/benchmark.py oracle --configs '[gmm9]'        ceilings of schedule, drift and start
+python scripts/benchmark.py quality --configs '[gmm9]'       trains over seeds; figures and bounds
+python scripts/benchmark.py steps                            T against quality, with a picture
 """
 
 from __future__ import annotations
 
 import json as json_format
 import math
-import os
-import platform
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmark_speed import env, sampling
+from benchmark_table import (
+    Table,
+    format_cell,
+    machine,
+    markdown_table,
+    print_machine,
+    print_table,
+    write_json,
+)
 from jsonargparse import auto_cli
 
-from vgs_rl import SamplingMDP, find, registered
-from vgs_rl.agents import MALASampler, SMCSampler, ValueGradientAgent, ValueGradientConfig, load_run
-from vgs_rl.agents.run import ceilings, config_of, judge, parse_run, resolved_yaml, train
-from vgs_rl.checkpoint import write_text
-from vgs_rl.envs import SamplingVectorEnv
+from vgs_rl import find
+from vgs_rl.agents import MALASampler, ValueGradientConfig, load_run
+from vgs_rl.agents.run import (
+    ceilings,
+    config_of,
+    judge,
+    judge_smc,
+    parse_run,
+    resolved_yaml,
+    train,
+)
 from vgs_rl.evaluation import Report, format_comparison
-
-Table = list[dict[str, Any]]
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Size of the machine and versions of what the timings depend on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory, 1),
-        "gpu": gpu,
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def print_table(title: str, rows: Table) -> None:
-    """Prints rows of equal keys in columns."""
-    print(f"\n{title}")
-    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if math.isnan(value):
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
-    """Cost of one step: `SamplingVectorEnv.step` against `SamplingMDP.step`.
-
-    Both play the same whole episodes at the same batch size: T steps and one reset, the last step
-    with its energies. The MDP is given its control as a tensor on its device; the environment
-    takes and returns NumPy arrays, resets in SAME_STEP mode, keeps log-weights and fills infos.
-    The two take turns step by step, so that both meet the same machine; the cost of an episode is
-    the sum over t of the median over repetitions, the cost of a step that divided by T.
-    """
-    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
-    other = SamplingVectorEnv(target, num_envs=num_envs, device=device)
-    mdp: SamplingMDP = other.mdp
-    generator = mdp.generator(0)
-    control = torch.randn(num_envs, mdp.dim, generator=mdp.generator(1), device=mdp.device)
-    actions = control.cpu().numpy().copy()
-    synchronise = _synchroniser(mdp.device)
-    state = mdp.reset(num_envs, generator)
-    env.reset(seed=0)
-
-    def bare_step(t: int) -> None:
-        nonlocal state
-        with torch.no_grad():
-            state = mdp.step(state, control, generator).state
-            if t == mdp.num_steps - 1:
-                state = mdp.reset(num_envs, generator)
-
-    bare = np.empty((repeats, mdp.num_steps))
-    full = np.empty((repeats, mdp.num_steps))
-    for i in range(repeats):
-        for t in range(mdp.num_steps):
-            begin = time.perf_counter()
-            bare_step(t)
-            synchronise()
-            middle = time.perf_counter()
-            env.step(actions)
-            bare[i, t], full[i, t] = middle - begin, time.perf_counter() - middle
-    bare_cost = float(np.median(bare, axis=0).mean())
-    full_cost = float(np.median(full, axis=0).mean())
-    return {
-        "target": target,
-        "num_envs": num_envs,
-        "episodes": repeats,
-        "mdp_step_us": 1e6 * bare_cost,
-        "env_step_us": 1e6 * full_cost,
-        "ratio": full_cost / bare_cost,
-    }
-
-
-def env_cost(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
-    """Cost of `SamplingVectorEnv.step`, whole episodes with their resets."""
-    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
-    rng = np.random.default_rng(0)
-    actions = 0.1 * rng.standard_normal((num_envs, env.mdp.dim)).astype(np.float32)
-    env.reset(seed=0)
-    num_steps = env.mdp.num_steps
-    seconds = np.empty((repeats, num_steps))
-    for i in range(repeats):
-        for t in range(num_steps):
-            begin = time.perf_counter()
-            env.step(actions)
-            seconds[i, t] = time.perf_counter() - begin
-    cost = float(np.median(seconds, axis=0).mean())
-    return {
-        "target": target,
-        "dim": env.mdp.dim,
-        "num_steps": num_steps,
-        "num_envs": num_envs,
-        "step_us": 1e6 * cost,
-        "ns_per_transition": 1e9 * cost / num_envs,
-        "transitions_per_s": num_envs / cost,
-    }
-
-
-def _synchroniser(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
-def env(
-    num_envs: int = 4096,
-    repeats: int = 50,
-    threads: int = 1,
-    device: str = "cpu",
-    json: Path | None = None,
-) -> None:
-    """Step costs of the environments.
-
-    Args:
-        num_envs: batch size of the comparison and of the table over targets.
-        repeats: episodes per measurement; medians are over these.
-        threads: torch's threads; small batches are fastest and steadiest with one.
-        device: where the MDPs live.
-        json: also write everything to this file.
-    """
-    torch.set_num_threads(threads)
-    size = machine(threads)
-    print(", ".join(f"{key} {value}" for key, value in size.items()))
-    comparison = compare_steps("vgs_rl/GMM9-v0", num_envs, repeats, device)
-    print_table("One step through NumPy against the bare MDP, medians", [comparison])
-    few = max(repeats // 10, 3)
-    targets = [env_cost(name, num_envs, few, device) for name in registered()]
-    print_table("Transitions per second", targets)
-    scaling = [env_cost("vgs_rl/GMM9-v0", n, few, device) for n in (64, 1024, 16_384)]
-    print_table("Time per transition against the number of environments", scaling)
-    result = {"machine": size, "comparison": comparison, "targets": targets, "scaling": scaling}
-    write_json(result, json)
-
+from vgs_rl.plots import plot_steps, save_figure
 
 # What each shipped configuration has to reach, as medians over seeds (value, how it is meant).
 # Training seconds are on 2 cores without a GPU. Nothing here is ever loosened.
@@ -236,7 +109,7 @@ def quality(
         markdown: also write the tables to this file.
     """
     size = machine(torch.get_num_threads())
-    print(", ".join(f"{key} {value}" for key, value in size.items()))
+    print_machine(size)
     tables, reports = [], []
     for name in configs:
         runs = [_reports(name, seed, output) for seed in seeds]
@@ -245,7 +118,7 @@ def quality(
         first = next(iter(runs[0].values()))
         title = f"{name}, {first.n_samples:,} samples, median of seeds {list(seeds)}"
         print_table(title, rows)
-        tables.append(f"**{title}**\n\n{_markdown(rows)}")
+        tables.append(f"**{title}**\n\n{markdown_table(rows)}")
     if markdown is not None:
         write_text(markdown, "\n\n".join(tables) + "\n")
     contents = [json_format.loads(report.as_json()) for report in reports]
@@ -254,22 +127,36 @@ def quality(
 
 def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
     """The reports of one configuration and seed, trained or read from an earlier call."""
-    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
-    arguments = ["--config", str(file), "--seed", str(seed), "--output", str(output / name)]
-    config = config_of(parse_run(arguments))
-    folder = config.folder
-    if not (folder / "report.json").is_file():
-        print(f"training {name}, seed {seed}, into {folder}")
-        if train(config, resolved_yaml(arguments), overwrite=True) is None:
-            raise SystemExit(130)
+    options = [f"--seed={seed}"]
+    report = _trained(name, output / name, options)
+    folder = config_of(parse_run(_arguments(name, [*options, f"--output={output / name}"]))).folder
     others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala, "oracle": _oracle}
-    reports = {"vgs": Report.from_json((folder / "report.json").read_text())}
+    reports = {"vgs": report}
     for title, judge_other in others.items():
         path = folder / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
             judge_other(folder, reports["vgs"]).save(path)
-        reports[title] = Report.from_json(path.read_text())
+        reports[title] = Report.from_json(path.readformat_cell())
     return reports
+
+
+def _arguments(name: str, options: Sequence[str]) -> list[str]:
+    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    return ["--config", str(file), *options]
+
+
+def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
+    """Trains a configuration, or reads the report of that run from an earlier call."""
+    arguments = _arguments(name, [*options, f"--output={output}"])
+    config = config_of(parse_run(arguments))
+    done = config.folder / "report.json"
+    if done.is_file():
+        return Report.from_json(done.readformat_cell())
+    print(f"training {' '.join([name, *options])} into {config.folder}")
+    report = train(config, resolved_yaml(arguments), overwrite=True)
+    if report is None:
+        raise SystemExit(130)
+    return report
 
 
 def _resampled(folder: Path, report: Report) -> Report:
@@ -278,10 +165,7 @@ def _resampled(folder: Path, report: Report) -> Report:
 
 
 def _smc(folder: Path, report: Report) -> Report:
-    config, agent = load_run(folder)
-    assert isinstance(agent, ValueGradientAgent)
-    sampler = SMCSampler(agent.mdp, agent.policy)
-    return judge(config, find(config.env), agent, resample=True, sampler=sampler)
+    return judge_smc(*load_run(folder))
 
 
 def _mala(folder: Path, report: Report) -> Report:
@@ -329,13 +213,7 @@ def _figure(report: Report, name: str) -> float:
 
 
 def _range(values: list[float]) -> str:
-    return f"{_text(min(values))} to {_text(max(values))}"
-
-
-def _markdown(rows: Table) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[_text(value) for value in row.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{format_cell(min(values))} to {format_cell(max(values))}"
 
 
 def oracle(configs: tuple[str, ...] = tuple(BOUNDS)) -> None:
@@ -345,17 +223,62 @@ def oracle(configs: tuple[str, ...] = tuple(BOUNDS)) -> None:
         configs: names of files in configs/.
     """
     for name in configs:
-        file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
-        print(format_comparison(ceilings(config_of(parse_run(["--config", str(file)])))))
+        print(format_comparison(ceilings(config_of(parse_run(_arguments(name, []))))))
         print()
 
 
-def write_json(result: dict[str, Any], file: Path | None) -> None:
-    """Writes `result`, if a file is given."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json_format.dumps(result, indent=2) + "\n")
+def steps(
+    config: str = "gmm9",
+    num_steps: tuple[int, ...] = (5, 10, 20, 40),
+    updates: int | None = None,
+    seed: int = 0,
+    output: Path = Path("runs/steps"),
+    figure: Path = Path("runs/steps.png"),
+    json: Path | None = None,
+) -> None:
+    """Steps against quality: trains at several T with either drift, and draws the curves.
+
+    The exact values' ceilings stand beside what was learned. Each drift keeps its own form: the
+    published one (`bellman`) has rho_t = 1. The schedule must be of kind `auto`, so that T alone
+    changes.
+
+    Args:
+        config: name of a file in configs/.
+        num_steps: values of T.
+        updates: gradient steps of each training; the configuration's by default.
+        seed: training seed.
+        output: where the run folders go; finished runs there are read, not repeated.
+        figure: the picture to write.
+        json: also write all reports to this file.
+    """
+    curves: dict[str, list[tuple[int, Report]]] = {}
+    for drift in ("posterior", "bellman"):
+        for count in num_steps:
+            options = [f"--mdp.num_steps={count}", f"--agent.drift={drift}", f"--seed={seed}"]
+            options += [f"--agent.fit_noise_scale={str(drift == 'posterior').lower()}"]
+            options += [f"--budget.updates={updates}"] if updates else []
+            learned = _trained(config, output / f"{drift}_{count}", options)
+            (ceiling,) = ceilings(
+                config_of(parse_run(_arguments(config, options))), (drift,)
+            ).values()
+            for name, report in ((f"learned, {drift}", learned), (f"exact, {drift}", ceiling)):
+                curves.setdefault(name, []).append((count, report))
+    names = ("elbo", "path_ess", "tvd_energy")
+    rows: Table = [
+        {"curve": name, "T": count, **{key: report.figures[key].value for key in names}}
+        for name, points in curves.items()
+        for count, report in points
+    ]
+    print_table(f"{config}, seed {seed}", rows)
+    values = {
+        name: {key: [(t, report.figures[key].value) for t, report in points] for key in names}
+        for name, points in curves.items()
+    }
+    save_figure(plot_steps(values), figure)
+    print(f"\n  picture {figure}")
+    write_json({"rows": rows}, json)
 
 
 if __name__ == "__main__":
-    auto_cli({"env": env, "quality": quality, "oracle": oracle})
+    commands = {"env": env, "quality": quality, "oracle": oracle, "sampling": sampling}
+    auto_cli({**commands, "steps": steps})

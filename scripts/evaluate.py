@@ -1,6 +1,6 @@
 """Judges trained runs again: their figures beside the floors of exact samples.
 
-python scripts/evaluate.py runs/GMM9/vgs/0 [RUN ...] [--n 100000] [--resample true] [--json -]
+python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from vgs_rl.agents.run import ceilings, judge, load_run
+from vgs_rl.agents.run import ceilings, judge, judge_smc, load_run
 from vgs_rl.config import ConfigError, parse
 from vgs_rl.evaluation import Report, format_comparison
 from vgs_rl.registry import find
@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     add("--n", type=int | None, default=None, help="samples; the run's own number by default")
     add("--checkpoint", type=str, default="best", help="best or last")
     add("--resample", type=bool, default=False, help="importance-resample the samples")
+    add("--smc", type=bool, default=False, help="also judge SMC with the learned value as twist")
     add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
     add("--device", type=str, default="auto", help="auto, cpu or cuda")
     add("--json", type=str | None, default=None, help="write the reports here; - is stdout")
@@ -35,7 +36,10 @@ def main(arguments: list[str]) -> int:
         for run in options.runs:
             config, agent = load_run(run, options.checkpoint, options.device)
             report = judge(config, find(config.env), agent, n=options.n, resample=options.resample)
-            columns["this run" if len(options.runs) == 1 else str(run)] = report
+            title = "this run" if len(options.runs) == 1 else str(run)
+            columns[title] = report
+            if options.smc:
+                columns[f"{title}, SMC"] = judge_smc(config, agent, n=options.n)
         if options.ceiling:
             columns |= ceilings(config)
         text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)

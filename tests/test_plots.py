@@ -19,6 +19,7 @@ from vgs_rl.plots import (
     plot_chain,
     plot_energy_histogram,
     plot_learning_curves,
+    plot_steps,
     plot_value,
     save_figure,
 )
@@ -249,3 +250,13 @@ class TestSaving:
     def test_a_path_without_suffix_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="must have a suffix"):
             save_figure(Figure(), tmp_path / "picture")
+
+
+def test_steps_are_drawn_one_panel_a_figure_one_line_a_curve() -> None:
+    points = {"elbo": [(5, -2.0), (10, -1.0)], "path_ess": [(5, 0.1), (10, 0.4)]}
+    figure = plot_steps({"learned, posterior": points, "exact, posterior": points})
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2]
+    learned, exact = figure.axes[0].lines
+    assert learned.get_linestyle() == "-" and exact.get_linestyle() == "--"
+    assert learned.get_color() == exact.get_color()
+    assert list(learned.get_ydata()) == [-2.0, -1.0]

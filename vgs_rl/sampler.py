@@ -116,6 +116,8 @@ class ChainSampler(Sampler):
     def __init__(self, mdp: SamplingMDP, policy: Policy) -> None:
         self.mdp, self.policy = mdp, policy
         self.device = mdp.device
+        # A CPU's caches hold the activations of about this many rows; a GPU wants many.
+        self.chunk_size = 1024 if mdp.device.type == "cpu" else 65_536
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         before = self.mdp.energy_evaluations

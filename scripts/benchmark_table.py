@@ -1,0 +1,69 @@
+"""What all benchmarks print: the machine, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vgs_rl.checkpoint import write_text
+
+Table = list[dict[str, Any]]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Size of the machine and versions of what the timings depend on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "gpu": gpu,
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def print_machine(size: dict[str, Any]) -> None:
+    """Prints :func:`machine`'s result on one line."""
+    print(", ".join(f"{key} {value}" for key, value in size.items()))
+
+
+def print_table(title: str, rows: Table) -> None:
+    """Prints rows of equal keys in columns."""
+    print(f"\n{title}")
+    cells = [list(rows[0]), *([format_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def format_cell(value: object) -> str:
+    """A number with three digits, or the text itself."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def markdown_table(rows: Table) -> str:
+    """Rows of equal keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[format_cell(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_json(result: dict[str, Any], file: Path | None) -> None:
+    """Writes `result`, if a file is given."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,27 @@
+"""Whole trainings of shipped configurations, against bounds that users are promised."""
+
+from pathlib import Path
+
+import pytest
+
+from vgs_rl.agents.run import config_of, parse_run, resolved_yaml, train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_learns_the_nine_mode_mixture(seed: int, tmp_path: Path) -> None:
+    arguments = ["--config", str(ROOT / "configs/gmm9.yaml"), "--output", str(tmp_path)]
+    arguments += ["--seed", str(seed)]
+    config = config_of(parse_run(arguments))
+    report = train(config, resolved_yaml(arguments), progress_bar=False)
+    assert report is not None and report.n_samples == 20_000
+    figures = {name: figure.value for name, figure in report.figures.items()}
+    floor = report.figures["tvd_energy"].floor
+    assert floor is not None and figures["tvd_energy"] <= 2 * floor
+    assert figures["std_error"] <= 0.06
+    assert figures["mode_weight_error"] <= 0.012
+    assert figures["log_z_error"] <= 0.02
+    assert figures["path_ess"] >= 0.4
+    assert figures["elbo"] <= 0 <= figures["eubo"]
