@@ -27,6 +27,7 @@ from benchmark_table import (
     print_machine,
     print_table,
     write_json,
+    write_section,
 )
 from jsonargparse import auto_cli
 
@@ -106,7 +107,8 @@ def quality(
         seeds: training seeds; the table shows medians over them.
         output: where the run folders go; finished runs there are read, not repeated.
         json: also write all reports to this file.
-        markdown: also write the tables to this file.
+        markdown: also write the tables to this file, between its lines `<!-- quality:begin -->`
+            and `<!-- quality:end -->` if it has them.
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
@@ -120,7 +122,7 @@ def quality(
         print_table(title, rows)
         tables.append(f"**{title}**\n\n{markdown_table(rows)}")
     if markdown is not None:
-        write_text(markdown, "\n\n".join(tables) + "\n")
+        write_section(markdown, "quality", "\n\n".join(tables))
     contents = [json_format.loads(report.as_json()) for report in reports]
     write_json({"machine": size, "reports": contents}, json)
 

@@ -67,3 +67,14 @@ def write_json(result: dict[str, Any], file: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(result, indent=2) + "\n")
+
+
+def write_section(file: Path, name: str, text: str) -> None:
+    """Replaces what stands between a file's marks of a section, or writes the file anew."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = file.read_text() if file.is_file() else ""
+    if begin in old and end in old:
+        head, tail = old.split(begin)[0], old.split(end)[1]
+        text = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text if text.endswith("\n") else text + "\n")

@@ -64,7 +64,8 @@ class PublishedMLP(nn.Module):
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
-        time = self.time(self.embedding[t])
+        # The T embeddings are worth computing once: a batch has many more rows.
+        time = self.time(self.embedding[t]) if isinstance(t, int) else self.time(self.embedding)[t]
         features = torch.cat([self.state(x), time.expand(len(x), -1)], dim=-1)
         value: Tensor = self.scale * self.head(features).squeeze(-1)
         return value
