@@ -21,6 +21,7 @@ import torch
 from benchmark_speed import env, sampling
 from benchmark_table import (
     Table,
+    config_arguments,
     format_cell,
     machine,
     markdown_table,
@@ -103,7 +104,7 @@ def quality(
     and the oracle, which is what perfect learning would reach.
 
     Args:
-        configs: names of files in configs/.
+        configs: names of files in configs/, or paths of YAML files.
         seeds: training seeds; the table shows medians over them.
         output: where the run folders go; finished runs there are read, not repeated.
         json: also write all reports to this file.
@@ -130,30 +131,26 @@ def quality(
 def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
     """The reports of one configuration and seed, trained or read from an earlier call."""
     options = [f"--seed={seed}"]
-    report = _trained(name, output / name, options)
-    folder = config_of(parse_run(_arguments(name, [*options, f"--output={output / name}"]))).folder
+    output = output / Path(name).stem
+    report = _trained(name, output, options)
+    folder = config_of(parse_run(config_arguments(name, [*options, f"--output={output}"]))).folder
     others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala, "oracle": _oracle}
     reports = {"vgs": report}
     for title, judge_other in others.items():
         path = folder / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
             judge_other(folder, reports["vgs"]).save(path)
-        reports[title] = Report.from_json(path.readformat_cell())
+        reports[title] = Report.from_json(path.read_text())
     return reports
-
-
-def _arguments(name: str, options: Sequence[str]) -> list[str]:
-    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
-    return ["--config", str(file), *options]
 
 
 def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
     """Trains a configuration, or reads the report of that run from an earlier call."""
-    arguments = _arguments(name, [*options, f"--output={output}"])
+    arguments = config_arguments(name, [*options, f"--output={output}"])
     config = config_of(parse_run(arguments))
     done = config.folder / "report.json"
     if done.is_file():
-        return Report.from_json(done.readformat_cell())
+        return Report.from_json(done.read_text())
     print(f"training {' '.join([name, *options])} into {config.folder}")
     report = train(config, resolved_yaml(arguments), overwrite=True)
     if report is None:
@@ -222,15 +219,15 @@ def oracle(configs: tuple[str, ...] = tuple(BOUNDS)) -> None:
     """Prints each configuration's ceilings: the chain driven by exact values, with either drift.
 
     Args:
-        configs: names of files in configs/.
+        configs: names of files in configs/, or paths of YAML files.
     """
     for name in configs:
-        print(format_comparison(ceilings(config_of(parse_run(_arguments(name, []))))))
+        print(format_comparison(ceilings(config_of(parse_run(config_arguments(name))))))
         print()
 
 
 def steps(
-    config: str = "gmm9",
+    name: str = "gmm9",
     num_steps: tuple[int, ...] = (5, 10, 20, 40),
     updates: int | None = None,
     seed: int = 0,
@@ -245,7 +242,7 @@ def steps(
     changes.
 
     Args:
-        config: name of a file in configs/.
+        name: name of a file in configs/, or path of a YAML file.
         num_steps: values of T.
         updates: gradient steps of each training; the configuration's by default.
         seed: training seed.
@@ -259,22 +256,22 @@ def steps(
             options = [f"--mdp.num_steps={count}", f"--agent.drift={drift}", f"--seed={seed}"]
             options += [f"--agent.fit_noise_scale={str(drift == 'posterior').lower()}"]
             options += [f"--budget.updates={updates}"] if updates else []
-            learned = _trained(config, output / f"{drift}_{count}", options)
+            learned = _trained(name, output / f"{drift}_{count}", options)
             (ceiling,) = ceilings(
-                config_of(parse_run(_arguments(config, options))), (drift,)
+                config_of(parse_run(config_arguments(name, options))), (drift,)
             ).values()
-            for name, report in ((f"learned, {drift}", learned), (f"exact, {drift}", ceiling)):
-                curves.setdefault(name, []).append((count, report))
-    names = ("elbo", "path_ess", "tvd_energy")
+            for title, report in ((f"learned, {drift}", learned), (f"exact, {drift}", ceiling)):
+                curves.setdefault(title, []).append((count, report))
+    figures = ("elbo", "path_ess", "tvd_energy")
     rows: Table = [
-        {"curve": name, "T": count, **{key: report.figures[key].value for key in names}}
-        for name, points in curves.items()
+        {"curve": title, "T": count, **{key: report.figures[key].value for key in figures}}
+        for title, points in curves.items()
         for count, report in points
     ]
-    print_table(f"{config}, seed {seed}", rows)
+    print_table(f"{name}, seed {seed}", rows)
     values = {
-        name: {key: [(t, report.figures[key].value) for t, report in points] for key in names}
-        for name, points in curves.items()
+        title: {key: [(t, report.figures[key].value) for t, report in points] for key in figures}
+        for title, points in curves.items()
     }
     save_figure(plot_steps(values), figure)
     print(f"\n  picture {figure}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_table import machine, print_machine, print_table, write_json
+from benchmark_table import config_arguments, machine, print_machine, print_table, write_json
 
 from vgs_rl import ChainSampler, SamplingMDP, registered
 from vgs_rl.agents.policy import ValueGradientPolicy
@@ -128,7 +128,7 @@ def env(
 
 
 def sampling(
-    config: str = "gmm9",
+    name: str = "gmm9",
     n: int = 100_000,
     repeats: int = 3,
     published_width: int = 1024,
@@ -141,7 +141,7 @@ def sampling(
     samples, Sinkhorn included, is timed as well, and the process's peak memory is printed.
 
     Args:
-        config: name of a file in configs/.
+        name: name of a file in configs/, or path of a YAML file.
         n: samples of the shipped network; the other draws a fiftieth.
         repeats: measurements of each.
         published_width: units per layer of the published network.
@@ -149,8 +149,7 @@ def sampling(
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
-    file = Path(__file__).parent.parent / "configs" / f"{config}.yaml"
-    _, agent = build(config_of(parse_run(["--config", str(file)])))
+    _, agent = build(config_of(parse_run(config_arguments(name))))
     ours = agent.sampler()
     assert isinstance(ours.policy, ValueGradientPolicy)
     mdp = agent.mdp
@@ -159,13 +158,16 @@ def sampling(
     theirs = ChainSampler(mdp, ValueGradientPolicy(mdp, network, ours.policy.drift))
     rates: dict[str, list[float]] = {"shipped": [], "published size": []}
     for _ in range(repeats):
-        for name, sampler, count in (("shipped", ours, n), ("published size", theirs, n // 50)):
+        for network_size, sampler, count in (
+            ("shipped", ours, n),
+            ("published size", theirs, n // 50),
+        ):
             begin = time.perf_counter()
             sampler.sample(count, 0)
-            rates[name].append(count / (time.perf_counter() - begin))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    rows = [{"network": name, "samples_per_s": rate} for name, rate in medians.items()]
-    print_table(f"{config}, T = {mdp.num_steps}", rows)
+            rates[network_size].append(count / (time.perf_counter() - begin))
+    medians = {key: float(np.median(values)) for key, values in rates.items()}
+    rows = [{"network": key, "samples_per_s": rate} for key, rate in medians.items()]
+    print_table(f"{name}, T = {mdp.num_steps}", rows)
     ratio = medians["shipped"] / medians["published size"]
     begin = time.perf_counter()
     evaluate(ours, mdp.energy, n)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def machine(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+def config_arguments(name: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line of a shipped configuration, or of a YAML file, with further options."""
+    shipped = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    return ["--config", name if name.endswith(".yaml") else str(shipped), *options]
 
 
 def print_machine(size: dict[str, Any]) -> None:

@@ -1,0 +1,88 @@
+"""The benchmark command, on sizes that take seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+env: FourGauss
+mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
+agent:
+  class_path: ValueGradientConfig
+  init_args:
+    prior_std: 2.0
+    width: 16
+    depth: 2
+    rule:
+      class_path: GradientMatching
+      init_args: {batch_size: 128, refresh_size: 128, first_size: 512, start_size: 256}
+budget: {updates: 30}
+evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
+device: cpu
+"""
+
+
+def run(*arguments: object, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/benchmark.py"), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
+    readme = folder / "page.md"
+    readme.write_text("above\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nbelow\n")
+    options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
+    first = run("quality", *options, folder=folder)
+    for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle"):
+        assert column in first
+    assert "training tiny.yaml" in first
+    again = run("quality", *options, folder=folder)
+    assert "training" not in again.replace("train_seconds", "")
+    text = readme.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert "| tvd_energy |" in text
+    reports = json.loads((folder / "out.json").read_text())["reports"]
+    agents = [report["agent"] for report in reports]
+    assert len(reports) == 5 and "mala" in agents and "oracle posterior" in agents
+    mala = reports[agents.index("mala")]
+    own = reports[0]
+    assert mala["energy_evaluations"] == own["energy_evaluations"] + own["n_samples"]
+
+
+def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
+    options = ["--name=tiny.yaml", "--num_steps=[3,6]", "--figure=steps.png", "--json=s.json"]
+    run("steps", *options, folder=folder)
+    assert (folder / "steps.png").stat().st_size > 10_000
+    rows = json.loads((folder / "s.json").read_text())["rows"]
+    assert {(row["curve"], row["T"]) for row in rows} == {
+        (f"{kind}, {drift}", t)
+        for kind in ("learned", "exact")
+        for drift in ("posterior", "bellman")
+        for t in (3, 6)
+    }
+
+
+def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
+    out = run("env", "--num_envs=64", "--repeats=1", folder=folder)
+    assert "ratio" in out and "vgs_rl/ManyWell32-v0" in out
+    options = ["--name=tiny.yaml", "--n=500", "--repeats=1", "--published_width=16"]
+    out = run("sampling", *options, folder=folder)
+    assert "samples_per_s" in out and "peak memory" in out
