@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     readme = folder / "page.md"
-    readme.write_text("above\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nbelow\n")
+    readme.write_text("above\n<!-- quality:begin -->\nstale\n<!-- quality:end -->\nbelow\n")
     options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
     first = run("quality", *options, folder=folder)
     for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle"):
@@ -57,7 +57,7 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     again = run("quality", *options, folder=folder)
     assert "training" not in again.replace("train_seconds", "")
     text = readme.read_text()
-    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert text.startswith("above\n") and text.endswith("below\n") and "stale" not in text
     assert "| tvd_energy |" in text
     reports = json.loads((folder / "out.json").read_text())["reports"]
     agents = [report["agent"] for report in reports]
