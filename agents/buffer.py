@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vgs_rl.weights import temper
+from vgs_rl.weights import log_z_estimate, temper
 
 
 class WeightedBuffer:
     """The sampler's latest terminal states x_T, each with log w and ∇E(x_T).
 
-    Draws follow the self-normalised weights w^beta, with the largest beta ≤ 1 that keeps an
-    effective sample size of `least_ess`: exact in the limit, stable on the way.
+    Draws follow the self-normalised weights min(w, cap)^beta, cap = √n times their own mean, with
+    the largest beta ≤ 1 that keeps an effective sample size of `least_ess`: exact in the limit,
+    stable on the way. The cap (truncated importance sampling, Ionides, JCGS 17, 2008) keeps a few
+    outliers from flattening the weights of all others.
 
     Args:
         capacity: rows kept; the oldest go first.
@@ -46,7 +49,11 @@ class WeightedBuffer:
         self._update()
 
     def _update(self) -> None:
-        weights = temper(self.log_weight.double(), self.least_ess)
+        log_weight = self.log_weight.double()
+        for _ in range(10):  # the mean itself is of capped weights, or one outlier would carry it
+            cap = log_z_estimate(log_weight) + 0.5 * math.log(len(log_weight))
+            log_weight = log_weight.clamp_max(cap)
+        weights = temper(log_weight, self.least_ess)
         self._edges = weights.cumsum(0)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

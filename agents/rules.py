@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgs_rl.agents.buffer import WeightedBuffer
-from vgs_rl.start import GaussianStart
+from vgs_rl.networks import TimeConditionedMLP
+from vgs_rl.start import GaussianStart, Start
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient import ValueGradientAgent
@@ -59,15 +62,19 @@ class GradientMatching(ValueRule):
 
     States x_t = x_T / A_t + √S_t z come from a buffer of the sampler's own terminal states, drawn
     by their exact weights. Two unbiased targets for ∇V_t(x_t) are tau z/√S_t (denoising) and
-    A_t ∇E(x_T) (target score); their variance-minimising mixture is estimated per step. The loss
-    is the path KL that the drift would lose: T · mean[ s_t²/(2 tau²) ‖∇V_t(x_t) - target‖² ], or
-    for the `bellman` drift the same with a_t ∇V_{t+1}(a_t x_t).
+    A_t ∇E(x_T) (target score). Any mixture of them whose coefficient depends on x_t alone is
+    unbiased too; the network learns the coefficient that makes it vary least, by the same loss.
+    That is the path KL that the drift would lose: T · mean[ s_t²/(2 tau²) ‖∇V_t(x_t) - target‖² ],
+    or for the `bellman` drift the same with a_t ∇V_{t+1}(a_t x_t).
 
     Args:
         batch_size: states per update, stratified over t.
         refresh_every: updates between additions to the buffer.
         refresh_size: chain samples added each time.
-        first_size: chain samples added at first.
+        first_size: samples added at first.
+        first_spread: the first samples come from the untrained chain if 1; else from Gaussians
+            N(0, r² I) with r from prior_std / first_spread to prior_std · first_spread, weighted
+            exactly: for targets with heavy tails, which a sampler finds late by itself.
         capacity: rows that the buffer keeps.
         least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
         start_every: refreshes between fits of the start distribution.
@@ -82,6 +89,7 @@ class GradientMatching(ValueRule):
     refresh_every: int = 50
     refresh_size: int = 2048
     first_size: int = 8192
+    first_spread: float = 1.0
     capacity: int = 40_000
     least_ess: float = 0.1
     start_every: int = 5
@@ -96,6 +104,7 @@ class GradientMatching(ValueRule):
             refresh_every=(self.refresh_every, 1),
             refresh_size=(self.refresh_size, 1),
             first_size=(self.first_size, 1),
+            first_spread=(self.first_spread, 1),
             capacity=(self.capacity, 1),
             least_ess=(self.least_ess, 0),
             start_every=(self.start_every, 1),
@@ -112,9 +121,7 @@ class GradientMatching(ValueRule):
 
     def setup(self, agent: ValueGradientAgent) -> None:
         """An empty buffer."""
-        mdp = agent.mdp
         self._buffer = WeightedBuffer(self.capacity, self.least_ess)
-        self._mixture = torch.zeros(mdp.num_steps, device=mdp.device, dtype=mdp.dtype)  # c_t
         self._scalars: dict[str, Tensor] = {}
         self._refreshes = 0
 
@@ -125,16 +132,18 @@ class GradientMatching(ValueRule):
         mdp, chain, tau = agent.mdp, agent.mdp.chain, agent.mdp.temperature
         t = torch.arange(self.batch_size, device=mdp.device) % mdp.num_steps
         x, denoising, target_score = self._scores(agent, t)
-        target = torch.lerp(denoising, target_score, self._mixture[t].unsqueeze(-1))
+        network = agent.network
+        assert isinstance(network, TimeConditionedMLP)
         if agent.config.drift == "posterior":
-            error = agent.network.gradient(x, t) - target
+            slope, mixture = network.gradient_and_mixture(x, t)
+            error = slope - torch.lerp(denoising, target_score, mixture)
         else:
             # V_T = E is given: the last step has nothing to learn.
             inner = t + 1 < mdp.num_steps
             a = chain.a[t].unsqueeze(-1)
-            ahead = torch.where(inner, t + 1, t)
-            slope = a * agent.network.gradient(a * x, ahead)
-            error = (slope - target) * inner.unsqueeze(-1)
+            slope, mixture = network.gradient_and_mixture(a * x, torch.where(inner, t + 1, t))
+            error = a * slope - torch.lerp(denoising, target_score, mixture)
+            error = error * inner.unsqueeze(-1)
         weight = 0.5 * mdp.num_steps * (chain.s[t] / tau).square()
         loss = (weight * mdp.geometry.project(error).square().sum(-1)).mean()
         return loss, {"train/loss": loss.detach(), **self._scalars}
@@ -155,43 +164,46 @@ class GradientMatching(ValueRule):
     @torch.no_grad()
     def _refresh(self, agent: ValueGradientAgent) -> None:
         """New chain samples; then start, noise scales and target mixture follow the buffer."""
-        n = self.refresh_size if len(self._buffer) else self.first_size
-        rollout = agent.rollout(n)
-        gradient = agent.mdp.energy.energy_and_gradient(rollout.x)[1]  # E was counted already
+        if self.first_spread > 1 and not self._refreshes:
+            x, log_weight = self._first_draws(agent)
+            energy, gradient = agent.mdp.evaluate_gradient(x)
+            log_weight = log_weight - energy / agent.mdp.temperature
+        else:
+            rollout = agent.rollout(self.refresh_size if len(self._buffer) else self.first_size)
+            x, log_weight = rollout.x, rollout.log_weight
+            gradient = agent.mdp.energy.energy_and_gradient(x)[1]  # E was counted already
+            self._scalars = agent.rollout_scalars(rollout)
         if self.gradient_cap is not None:
             norm = gradient.norm(dim=-1, keepdim=True)
             gradient = gradient * (self.gradient_cap / norm.clamp_min(self.gradient_cap))
-        self._buffer.add(rollout.x, gradient, rollout.log_weight)
+        self._buffer.add(x, gradient, log_weight)
         if not len(self._buffer):
             raise FloatingPointError(
                 "no chain sample has a finite weight and energy gradient; "
                 "a smaller start.scale or agent.prior_std may help"
             )
-        self._fit_mixture(agent)
         if self._refreshes % self.start_every == 0:
             agent.refit_start(self._buffer.draw(self.start_size, agent.generator)[0], rate=0.3)
         agent.refit_noise_scale(self._buffer.draw(self.refresh_size, agent.generator)[0], rate=0.3)
         self._refreshes += 1
-        self._scalars = agent.rollout_scalars(rollout)
 
-    def _fit_mixture(self, agent: ValueGradientAgent) -> None:
-        """c_t = Σ dsm·(dsm - tsm) / Σ ‖dsm - tsm‖², clipped to [0, 1]."""
-        steps = agent.mdp.num_steps
-        # Groups of the references' size, so that the posteriors are those of training.
-        per_step = 512
-        t = torch.arange(per_step * steps, device=agent.mdp.device) % steps
-        parts = [self._scores(agent, part)[1:] for part in t.split(self.batch_size)]
-        denoising, target_score = (torch.cat(part) for part in zip(*parts, strict=True))
-        difference = denoising - target_score
-        above = (denoising * difference).sum(-1).view(per_step, steps).sum(0)
-        below = difference.square().sum(-1).view(per_step, steps).sum(0)
-        self._mixture = (above / below).nan_to_num(0.0).clamp(0.0, 1.0)
+    def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
+        """Draws of a mixture of Gaussians of many widths, with minus their log density."""
+        mdp, reach = agent.mdp, math.log(self.first_spread)
+        dim = mdp.effective_dim
+        log_r = torch.linspace(-reach, reach, 64, device=mdp.device, dtype=mdp.dtype)
+        log_r = log_r + math.log(agent.config.prior_std)
+        which = torch.arange(self.first_size, device=mdp.device) % len(log_r)
+        x = log_r.exp()[which].unsqueeze(-1) * mdp.noise(self.first_size, agent.generator)
+        squares = x.square().sum(-1, keepdim=True)
+        components = -0.5 * squares * (-2 * log_r).exp() - dim * log_r
+        constant = 0.5 * dim * math.log(2 * math.pi) + math.log(len(log_r))
+        return x, constant - torch.logsumexp(components, dim=-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Buffer, mixture and the scalars of the last refresh."""
+        """Buffer and the scalars of the last refresh."""
         return {
             "buffer": self._buffer.state_dict(),
-            "mixture": self._mixture,
             "refreshes": self._refreshes,
             "scalars": self._scalars,
         }
@@ -199,7 +211,6 @@ class GradientMatching(ValueRule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self._buffer.load_state_dict(state["buffer"])
-        self._mixture = state["mixture"]
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
 
 
@@ -230,10 +241,10 @@ class TrajectoryRule(ValueRule):
     Args:
         batch_size: trajectories per iteration and states per update.
         passes: passes over each iteration's states (n_update in the published code).
-        noise_scale: exploration: factor on the step noise of the trajectories.
+        noise_scale: exploration: factor on s_0 and on the step noise of the trajectories.
         loss_kind: `l2`, or `huber` (smooth L1 with threshold 1) of (V - target)/D.
         scale_by_dim: whether the error is divided by D.
-        start_lr: learning rate of log s_0.
+        start_lr: learning rate of log s_0 (Adam).
         energy_clip: upper bound of E(x_T) in targets; None leaves it.
     """
 
@@ -260,6 +271,10 @@ class TrajectoryRule(ValueRule):
         self._order = torch.empty(0, dtype=torch.long)
         self._cursor = 0
         self._scalars: dict[str, Tensor] = {}
+        self._start_optimizer: torch.optim.Adam | None = None
+        start = agent.mdp.start
+        if agent.mdp.config.start.learned and isinstance(start, GaussianStart):
+            self._start_optimizer = torch.optim.Adam([start.log_scale], lr=self.start_lr)
 
     @abstractmethod
     def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
@@ -288,7 +303,7 @@ class TrajectoryRule(ValueRule):
 
     def _collect(self, agent: ValueGradientAgent) -> None:
         mdp = agent.mdp
-        with torch.no_grad():
+        with torch.no_grad(), _widened(mdp.start, self.noise_scale):
             rollout = agent.rollout(self.batch_size, noise_scale=self.noise_scale, keep_states=True)
         assert rollout.states is not None
         self._states = rollout.states[:-1].flatten(0, 1)
@@ -299,7 +314,7 @@ class TrajectoryRule(ValueRule):
         ]
         self._order, self._cursor = torch.cat(orders), 0
         self._scalars = agent.rollout_scalars(rollout)
-        if mdp.config.start.learned and isinstance(mdp.start, GaussianStart):
+        if self._start_optimizer is not None and isinstance(mdp.start, GaussianStart):
             self._fit_start(agent, mdp.start)
 
     def _fit_start(self, agent: ValueGradientAgent, start: GaussianStart) -> None:
@@ -308,10 +323,12 @@ class TrajectoryRule(ValueRule):
         with torch.no_grad():
             x = start.scale * z
             # d/d log s_0 of E[V_0(s_0 z)] - tau D log s_0
-            pull = (agent.average.gradient(x, 0) * x).sum(-1).mean()
-            slope = pull - mdp.temperature * mdp.effective_dim
-            step = self.start_lr * slope / mdp.effective_dim
-            start.log_scale.sub_(step.clamp(-0.1, 0.1).nan_to_num(0.0))
+            slope = (agent.average.gradient(x, 0) * x).sum(-1).mean()
+            slope = slope - mdp.temperature * mdp.effective_dim
+        assert self._start_optimizer is not None
+        start.log_scale.grad = slope.nan_to_num(0.0).to(start.log_scale)
+        self._start_optimizer.step()
+        start.log_scale.grad = None
 
     def _step_terms(
         self, agent: ValueGradientAgent, x: Tensor, t: Tensor, eps: Tensor
@@ -359,12 +376,31 @@ class TrajectoryRule(ValueRule):
             "order": self._order,
             "cursor": self._cursor,
             "scalars": self._scalars,
+            "start_optimizer": (
+                None if self._start_optimizer is None else self._start_optimizer.state_dict()
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self._states, self._order = state["states"], state["order"]
         self._cursor, self._scalars = state["cursor"], state["scalars"]
+        if self._start_optimizer is not None:
+            self._start_optimizer.load_state_dict(state["start_optimizer"])
+
+
+@contextmanager
+def _widened(start: Start, factor: float) -> Iterator[None]:
+    """A Gaussian start with `factor` times its width, for the time being; weights stay exact."""
+    if not isinstance(start, GaussianStart):
+        yield
+        return
+    before = start.log_scale.detach().clone()
+    start.log_scale.data.add_(math.log(factor))
+    try:
+        yield
+    finally:
+        start.log_scale.data.copy_(before)
 
 
 @dataclass(kw_only=True)

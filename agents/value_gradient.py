@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.plots import plot_chain, plot_value
+from vgs_rl.published import PublishedMLP
 from vgs_rl.sampler import ChainSampler
 from vgs_rl.weights import effective_sample_size
 
@@ -32,11 +33,17 @@ class ValueGradientConfig(AgentConfig):
     Args:
         drift: how the control is read off the value: `posterior`, or `bellman` as published.
         rule: how the value is learned.
+        network: `mlp` starts as the exact value of a Gaussian and has analytic gradients;
+            `published` is the paper's ReLU network, for TD rules only (it takes `width` alone).
+        over_dim: whether the published network learns V/D.
         prior_std: rough standard deviation of the target per coordinate: the untrained chain
             samples a Gaussian of this width, so it should cover the modes.
         width: units per hidden layer.
         depth: hidden layers.
         input_scale: sharpness of the first layer's initial features.
+        radii: log-radius inputs, for densities whose width spans orders of magnitude.
+        splines: coefficients per step and coordinate of the value's additive part, for densities
+            that depend on single coordinates sharply; 0 or at least 4.
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
         warmup: updates of linear warm-up.
@@ -49,10 +56,14 @@ class ValueGradientConfig(AgentConfig):
 
     drift: Drift = "posterior"
     rule: ValueRule = field(default_factory=GradientMatching)
+    network: Literal["mlp", "published"] = "mlp"
+    over_dim: bool = False
     prior_std: float = 1.0
     width: int = 128
     depth: int = 3
     input_scale: float = 2.6
+    radii: int = 0
+    splines: int = 0
     lr: float = 2e-3
     final_lr: float = 0.02
     warmup: int = 50
@@ -68,17 +79,26 @@ class ValueGradientConfig(AgentConfig):
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"agent.{name} must be at least 1, got {getattr(self, name)}")
+        if self.radii < 0:
+            raise ValueError(f"agent.radii must be at least 0, got {self.radii}")
+        if self.splines and self.splines < 4:
+            raise ValueError(f"agent.splines must be 0 or at least 4, got {self.splines}")
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
         if self.warmup < 0:
             raise ValueError(f"agent.warmup must be at least 0, got {self.warmup}")
+        if self.network == "published" and isinstance(self.rule, GradientMatching):
+            raise ValueError("agent.network 'published' needs a TD rule, got GradientMatching")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"agent.clip_norm must be a positive number, got {self.clip_norm}")
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
         """The untrained agent."""
         return ValueGradientAgent(mdp, self, seed=seed)
+
+
+LearnedValue = TimeConditionedMLP | PublishedMLP
 
 
 class ValueGradientAgent(Agent):
@@ -106,16 +126,27 @@ class ValueGradientAgent(Agent):
         config = self.config
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
-        self.network = TimeConditionedMLP(
-            self.mdp.chain,
-            self.mdp.dim,
-            prior_std=config.prior_std,
-            width=config.width,
-            depth=config.depth,
-            input_scale=config.input_scale,
-            temperature=self.mdp.temperature,
-            generator=initial,
-        )
+        if config.network == "published":
+            self.network: LearnedValue = PublishedMLP(
+                self.mdp.chain,
+                self.mdp.dim,
+                width=config.width,
+                scale=float(self.mdp.effective_dim) if config.over_dim else 1.0,
+                generator=initial,
+            )
+        else:
+            self.network = TimeConditionedMLP(
+                self.mdp.chain,
+                self.mdp.dim,
+                prior_std=config.prior_std,
+                width=config.width,
+                depth=config.depth,
+                input_scale=config.input_scale,
+                radii=config.radii,
+                splines=config.splines,
+                temperature=self.mdp.temperature,
+                generator=initial,
+            )
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False
         )
@@ -125,10 +156,10 @@ class ValueGradientAgent(Agent):
         self.rule.setup(self)
 
     @property
-    def average(self) -> TimeConditionedMLP:
+    def average(self) -> LearnedValue:
         """The moving average of the network."""
         average = self.averaged.module
-        assert isinstance(average, TimeConditionedMLP)
+        assert isinstance(average, LearnedValue)
         return average
 
     @property
@@ -226,7 +257,7 @@ def plot_value_of(mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torc
         limit = 1.15 * float(states[t].abs().max())
         value: Callable[[Tensor], Tensor] = lambda x: policy.value.value(x, t)  # noqa: E731
         drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
-        return plot_value(value, drift, t, (-limit, limit))
+        return plot_value(value, drift, t, (-limit, limit), device=mdp.device, dtype=mdp.dtype)
 
 
 class _Tally:

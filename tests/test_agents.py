@@ -96,31 +96,68 @@ def test_soft_backup_is_exact_in_expectation_of_its_exponential_for_the_bellman_
         assert ((weights.mean(0) - exact).abs() < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("mixture", [0.0, 1.0])
-def test_both_score_targets_are_unbiased_for_the_value_gradient(mixture: float) -> None:
-    mdp = small_mdp(GMM9(), num_steps=6)
-    rule = GradientMatching()
+@pytest.mark.parametrize("references", [0, 512])
+def test_score_targets_are_unbiased_for_the_value_gradient(references: int) -> None:
+    rule = GradientMatching(batch_size=256, references=references)
+    mdp = small_mdp(GMM9(), num_steps=4)
     agent = small_agent(rule, mdp)
     generator = mdp.generator(0)
-    x_T = mdp.energy.sample(40_000, generator)
-    gradient = mdp.energy.energy_and_gradient(x_T)[1]
     for step in range(mdp.num_steps):
-        t = torch.full((len(x_T),), step)
-        x, z = mdp.noised_marginal(x_T, t, generator)
-        target = rule._target(agent, gradient, z, t, torch.full((len(x), 1), mixture))
-        exact = mdp.energy.value_gradient(x, step, mdp.chain)
-        # E[(target - ∇V)·f(x)] = 0 for every f; a few are tried.
-        for f in (x, exact, torch.sin(x)):
-            product = ((target - exact) * f).sum(-1)
-            assert product.mean().abs() < 4.5 * product.std() / math.sqrt(len(x))
+        t = torch.full((256,), step)
+        products = []
+        for _ in range(60):  # fresh exact states: batches are independent, their rows are not
+            x_T = mdp.energy.sample(512, generator)
+            rule._buffer = WeightedBuffer(512, 0.0)
+            rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(512))
+            x, *targets = rule._scores(agent, t)
+            exact = mdp.energy.value_gradient(x, step, mdp.chain)
+            # E[(target - ∇V)·f(x)] = 0 for every f; a few are tried.
+            tests = (x, exact, torch.sin(x))
+            errors = [((s - exact) * f).sum(-1).mean() for s in targets for f in tests]
+            products.append(torch.stack(errors))
+        batches = torch.stack(products)
+        error = batches.std(0) / math.sqrt(len(batches))
+        assert (batches.mean(0).abs() < 4.5 * error).all()
 
 
-def test_target_mixture_is_between_its_ends_and_prefers_the_score_late() -> None:
-    agent = small_agent()
-    agent.learn(BudgetConfig(updates=5), **QUIET)
-    mixture = agent.rule._mixture  # type: ignore[attr-defined]
-    assert ((mixture >= 0) & (mixture <= 1)).all()
-    assert mixture[-1] > mixture[0]  # little noise left: the energy's own gradient knows best
+def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() -> None:
+    noise = []
+    for references in (0, 1024):
+        rule = GradientMatching(batch_size=256, references=references)
+        mdp = small_mdp(GMM9(), num_steps=4)
+        agent = small_agent(rule, mdp)
+        x_T = mdp.energy.sample(1024, mdp.generator(0))
+        rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
+        x, denoising, target_score = rule._scores(agent, torch.zeros(256, dtype=torch.long))
+        exact = mdp.energy.value_gradient(x, 0, mdp.chain)
+        noise.append([float((s - exact).square().mean()) for s in (denoising, target_score)])
+    assert all(averaged < 0.1 * single for single, averaged in zip(*noise, strict=True))
+
+
+def test_references_fewer_than_the_batch_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="references must be 0 or at least batch_size 256, got 8"):
+        GradientMatching(batch_size=256, references=8)
+
+
+def test_targets_of_a_gaussian_have_no_noise_once_the_mixture_is_right() -> None:
+    agent, _ = gaussian_agent(GradientMatching(batch_size=256, first_size=512), "posterior")
+    assert float(agent.rule.loss(agent)[0].detach()) < 1e-9  # prior_std is the target's own
+    target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), 1.0))
+    learner = small_agent(mdp=small_mdp(target), lr=1e-2)  # prior_std is twice the target's
+    before = float(learner.rule.loss(learner)[0].detach())
+    learner.learn(BudgetConfig(updates=200), **QUIET)
+    assert float(learner.rule.loss(learner)[0].detach()) < 0.1 * before
+
+
+def test_first_draws_are_weighted_exactly() -> None:
+    rule = GradientMatching(first_size=64_000, first_spread=4.0)
+    target = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 2.0]]))
+    mdp = small_mdp(target)
+    x, minus_log_density = rule._first_draws(small_agent(rule, mdp))
+    weights = (minus_log_density - mdp.energy.energy(x)).double().exp()
+    error = float(weights.std()) / math.sqrt(len(x))
+    assert float(weights.mean()) == pytest.approx(1.0, abs=4.5 * error)
+    assert x.norm(dim=-1).max() > 16  # prior_std 2 x spread 4 x 2 sigma
 
 
 # --- learning -----------------------------------------------------------------------------------
@@ -131,9 +168,9 @@ def test_target_mixture_is_between_its_ends_and_prefers_the_score_late() -> None
     [
         (None, "posterior", 200, 5e-3),
         (None, "bellman", 200, 5e-3),
-        (SoftBellman(batch_size=256), "posterior", 1000, 3e-3),
-        (TD0(batch_size=256, control_variate=True), "posterior", 1000, 3e-3),
-        (TD0(batch_size=256), "bellman", 1000, 3e-3),
+        (SoftBellman(batch_size=256, noise_scale=1.0), "posterior", 1000, 3e-3),
+        (TD0(batch_size=256, noise_scale=1.0, control_variate=True), "posterior", 1000, 3e-3),
+        (TD0(batch_size=256, noise_scale=1.0), "bellman", 1000, 3e-3),
     ],
 )
 def test_every_rule_improves_the_elbo(
@@ -161,15 +198,38 @@ def test_every_rule_improves_the_elbo(
 
 
 def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
-    rule = TD0(batch_size=512, start_lr=0.05)
+    rule = TD0(batch_size=512, start_lr=0.02)
     agent, mdp = gaussian_agent(rule, "posterior")
     best = float((mdp.chain.S[0] + 4.0 / mdp.chain.A[0] ** 2).sqrt())
     with torch.no_grad():
         mdp.start.log_scale.fill_(math.log(3 * best))  # type: ignore[union-attr]
-    agent.rule._scalars = {}  # type: ignore[attr-defined]
     for _ in range(200):
         rule._fit_start(agent, mdp.start)  # type: ignore[arg-type]
     assert float(mdp.start.scale.detach()) == pytest.approx(best, rel=0.05)  # type: ignore[arg-type]
+
+
+def test_the_published_network_learns_by_td_and_refuses_gradient_matching() -> None:
+    schedule = ScheduleConfig(kind="quadratic", first=0.1, last=0.01)
+    config = MDPConfig(num_steps=10, schedule=schedule, start=StartConfig(scale=1.0))
+    rule = TD0(batch_size=128, noise_scale=1.0, loss_kind="l2", scale_by_dim=True)
+    options = {"drift": "bellman", "network": "published", "lr": 1e-3, "ema": 0.9}
+    options |= {"final_lr": 1.0, "warmup": 0, "fit_noise_scale": False}
+    agent = small_agent(rule, SamplingMDP(FourGauss(), config), **options)
+    before = elbo(agent)
+    agent.learn(BudgetConfig(updates=1500), **QUIET)
+    assert before + 1.0 < elbo(agent) < 0.02
+    with pytest.raises(ValueError, match="network 'published' needs a TD rule"):
+        ValueGradientConfig(network="published")
+
+
+def test_exploration_widens_the_start_only_while_trajectories_are_drawn() -> None:
+    rule = TD0(batch_size=4096, noise_scale=1.5, start_lr=0.0)
+    agent = small_agent(rule, fit_noise_scale=False)
+    scale = float(agent.mdp.start.scale.detach())  # type: ignore[union-attr]
+    rule._collect(agent)
+    drawn = rule._states[:4096].std()
+    assert float(drawn) == pytest.approx(1.5 * scale, rel=0.05)
+    assert float(agent.mdp.start.scale.detach()) == pytest.approx(scale)  # type: ignore[union-attr]
 
 
 def test_fixed_start_and_fixed_noise_scale_stay_fixed() -> None:
@@ -291,10 +351,11 @@ def test_ctrl_c_finishes_the_update_and_saves(tmp_path: Path) -> None:
         if agent.counters.updates == 4:  # type: ignore[attr-defined]
             signal.raise_signal(signal.SIGINT)
 
+    handler = signal.getsignal(signal.SIGINT)
     finished = agent.learn(BudgetConfig(updates=1000), folder=folder, callback=press, **QUIET)
     assert not finished
     assert folder.load("last")["counters"]["updates"] == 4
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
@@ -365,6 +426,20 @@ def test_buffer_leaves_out_what_is_not_finite_and_keeps_the_latest() -> None:
     log_weight[6] = float("nan")
     buffer.add(x, x, log_weight)
     assert buffer.x.flatten().tolist() == [2, 3, 4, 5, 7]
+
+
+def test_buffer_caps_an_outlier_and_leaves_other_weights_alone() -> None:
+    n = 10_000
+    log_weight = torch.zeros(n)
+    log_weight[1:101] = 2.0  # an undersampled region
+    log_weight[0] = 50.0
+    buffer = WeightedBuffer(capacity=n, least_ess=0.1)
+    x = torch.arange(float(n)).unsqueeze(-1)
+    buffer.add(x, x, log_weight)
+    drawn = buffer.draw(n, torch.Generator().manual_seed(0))[0]
+    share = float(((drawn > 0) & (drawn < 101)).float().mean())
+    assert share == pytest.approx(100 * math.exp(2.0) / (n + 100 * math.exp(2.0)), rel=0.05)
+    assert float((drawn == 0).float().mean()) < 0.02
 
 
 def test_buffer_draws_follow_the_weights() -> None:

@@ -35,7 +35,7 @@ class _SiluPair(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor) -> tuple[Tensor, Tensor]:
         gate = torch.sigmoid(z)
         activation = z * gate
-        slope = torch.addcmul(gate, activation, 1 - gate)
+        slope = torch.lerp(activation, activation.new_ones(()), gate)  # gate + z gate (1 - gate)
         ctx.save_for_backward(activation, gate, slope)
         return activation, slope
 
@@ -56,6 +56,12 @@ class TimeConditionedMLP(nn.Module):
     per step (initialised with Fourier features of t/T); the embedding makes it one function per
     step with shared features.
 
+    Two further parts, off by default, fit targets whose coordinates differ in kind:
+    `radii` adds inputs ½ log((S_t + Σ_i w_ki² x_i²) / B_t), k = 1 … radii, each over
+    some of the coordinates at first: log-scale features for densities whose width spans orders of
+    magnitude. `splines` adds Σ_i g_ti(x_i) to V, each g_ti a cubic spline on ±3.5 √B_t, linear
+    beyond: what a density has of independent coordinates is learned one coordinate at a time.
+
     Args:
         chain: supplies T, A_t and S_t.
         dim: D.
@@ -63,11 +69,18 @@ class TimeConditionedMLP(nn.Module):
         width: units per layer.
         depth: hidden layers.
         input_scale: factor on the first layer's initial weights: larger means sharper features.
+        radii: number of log-radius inputs.
+        splines: number of coefficients of each spline.
         temperature: tau.
         generator: initialises the weights.
     """
 
     base_variance: Tensor
+    noise: Tensor
+
+    # Adam moves every parameter at the same rate; splines have to grow to the size of barriers.
+    SPLINE_SCALE = 16.0
+    SPLINE_REACH = 3.5
 
     def __init__(
         self,
@@ -78,6 +91,8 @@ class TimeConditionedMLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         input_scale: float = 2.6,
+        radii: int = 0,
+        splines: int = 0,
         temperature: float = 1.0,
         generator: torch.Generator,
     ) -> None:
@@ -85,12 +100,17 @@ class TimeConditionedMLP(nn.Module):
         for name, count in (("width", width), ("depth", depth)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
+        if radii < 0:
+            raise ValueError(f"radii must be at least 0, got {radii}")
+        if splines and splines < 4:
+            raise ValueError(f"splines must be 0 or at least 4, got {splines}")
         if not (math.isfinite(prior_std) and prior_std > 0):
             raise ValueError(f"prior_std must be a positive number, got {prior_std}")
         self.dim, self.width, self.depth, self.temperature = dim, width, depth, temperature
         base = (chain.S + prior_std**2 / chain.A**2).cpu()
         self.register_buffer("base_variance", base, persistent=False)
-        sizes = [dim] + [width] * depth
+        self.register_buffer("noise", chain.S.cpu().clone(), persistent=False)
+        sizes = [dim + radii] + [width] * depth
         self.weights = nn.ParameterList()
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = (input_scale if i == 0 else 1.0) / math.sqrt(fan_in)
@@ -99,6 +119,18 @@ class TimeConditionedMLP(nn.Module):
         self.embedding = nn.Parameter(self._fourier(chain.num_steps, depth, width, generator))
         self.readout = nn.Parameter(torch.zeros(width))
         self.offset = nn.Parameter(torch.zeros(chain.num_steps))
+        # The best mixture of score targets for the prior Gaussian, before training.
+        odds = (prior_std**2 / (chain.A**2 * chain.S))[:-1].cpu().float()
+        self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1).repeat(1, dim))
+        self.mixture_weight = nn.Parameter(torch.zeros(dim, width))
+        self.radii, self.splines = radii, splines
+        if radii:
+            # All coordinates but one, in turn; then random halves.
+            subset = torch.rand(radii, dim, generator=generator).argsort(-1) < (dim + 1) // 2
+            subset[:dim] = ~torch.eye(dim, dtype=torch.bool)[:radii]
+            self.radius = nn.Parameter(subset / subset.sum(-1, keepdim=True).sqrt())
+        if splines:
+            self.heights = nn.Parameter(torch.zeros(chain.num_steps * dim * splines, 1))
         self.to(chain.S.device, chain.S.dtype)
 
     @staticmethod
@@ -109,35 +141,84 @@ class TimeConditionedMLP(nn.Module):
         phase = torch.rand(depth * width, generator=generator) * 2 * math.pi
         return torch.cos(2 * math.pi * time * frequency + phase)
 
-    def _layers(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Last activation (B, width), each layer's slope, and √B_t."""
-        spread = self.base_variance[t].sqrt()
+    def _layers(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        """Last activation (B, width), each layer's slope, √B_t and the squared radii (B, K)."""
+        variance, noise = self.base_variance[t], self.noise[t]
         if isinstance(t, Tensor):
-            spread = spread.unsqueeze(-1)
-        # embedding(): its backward pass is several times faster than that of plain indexing.
-        rows = self.embedding[t] if isinstance(t, int) else F.embedding(t, self.embedding)
-        shifts = torch.split(rows, self.width, dim=-1)
-        hidden, slopes = x / spread, []
+            variance, noise = variance.unsqueeze(-1), noise.unsqueeze(-1)
+        spread = variance.sqrt()
+        shifts = torch.split(_rows(self.embedding, t), self.width, dim=-1)
+        hidden, slopes, radii = x / spread, [], x
+        if self.radii:
+            radii = noise + x.square() @ self.radius.square().T
+            hidden = torch.cat([hidden, 0.5 * (radii / variance).log()], dim=-1)
         for weight, shift in zip(self.weights, shifts, strict=True):
-            hidden, slope = _SiluPair.apply(hidden @ weight.T + shift)  # type: ignore[no-untyped-call]
+            hidden, slope = _SiluPair.apply(torch.addmm(shift, hidden, weight.T))
             slopes.append(slope)
-        return hidden, slopes, spread
+        return hidden, slopes, spread, radii
+
+    def _spline(self, x: Tensor, t: int | Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_i g_ti(x_i), shape (B,), and its gradient, shape (B, D)."""
+        cells = self.splines - 3
+        scale = cells / (2 * self.SPLINE_REACH)
+        u = (x / spread + self.SPLINE_REACH) * scale
+        inside = u.clamp(0.0, cells)
+        cell = inside.detach().long().clamp_max(cells - 1)
+        f = inside - cell
+        coordinate = torch.arange(self.dim, device=x.device)
+        row = (t.unsqueeze(-1) if isinstance(t, Tensor) else t) * self.dim + coordinate
+        index = (row * self.splines + cell).unsqueeze(-1) + torch.arange(4, device=x.device)
+        heights = self.SPLINE_SCALE * F.embedding(index, self.heights).squeeze(-1)  # (B, D, 4)
+        g = 1 - f
+        basis = torch.stack([g**3, 3 * f**3 - 6 * f**2 + 4, 3 * g**3 - 6 * g**2 + 4, f**3], dim=-1)
+        slope = torch.stack([-(g**2), 3 * f**2 - 4 * f, 4 * g - 3 * g**2, f**2], dim=-1)
+        slopes = 0.5 * (heights * slope).sum(-1)
+        values = (heights * basis).sum(-1) / 6 + slopes * (u - inside)
+        return values.sum(-1), slopes * (scale / spread)
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
-        hidden, _, _ = self._layers(x, t)
+        hidden, _, spread, _ = self._layers(x, t)
         variance = self.base_variance[t]
         prior = 0.5 * (x.square().sum(-1) / variance + self.dim * (2 * math.pi * variance).log())
-        return self.temperature * prior + self.dim * (hidden @ self.readout + self.offset[t])
+        value = self.temperature * prior + self.dim * (hidden @ self.readout + self.offset[t])
+        if self.splines:
+            value = value + self._spline(x, t, spread)[0]
+        return value
 
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), by one analytic backward sweep that autograd can follow."""
-        _, slopes, spread = self._layers(x, t)
-        flow: Tensor = self.readout * slopes[-1]
+        return self._sweep(x, t)[0]
+
+    def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """∇V_t(x) and the mixture coefficients c_t(x) in (0, 1) of its targets, both (B, D).
+
+        The coefficients see the hidden layer but do not shape it.
+        """
+        gradient, hidden = self._sweep(x, t)
+        odds = hidden.detach() @ self.mixture_weight.T + _rows(self.mixture_bias, t)
+        return gradient, torch.sigmoid(odds)
+
+    def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """∇V_t(x) and the last activation."""
+        hidden, slopes, spread, radii = self._layers(x, t)
+        flow = self.readout * slopes[-1]
         for weight, slope in zip(reversed(self.weights[1:]), reversed(slopes[:-1]), strict=True):
             flow = (flow @ weight) * slope
-        learned: Tensor = (flow @ self.weights[0]) / spread
-        return self.temperature * x / spread.square() + self.dim * learned
+        flow = flow @ self.weights[0]
+        learned = flow[:, : self.dim] / spread
+        if self.radii:
+            learned = learned + x * ((flow[:, self.dim :] / radii) @ self.radius.square())
+        gradient = self.temperature * x / spread.square() + self.dim * learned
+        if self.splines:
+            gradient = gradient + self._spline(x, t, spread)[1]
+        return gradient, hidden
+
+
+def _rows(table: Tensor, t: int | Tensor) -> Tensor:
+    """Row t of a table, or one row for each t."""
+    # embedding(): its backward pass is several times faster than that of plain indexing.
+    return table[t] if isinstance(t, int) else F.embedding(t, table)
 
 
 class ExactValue:

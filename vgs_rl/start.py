@@ -19,13 +19,15 @@ class StartConfig:
 
     Args:
         kind: `gaussian` is N(0, scale² I), as published; `mixture` is a Gaussian mixture with
-            diagonal covariances, fitted by EM to noised states (until then N(0, scale² I)).
+            diagonal covariances, fitted by EM to noised states (until then N(0, scale² I));
+            `product` is the same for each coordinate by itself, independent of the others: K^D
+            modes at the cost of K.
         scale: s_0, the initial standard deviation per coordinate.
         learned: whether an agent may fit the start; False keeps the given scale.
-        components: number of components of `mixture`.
+        components: number of components of `mixture`, or of each coordinate's in `product`.
     """
 
-    kind: Literal["gaussian", "mixture"] = "gaussian"
+    kind: Literal["gaussian", "mixture", "product"] = "gaussian"
     scale: float = 1.0
     learned: bool = True
     components: int = 10
@@ -189,6 +191,73 @@ class MixtureStart(Start):
             return mixture.fit(data)
 
 
+class ProductStart(Start):
+    """Π_i Σ_k w_ik N(m_ik, v_ik): each coordinate its own mixture, fitted by EM.
+
+    Euclidean geometry only. Variances are floored at 1e-4 of the coordinate's own, so that no
+    component collapses.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    ITERATIONS = 30
+    MAX_FIT_STATES = 10_000
+
+    def __init__(self, geometry: Geometry, components: int, scale: float) -> None:
+        if geometry.effective_dim != geometry.dim:
+            raise ValueError(
+                "start.kind 'product' needs a Euclidean geometry; "
+                f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
+            )
+        super().__init__(geometry)
+        shape = (geometry.dim, components)
+        self.register_buffer("weights", torch.full(shape, 1.0 / components))
+        self.register_buffer("means", torch.zeros(shape))
+        self.register_buffer("variances", torch.full(shape, scale**2))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Start.sample`."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)  # (D, n)
+        z = torch.randn(
+            n,
+            self.geometry.dim,
+            generator=generator,
+            device=self.means.device,
+            dtype=self.means.dtype,
+        )
+        return self.means.gather(1, k).T + self.variances.gather(1, k).sqrt().T * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Start.log_prob`."""
+        return torch.logsumexp(self._components(x), dim=-1).sum(-1)
+
+    def _components(self, x: Tensor) -> Tensor:
+        """Log w_ik N(x_i; m_ik, v_ik), shape (B, D, K)."""
+        log_norm = self.weights.log() - 0.5 * (2 * math.pi * self.variances).log()
+        return log_norm - 0.5 * (x.unsqueeze(-1) - self.means).square() / self.variances
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
+        """EM from the quantiles; `rate` below 1 has no meaning for a mixture and is ignored."""
+        x = x[: self.MAX_FIT_STATES]
+        components = self.weights.shape[1]
+        middle = (torch.arange(components, device=x.device, dtype=x.dtype) + 0.5) / components
+        spread = x.var(0).unsqueeze(-1)
+        self.weights.fill_(1.0 / components)
+        self.means.copy_(x.quantile(middle, dim=0).T)
+        self.variances.copy_((spread / components**2).expand_as(self.variances))
+        for _ in range(self.ITERATIONS):
+            share = torch.softmax(self._components(x), dim=-1)  # (B, D, K)
+            mass = share.sum(0).clamp_min(1e-6)
+            mean = (share * x.unsqueeze(-1)).sum(0) / mass
+            square = (share * (x.unsqueeze(-1) - mean).square()).sum(0) / mass
+            self.weights.copy_(mass / mass.sum(-1, keepdim=True))
+            self.means.copy_(mean)
+            self.variances.copy_(torch.maximum(square, 1e-4 * spread))
+
+
 class _quiet_convergence:
     """An EM that stops at its iteration limit is good enough here: weights stay exact."""
 
@@ -209,4 +278,6 @@ def make_start(config: StartConfig, geometry: Geometry) -> Start:
     """The start distribution that `config` describes."""
     if config.kind == "mixture":
         return MixtureStart(geometry, config.components, config.scale)
+    if config.kind == "product":
+        return ProductStart(geometry, config.components, config.scale)
     return GaussianStart(geometry, config.scale)

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents import oracle_sampler
+from vgs_rl.envs import ManyWell
+from vgs_rl.geometry import Euclidean, ParticleGeometry
+from vgs_rl.start import ProductStart, make_start
+
+
+def known_product() -> ProductStart:
+    start = ProductStart(Euclidean(3), 2, 1.0)
+    start.weights.copy_(torch.tensor([[0.3, 0.7], [0.5, 0.5], [0.1, 0.9]]))
+    start.means.copy_(torch.tensor([[-3.0, 2.0], [-1.0, 4.0], [5.0, 0.0]]))
+    start.variances.copy_(torch.tensor([[0.5, 1.5], [0.2, 1.0], [0.3, 0.6]]))
+    return start
+
+
+def test_product_start_is_the_product_of_its_coordinates_mixtures() -> None:
+    start = known_product()
+    exact = MixtureSameFamily(
+        Categorical(start.weights), Normal(start.means, start.variances.sqrt())
+    )
+    x = start.sample(20_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(start.log_prob(x), exact.log_prob(x).sum(-1), atol=1e-4, rtol=1e-4)
+    error = 4.5 * exact.variance.sqrt() / math.sqrt(len(x))
+    assert ((x.mean(0) - exact.mean).abs() < error).all()
+    torch.testing.assert_close(x.var(0), exact.variance, rtol=0.05, atol=0)
+    correlation = torch.corrcoef(x.T) - torch.eye(3)
+    assert correlation.abs().max() < 4.5 / math.sqrt(len(x))
+
+
+def test_fitting_recovers_every_coordinates_mixture() -> None:
+    known = known_product()
+    x = known.sample(10_000, torch.Generator().manual_seed(0))
+    start = ProductStart(Euclidean(3), 2, 1.0)
+    start.fit(x, torch.Generator().manual_seed(1))
+    assert float(start.log_prob(x).mean()) >= float(known.log_prob(x).mean()) - 2e-3
+    order, truth = start.means.argsort(dim=1), known.means.argsort(dim=1)
+    for name, tolerance in (("weights", 0.03), ("means", 0.1), ("variances", 0.12)):
+        fitted, expected = getattr(start, name).gather(1, order), getattr(known, name)
+        torch.testing.assert_close(fitted, expected.gather(1, truth), atol=tolerance, rtol=0)
+
+
+def test_no_component_of_a_product_collapses() -> None:
+    start = ProductStart(Euclidean(2), 3, 1.0)
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    x[:250, 0] = 1.25  # an atom: its component would get variance 0
+    start.fit(x, torch.Generator())
+    assert (start.variances >= 0.99e-4 * x.var(0).unsqueeze(-1)).all()
+    assert torch.isfinite(start.log_prob(x)).all()
+
+
+def test_product_start_suits_independent_wells() -> None:
+    elbos = {}
+    for kind in ("gaussian", "product"):
+        config = MDPConfig(
+            chain="ve",
+            num_steps=8,
+            schedule=ScheduleConfig(kind="geometric", first=0.2, last=0.01),
+            start=StartConfig(kind=kind, components=4),  # type: ignore[arg-type]
+        )
+        mdp = SamplingMDP(ManyWell(6), config)
+        log_weight = oracle_sampler(mdp, n_fit=4000).sample(2000, 1).log_weight
+        assert log_weight is not None
+        elbos[kind] = float(log_weight.mean()) - float(mdp.energy.log_z or 0.0)
+    assert elbos["gaussian"] + 1.0 < elbos["product"] < 0.1
+
+
+def test_product_start_refuses_a_projected_geometry() -> None:
+    with pytest.raises(ValueError, match="'product' needs a Euclidean geometry"):
+        make_start(StartConfig(kind="product"), ParticleGeometry(4, 3))
