@@ -7,7 +7,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import oracle_sampler
 from vgs_rl.envs import ManyWell
-from vgs_rl.geometry import Euclidean, ParticleGeometry
+from vgs_rl.geometry import CentreOfMassFree, Euclidean
 from vgs_rl.start import ProductStart, make_start
 
 
@@ -72,4 +72,4 @@ def test_product_start_suits_independent_wells() -> None:
 
 def test_product_start_refuses_a_projected_geometry() -> None:
     with pytest.raises(ValueError, match="'product' needs a Euclidean geometry"):
-        make_start(StartConfig(kind="product"), ParticleGeometry(4, 3))
+        make_start(StartConfig(kind="product"), CentreOfMassFree(4, 3))
