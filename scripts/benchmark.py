@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,9 @@ BOUNDS: dict[str, dict[str, tuple[str, float]]] = {
 }
 
 
+COSTS = ("train_seconds", "env_steps", "energy_evaluations")
+
+
 def quality(
     configs: tuple[str, ...] = tuple(BOUNDS),
     seeds: tuple[int, ...] = (0, 1, 2),
@@ -139,7 +143,7 @@ def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
     for title, judge_other in others.items():
         path = folder / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
-            judge_other(folder, reports["vgs"]).save(path)
+            judge_other(folder, report).save(path)
         reports[title] = Report.from_json(path.read_text())
     return reports
 
@@ -160,11 +164,18 @@ def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
 
 def _resampled(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
-    return judge(config, find(config.env), agent, resample=True)
+    resampled = judge(config, find(config.env), agent, resample=True)
+    return _costing_as(report, resampled, "vgs, resampled")
 
 
 def _smc(folder: Path, report: Report) -> Report:
-    return judge_smc(*load_run(folder))
+    return _costing_as(report, judge_smc(*load_run(folder)), "vgs, SMC")
+
+
+def _costing_as(report: Report, other: Report, agent: str) -> Report:
+    """`other`, which needed the training that `report` tells of."""
+    cost = {name: getattr(report, name) for name in COSTS}
+    return replace(other, agent=agent, **cost)
 
 
 def _mala(folder: Path, report: Report) -> Report:
@@ -175,8 +186,12 @@ def _mala(folder: Path, report: Report) -> Report:
     energy = agent.mdp.energy
     chains = min(1_000, budget // 20)
     sampler = MALASampler(energy, budget, chains=chains, scale=config.agent.prior_std)
+    begin = time.perf_counter()
+    sampler.sample(report.n_samples, config.seed)
+    seconds = time.perf_counter() - begin
     mala = judge(config, find(config.env), agent, sampler=sampler)
-    return replace(mala, agent="mala", train_seconds=0.0, env_steps=0, energy_evaluations=budget)
+    cost = {"train_seconds": seconds, "env_steps": 0, "energy_evaluations": budget}
+    return replace(mala, agent="mala", **cost)
 
 
 def _oracle(folder: Path, report: Report) -> Report:
@@ -187,7 +202,7 @@ def _oracle(folder: Path, report: Report) -> Report:
 def _quality_rows(runs: list[dict[str, Report]], bounds: dict[str, tuple[str, float]]) -> Table:
     rows: Table = []
     columns = list(runs[0])
-    for name in ("train_seconds", "env_steps", "energy_evaluations", *runs[0]["vgs"].figures):
+    for name in (*COSTS, *runs[0]["vgs"].figures):
         values = {column: [_figure(run[column], name) for run in runs] for column in columns}
         own, median = values["vgs"], float(np.median(values["vgs"]))
         figure = runs[0]["vgs"].figures.get(name)
