@@ -141,7 +141,9 @@ def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
     others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala, "oracle": _oracle}
     reports = {"vgs": report}
     for title, judge_other in others.items():
-        path = folder / f"report_{title.replace(' ', '_').lower()}.json"
+        # The oracle knows no training seed: one report serves all of them.
+        place = output if title == "oracle" else folder
+        path = place / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
             judge_other(folder, report).save(path)
         reports[title] = Report.from_json(path.read_text())
