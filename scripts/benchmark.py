@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+# As in vgs_rl itself, but here torch is imported before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -111,7 +111,7 @@ class MixtureStart(Start):
     fitted: Tensor
 
     # EM on more states than this changes the fit by less than its own noise.
-    MAX_FIT_STATES = 20_000
+    MAX_FIT_STATES = 60_000
 
     def __init__(self, geometry: Geometry, components: int, scale: float) -> None:
         if geometry.effective_dim != geometry.dim:
