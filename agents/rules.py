@@ -79,7 +79,6 @@ class GradientMatching(ValueRule):
         least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
         start_every: refreshes between fits of the start distribution.
         start_size: states drawn from the buffer for each of them.
-        gradient_cap: largest norm of ∇E(x_T) used in targets; None leaves it.
         references: terminal states that each target is averaged over, by their posterior
             probability of having been noised into x_t; 0 uses x_t's own x_T alone. Unbiased (it
             is the expectation over which of them it was), and in few dimensions far less noisy.
@@ -94,7 +93,6 @@ class GradientMatching(ValueRule):
     least_ess: float = 0.1
     start_every: int = 5
     start_size: int = 16_384
-    gradient_cap: float | None = None
     references: int = 0
 
     def __post_init__(self) -> None:
@@ -173,9 +171,6 @@ class GradientMatching(ValueRule):
             x, log_weight = rollout.x, rollout.log_weight
             gradient = agent.mdp.energy.energy_and_gradient(x)[1]  # E was counted already
             self._scalars = agent.rollout_scalars(rollout)
-        if self.gradient_cap is not None:
-            norm = gradient.norm(dim=-1, keepdim=True)
-            gradient = gradient * (self.gradient_cap / norm.clamp_min(self.gradient_cap))
         self._buffer.add(x, gradient, log_weight)
         if not len(self._buffer):
             raise FloatingPointError(

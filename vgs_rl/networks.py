@@ -153,7 +153,7 @@ class TimeConditionedMLP(nn.Module):
             radii = noise + x.square() @ self.radius.square().T
             hidden = torch.cat([hidden, 0.5 * (radii / variance).log()], dim=-1)
         for weight, shift in zip(self.weights, shifts, strict=True):
-            hidden, slope = _SiluPair.apply(torch.addmm(shift, hidden, weight.T))
+            hidden, slope = _SiluPair.apply(torch.addmm(shift, hidden, weight.T))  # type: ignore[no-untyped-call]
             slopes.append(slope)
         return hidden, slopes, spread, radii
 
