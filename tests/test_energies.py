@@ -250,3 +250,14 @@ def test_what_is_not_known_raises():
     ):
         with pytest.raises(NotImplementedError, match="Custom"):
             call()
+
+
+@pytest.mark.parametrize("noise", [3.0, 0.5, 0.003])
+def test_many_well_slopes_of_large_batches_agree_with_quadrature(noise):
+    energy = ManyWell(dim=4)
+    chain = Chain(torch.tensor([noise]), "ve")
+    generator = torch.Generator().manual_seed(0)
+    x = energy.sample(9000, generator).double()
+    x = x + noise**0.5 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    exact = torch.cat([energy.value_gradient(part, 0, chain) for part in x.split(1000)])
+    torch.testing.assert_close(energy.value_gradient(x, 0, chain), exact, rtol=1e-6, atol=1e-5)
