@@ -8,7 +8,7 @@ from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import oracle_sampler
 from vgs_rl.envs import ManyWell
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
-from vgs_rl.start import ProductStart, make_start
+from vgs_rl.start import MixtureStart, ProductStart, make_start
 
 
 def known_product() -> ProductStart:
@@ -73,3 +73,21 @@ def test_product_start_suits_independent_wells() -> None:
 def test_product_start_refuses_a_projected_geometry() -> None:
     with pytest.raises(ValueError, match="'product' needs a Euclidean geometry"):
         make_start(StartConfig(kind="product"), CentreOfMassFree(4, 3))
+
+
+def test_a_distant_narrow_component_keeps_its_density_in_single_precision():
+    start = MixtureStart(Euclidean(2), components=1, scale=0.01)
+    start.means.fill_(600.0)
+    generator = torch.Generator().manual_seed(0)
+    x = start.sample(1000, generator)
+    exact = torch.distributions.Normal(600.0, 0.01).log_prob(x.double()).sum(-1)
+    torch.testing.assert_close(start.log_prob(x).double(), exact, atol=0.05, rtol=0)
+
+
+def test_no_component_of_a_fit_is_narrower_than_the_noise():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 2, generator=generator)
+    x[0] = 300.0  # an outlier that a component would collapse onto
+    start = MixtureStart(Euclidean(2), components=4, scale=1.0, noise=0.5)
+    start.fit(x, generator)
+    assert float(start.variances.min()) >= 0.5

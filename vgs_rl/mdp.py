@@ -136,7 +136,9 @@ class SamplingMDP(nn.Module):
         self.num_steps = config.num_steps
         exact = Chain.build(config.schedule, config.chain, config.num_steps)
         self.chain = exact.to(self.device, dtype)
-        self.start = make_start(config.start, self.geometry).to(self.device, dtype)
+        self.start = make_start(config.start, self.geometry, float(exact.S[0])).to(
+            self.device, dtype
+        )
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0

@@ -102,7 +102,8 @@ class GaussianStart(Start):
 class MixtureStart(Start):
     """Σ_k w_k N(m_k, diag(v_k)), fitted by EM; Euclidean geometry only.
 
-    The variances of a fit are floored at 1e-6 of the data's, so that no component collapses.
+    The variances of a fit are floored at 1e-6 of the data's and at `noise`, the variance S_0 that
+    noised states have around any terminal state: no component may collapse onto an outlier.
     """
 
     weights: Tensor
@@ -113,13 +114,16 @@ class MixtureStart(Start):
     # EM on more states than this changes the fit by less than its own noise.
     MAX_FIT_STATES = 60_000
 
-    def __init__(self, geometry: Geometry, components: int, scale: float) -> None:
+    def __init__(
+        self, geometry: Geometry, components: int, scale: float, noise: float = 0.0
+    ) -> None:
         if geometry.effective_dim != geometry.dim:
             raise ValueError(
                 "start.kind 'mixture' needs a Euclidean geometry; "
                 f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
             )
         super().__init__(geometry)
+        self.noise = noise
         self.register_buffer("weights", torch.full((components,), 1.0 / components))
         self.register_buffer("means", torch.zeros(components, geometry.dim))
         self.register_buffer("variances", torch.full((components, geometry.dim), scale**2))
@@ -139,12 +143,9 @@ class MixtureStart(Start):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Start.log_prob`."""
-        precision = self.variances.reciprocal()  # (K, D)
-        squares = (
-            x.square() @ precision.T
-            - 2 * x @ (self.means * precision).T
-            + (self.means.square() * precision).sum(-1)
-        )
+        # Differences first: the expanded square loses all digits of narrow, distant components.
+        deviation = x.unsqueeze(1) - self.means  # (B, K, D)
+        squares = (deviation.square() / self.variances).sum(-1)
         log_norm = (2 * math.pi * self.variances).log().sum(-1)
         return torch.logsumexp(self.weights.log() - 0.5 * (squares + log_norm), dim=-1)
 
@@ -164,6 +165,7 @@ class MixtureStart(Start):
         ):
             buffer.copy_(torch.as_tensor(value))
         self.weights.clamp_min_(1e-8).div_(self.weights.sum())
+        self.variances.clamp_min_(self.noise)
         self.fitted.fill_(True)
 
     def _em(self, data: Any, seed: int, *, warm: bool) -> Any:
@@ -274,10 +276,10 @@ class _quiet_convergence:
         self._context.__exit__(None, None, None)
 
 
-def make_start(config: StartConfig, geometry: Geometry) -> Start:
-    """The start distribution that `config` describes."""
+def make_start(config: StartConfig, geometry: Geometry, noise: float = 0.0) -> Start:
+    """The start distribution that `config` describes; `noise` is the chain's S_0."""
     if config.kind == "mixture":
-        return MixtureStart(geometry, config.components, config.scale)
+        return MixtureStart(geometry, config.components, config.scale, noise)
     if config.kind == "product":
         return ProductStart(geometry, config.components, config.scale)
     return GaussianStart(geometry, config.scale)
