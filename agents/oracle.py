@@ -61,4 +61,6 @@ def oracle_sampler(
     mdp.rho.fill_(1.0)
     if drift == "posterior" if fit_noise_scale is None else fit_noise_scale:
         mdp.fit_noise_scale(policy, x, generator)
-    return ChainSampler(mdp, policy)
+    sampler = ChainSampler(mdp, policy)
+    sampler.chunk_size = 16_384  # exact values may share their quadratures within a chunk
+    return sampler
