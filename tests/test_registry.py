@@ -151,11 +151,6 @@ def test_the_arrows_test_sees_an_import(tmp_path):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("vgs_rl"):
-            raise
-        pytest.skip(f"{name} needs the optional package {error.name}")
+    module = importlib.import_module(name)
     result = doctest.testmod(sys.modules[module.__name__])
     assert result.failed == 0
