@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.start import GaussianStart, Start
 
@@ -48,12 +49,6 @@ class ValueRule(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
-
-
-def _require(rule: str, **fields: tuple[float, float]) -> None:
-    for name, (value, least) in fields.items():
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{rule}.{name} must be at least {least:g}, got {value}")
 
 
 @dataclass(kw_only=True)
@@ -96,18 +91,20 @@ class GradientMatching(ValueRule):
     references: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require_at_least(
             "GradientMatching",
-            batch_size=(self.batch_size, 1),
-            refresh_every=(self.refresh_every, 1),
-            refresh_size=(self.refresh_size, 1),
-            first_size=(self.first_size, 1),
-            first_spread=(self.first_spread, 1),
-            capacity=(self.capacity, 1),
-            least_ess=(self.least_ess, 0),
-            start_every=(self.start_every, 1),
-            start_size=(self.start_size, 1),
-            references=(self.references, 0),
+            1,
+            batch_size=self.batch_size,
+            refresh_every=self.refresh_every,
+            refresh_size=self.refresh_size,
+            first_size=self.first_size,
+            first_spread=self.first_spread,
+            capacity=self.capacity,
+            start_every=self.start_every,
+            start_size=self.start_size,
+        )
+        require_at_least(
+            "GradientMatching", 0, least_ess=self.least_ess, references=self.references
         )
         if self.least_ess > 1:
             raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
@@ -252,13 +249,10 @@ class TrajectoryRule(ValueRule):
     energy_clip: float | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            type(self).__name__,
-            batch_size=(self.batch_size, 1),
-            passes=(self.passes, 1),
-            noise_scale=(self.noise_scale, 1e-6),
-            start_lr=(self.start_lr, 0),
-        )
+        rule = type(self).__name__
+        require_at_least(rule, 1, batch_size=self.batch_size, passes=self.passes)
+        require_positive(rule, noise_scale=self.noise_scale)
+        require_at_least(rule, 0, start_lr=self.start_lr)
 
     def setup(self, agent: ValueGradientAgent) -> None:
         """No trajectories yet."""
@@ -442,7 +436,7 @@ class SoftBellman(TrajectoryRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("SoftBellman", draws=(self.draws, 1))
+        require_at_least("SoftBellman", 1, draws=self.draws)
 
     def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
         """See the class."""

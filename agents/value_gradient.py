@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.policy import Drift, ValueGradientPolicy
 from vgs_rl.agents.rules import GradientMatching, ValueRule
+from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.plots import plot_chain, plot_value
@@ -47,7 +48,6 @@ class ValueGradientConfig(AgentConfig):
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
         warmup: updates of linear warm-up.
-        clip_norm: largest gradient norm; None does not clip.
         ema: decay of the moving average that acts, evaluates and gives targets.
         fit_noise_scale: whether rho_t is fitted; off, rho_t = 1 as published.
     """
@@ -67,31 +67,22 @@ class ValueGradientConfig(AgentConfig):
     lr: float = 2e-3
     final_lr: float = 0.02
     warmup: int = 50
-    clip_norm: float | None = None
     ema: float = 0.995
     fit_noise_scale: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("prior_std", "input_scale", "lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"agent.{name} must be a positive number, got {value}")
-        for name in ("width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"agent.{name} must be at least 1, got {getattr(self, name)}")
-        if self.radii < 0:
-            raise ValueError(f"agent.radii must be at least 0, got {self.radii}")
+        require_positive(
+            "agent", prior_std=self.prior_std, input_scale=self.input_scale, lr=self.lr
+        )
+        require_at_least("agent", 1, width=self.width, depth=self.depth)
+        require_at_least("agent", 0, radii=self.radii, warmup=self.warmup)
         if self.splines and self.splines < 4:
             raise ValueError(f"agent.splines must be 0 or at least 4, got {self.splines}")
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"agent.warmup must be at least 0, got {self.warmup}")
         if self.network == "published" and isinstance(self.rule, GradientMatching):
             raise ValueError("agent.network 'published' needs a TD rule, got GradientMatching")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"agent.clip_norm must be a positive number, got {self.clip_norm}")
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
         """The untrained agent."""
@@ -211,10 +202,6 @@ class ValueGradientAgent(Agent):
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.network.parameters() if p.grad is not None]
         )
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.network.parameters(), self.config.clip_norm, norm
-            )
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from vgs_rl.checks import require_at_least, require_positive
 
 T = TypeVar("T")
 
@@ -43,9 +44,7 @@ class BudgetConfig:
             raise ValueError(
                 "budget needs at least one of updates, env_steps, energy_evaluations, seconds"
             )
-        for name, value in limits.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"budget.{name} must be a positive number, got {value}")
+        require_positive("budget", **limits)
 
 
 @dataclass(kw_only=True)
@@ -70,9 +69,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("figures_every", "seed") else 1
-            if value < least:
-                raise ValueError(f"evaluation.{name} must be at least {least}, got {value}")
+            require_at_least(
+                "evaluation", 0 if name in ("figures_every", "seed") else 1, **{name: value}
+            )
 
 
 def resolve_device(name: str) -> torch.device:
