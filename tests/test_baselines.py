@@ -66,6 +66,34 @@ def test_resampling_with_exact_twists_raises_the_effective_sample_size() -> None
     assert ess[0.9] > 2 * ess[0.0]
 
 
+class WrongLevels(ExactValue):
+    """The exact value's gradient, with levels that differ between the halves of the plane."""
+
+    def value(self, x: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+        return super().value(x, t) + 8.0 * x[:, 0].sign()
+
+
+def test_a_twist_of_wrong_levels_is_not_believed() -> None:
+    mdp = small_mdp(GMM9(), num_steps=20)
+    policy = ValueGradientPolicy(mdp, WrongLevels(mdp.energy, mdp.chain), "posterior")
+    sampler = SMCSampler(mdp, policy)
+    assert float(sampler.trust[:-1].max()) < 0.2 and float(sampler.trust[-1]) == 1
+    plain = SMCSampler(mdp, policy, threshold=0.0)
+    credulous = SMCSampler(mdp, policy, pilot=0)
+    believing, plain_error, credulous_error = (
+        float((z_estimates(s, 0.0, runs=60, n=200) - 1).square().mean().sqrt())
+        for s in (sampler, plain, credulous)
+    )
+    assert believing < 1.3 * plain_error
+    assert credulous_error > 3 * believing
+
+
+def test_an_exact_twist_is_believed_near_the_end() -> None:
+    mdp = small_mdp(GMM9(), num_steps=20)
+    policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
+    assert float(SMCSampler(mdp, policy).trust[10:].min()) > 0.8
+
+
 def test_mala_leaves_the_target_invariant() -> None:
     energy = Gaussian((1.0, -2.0), (0.5, 3.0))
     generator = torch.Generator().manual_seed(0)
@@ -95,3 +123,5 @@ def test_impossible_settings_are_refused_by_name() -> None:
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
         SMCSampler(mdp, policy, threshold=2)
+    with pytest.raises(ValueError, match="pilot must be 0 or at least 2, got 1"):
+        SMCSampler(mdp, policy, pilot=1)
