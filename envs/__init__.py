@@ -7,6 +7,14 @@ from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
 from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
 from vgs_rl.envs.many_well import ManyWell, ManyWell32
+from vgs_rl.envs.particles import (
+    DW4,
+    LJ13,
+    LJ55,
+    DoubleWellCluster,
+    LennardJones,
+    ParticleEnergy,
+)
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import register
 from vgs_rl.start import StartConfig
@@ -32,13 +40,20 @@ register("vgs_rl/EasyFunnel10-v0", energy=EasyFunnel10, mdp=_ve(30, 1.0, 1e-2, 3
 register("vgs_rl/Funnel10-v0", energy=Funnel10, mdp=_ve(30, 4.0, 2e-3, 6.0, "mixture"))
 register("vgs_rl/HardFunnel10-v0", energy=HardFunnel10, mdp=_ve(30, 4.0, 2e-3, 8.0, "mixture"))
 register("vgs_rl/ManyWell32-v0", energy=ManyWell32, mdp=_ve(20, 1.0, 1e-2, 3.0, "gaussian"))
+register("vgs_rl/DW4-v0", energy=DW4, mdp=_ve(60, 0.25, 1e-3, 2.7, "gaussian"))
+register("vgs_rl/LJ13-v0", energy=LJ13, mdp=_ve(100, 0.05, 1e-4, 1.15, "gaussian"))
+register("vgs_rl/LJ55-v0", energy=LJ55, mdp=_ve(100, 0.05, 1e-4, 1.3, "gaussian"))
 
 __all__ = [
+    "DW4",
     "GMM9",
     "GMM25",
     "GMM40",
+    "LJ13",
+    "LJ55",
     "CheckError",
     "CheckReport",
+    "DoubleWellCluster",
     "EasyFunnel10",
     "FourGauss",
     "Funnel",
@@ -46,8 +61,10 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "HardFunnel10",
+    "LennardJones",
     "ManyWell",
     "ManyWell32",
+    "ParticleEnergy",
     "SamplingEnv",
     "SamplingVectorEnv",
     "check_energy",

@@ -1,0 +1,221 @@
+"""Particle systems: E(x) = Σ_{i<j} u(‖x_i - x_j‖) + ½ k Σ_i ‖x_i - mean‖², centre of mass free."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from vgs_rl.energy import Energy, Particles
+from vgs_rl.geometry import CentreOfMassFree
+
+
+class ParticleEnergy(Energy):
+    """n particles with a pair potential u and a harmonic trap around their own mean.
+
+    A state is the flattened (n, d) array of positions; the density lives on states whose mean
+    position is the origin, so (n - 1) d dimensions count. E itself is invariant to translation,
+    rotation, reflection and permutation. A subclass writes :meth:`_potential`.
+
+    Below the distance `core` the pair potential goes on linearly in r², with the value and slope
+    that it has there. That is C1 everywhere, also where particles coincide; energies and forces
+    stay bounded, so float32 does. The published targets' core lies where p has no mass (their
+    docstrings say how little), so that it changes no sample and no expectation.
+
+    Attributes:
+        trap: k, the strength of the harmonic trap; 0 is none.
+        core: distance below which u is continued, or None.
+
+    Args:
+        n_particles: n, at least 2.
+        n_dims: d.
+        trap: k.
+        core: see above; None keeps u as it is, infinite where particles coincide.
+    """
+
+    def __init__(
+        self, n_particles: int, n_dims: int, *, trap: float = 0.0, core: float | None = None
+    ) -> None:
+        super().__init__()
+        self.space = CentreOfMassFree(n_particles, n_dims)
+        if not (math.isfinite(trap) and trap >= 0):
+            raise ValueError(f"trap must be a number that is not negative, got {trap}")
+        if core is not None and not (math.isfinite(core) and core > 0):
+            raise ValueError(f"core must be a positive number or None, got {core}")
+        self.trap, self.core = trap, core
+        self.dim, self.symmetry = self.space.dim, Particles(n_particles, n_dims)
+        # Particle i meets i + k (mod n): every pair once. With even n the last k meets itself.
+        half = n_particles // 2
+        self._rounds = [
+            (k, half if 2 * k == n_particles else n_particles) for k in range(1, half + 1)
+        ]
+
+    @property
+    def geometry(self) -> CentreOfMassFree:
+        """Zero centre of mass."""
+        return self.space
+
+    @abstractmethod
+    def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
+        """U and du/dr² at squared distances r² of any shape, without the core."""
+
+    def _pair(self, square: Tensor) -> tuple[Tensor, Tensor]:
+        """U and du/dr² at squared distances, with the core."""
+        if self.core is None:
+            return self._potential(square)
+        outside = square.clamp_min(self.core**2)
+        u, slope = self._potential(outside)
+        return torch.addcmul(u, square - outside, slope), slope
+
+    def pair_potential(self, r: Tensor) -> Tensor:
+        """U(r), the energy of one unordered pair at distances r of any shape; same shape."""
+        return self._pair(r.square())[0]
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """Centred positions, shape (n, d, B): a batch is contiguous, whatever n and d are."""
+        n, d = self.space.n_particles, self.space.n_dims
+        positions = x.T.contiguous().view(n, d, len(x))
+        return positions - positions.mean(0)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """See :meth:`Energy.energy`."""
+        positions = self._positions(x)
+        partners = torch.cat([positions, positions])
+        energy = 0.5 * self.trap * positions.square().sum((0, 1))
+        for k, rows in self._rounds:
+            square = (positions[:rows] - partners[k : k + rows]).square().sum(1)  # (rows, B)
+            energy = energy + self._pair(square)[0].sum(0)
+        return energy
+
+    @torch.no_grad()
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed form.
+
+        Rounds of n pairs at a time keep the work in the cache, and every force is added to a
+        contiguous block: no index is gathered or scattered.
+        """
+        n = self.space.n_particles
+        positions = self._positions(x)
+        partners = torch.cat([positions, positions])
+        energy = 0.5 * self.trap * positions.square().sum((0, 1))
+        forces = torch.zeros_like(partners)  # of a particle, in two rows that are added at the end
+        for k, rows in self._rounds:
+            difference = positions[:rows] - partners[k : k + rows]
+            square = difference[:, 0].square()
+            for axis in range(1, self.space.n_dims):
+                square.addcmul_(difference[:, axis], difference[:, axis])
+            u, slope = self._pair(square)
+            energy += u.sum(0)
+            difference.mul_(slope.unsqueeze(1))
+            forces[:rows] += difference
+            forces[k : k + rows] -= difference
+        gradient = positions.mul_(self.trap).add_(forces[:n] + forces[n:], alpha=2)
+        return energy, gradient.view(self.dim, len(x)).T.contiguous()
+
+
+class DoubleWellCluster(ParticleEnergy):
+    """E(x) = Σ_{i<j} a (r_ij - d0)⁴ + b (r_ij - d0)²: every pair prefers one of two distances.
+
+    Constants and units (energies in kT) as in Köhler, Klein and Noé (arXiv:2006.02425) and every
+    later DW-4: n = 4, d = 2, a = 0.9, b = -4, d0 = 4. Their double sum over ordered pairs with
+    prefactor ½ is this sum over i < j; some codes add a constant c, 0 where it is given.
+    At r = core = 0.5 the pair's energy is 90 above its minimum.
+
+    Args:
+        n_particles: n.
+        n_dims: d.
+        a: quartic coefficient.
+        b: quadratic coefficient.
+        d0: distance of the barrier's top.
+        core: see :class:`ParticleEnergy`; None leaves a kink where particles coincide.
+    """
+
+    def __init__(
+        self,
+        n_particles: int = 4,
+        n_dims: int = 2,
+        *,
+        a: float = 0.9,
+        b: float = -4.0,
+        d0: float = 4.0,
+        core: float | None = 0.5,
+    ) -> None:
+        super().__init__(n_particles, n_dims, core=core)
+        if not a > 0:
+            raise ValueError(f"a must be positive, got {a}: the density cannot be normalised")
+        self.a, self.b, self.d0 = a, b, d0
+
+    def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
+        r = square.sqrt()
+        t = r - self.d0
+        t2 = t.square()
+        return (self.a * t2 + self.b) * t2, (2 * self.a * t2 + self.b) * t / r
+
+
+class LennardJones(ParticleEnergy):
+    """E(x) = Σ_{i≠j} ε [(r_m/r_ij)¹² - 2 (r_m/r_ij)⁶] + ½ k Σ_i ‖x_i - mean‖².
+
+    The sum runs over ordered pairs, each pair counts twice: u(r) = 2ε [(r_m/r)¹² - 2 (r_m/r)⁶],
+    -2 at its minimum r_m = 1 with ε = 1, k = 1 and d = 3 for LJ-13 and LJ-55. So do iDEM
+    (arXiv:2402.06121) and the samples published with it, which satisfy the virial identity with
+    this sum only. Köhler, Klein and Noé (arXiv:2006.02425) state the sum over ordered pairs with
+    prefactor ε/(2τ), half of this; figures for the two are not comparable.
+    At r = core = 0.7 the pair's energy is 112 above its minimum.
+
+    Args:
+        n_particles: n.
+        n_dims: d.
+        epsilon: ε.
+        r_m: distance of the minimum.
+        trap: k; without a trap, 0, the density cannot be normalised.
+        core: see :class:`ParticleEnergy`.
+    """
+
+    def __init__(
+        self,
+        n_particles: int = 13,
+        n_dims: int = 3,
+        *,
+        epsilon: float = 1.0,
+        r_m: float = 1.0,
+        trap: float = 1.0,
+        core: float | None = 0.7,
+    ) -> None:
+        super().__init__(n_particles, n_dims, trap=trap, core=core)
+        for name, value in (("epsilon", epsilon), ("r_m", r_m), ("trap", trap)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        self.epsilon, self.r_m = epsilon, r_m
+
+    def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = square.reciprocal()
+        q = (self.r_m**2 * inverse).pow(3)
+        excess = q - 1
+        # q² - 2q = (q - 1)² - 1
+        return (
+            (2 * self.epsilon) * (excess.square() - 1),
+            (-12 * self.epsilon) * q * excess * inverse,
+        )
+
+
+class DW4(DoubleWellCluster):
+    """DW-4: four particles in the plane."""
+
+    def __init__(self) -> None:
+        super().__init__(n_particles=4, n_dims=2)
+
+
+class LJ13(LennardJones):
+    """LJ-13: thirteen particles in space."""
+
+    def __init__(self) -> None:
+        super().__init__(n_particles=13)
+
+
+class LJ55(LennardJones):
+    """LJ-55: fifty-five particles in space."""
+
+    def __init__(self) -> None:
+        super().__init__(n_particles=55)
