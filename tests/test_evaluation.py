@@ -5,20 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from springs import ShippedSprings, Springs
 from torch import Tensor
 
 from vgs_rl import (
     ChainSampler,
     Energy,
     MDPConfig,
-    Particles,
     Sampler,
     Samples,
     SamplingMDP,
     ScheduleConfig,
+    metrics,
 )
+from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
-from vgs_rl.evaluation import Figure, Report, evaluate, format_comparison
+from vgs_rl.evaluation import Figure, ParticleProtocol, Report, evaluate, format_comparison
 
 
 class Exact(Sampler):
@@ -48,7 +50,7 @@ class Shipped(Gaussian):
     def can_sample(self) -> bool:
         return False
 
-    def reference(self) -> Tensor:
+    def reference(self, split: Split = "test") -> Tensor:
         return super().sample(1_000, torch.Generator().manual_seed(9))
 
 
@@ -144,8 +146,9 @@ class TestEvaluate:
 
     def test_figures_that_the_target_does_not_admit_are_left_out(self) -> None:
         report = evaluate(oracle(Ring(), num_steps=4), Ring(), 500)
-        assert list(report.figures) == ["elbo", "path_ess"]
-        assert report.figures["elbo"].floor is None
+        assert list(report.figures) == ["log_z", "elbo", "path_ess"]
+        assert report.figures["elbo"].floor is report.figures["log_z"].floor is None
+        assert report.figures["log_z"].value == report.figures["elbo"].details["log_z_estimate"]
 
     def test_a_shipped_reference_is_split_into_reference_and_floor(self) -> None:
         energy = Shipped()
@@ -157,14 +160,9 @@ class TestEvaluate:
         assert figure.value < 1.5 * figure.floor
         assert "eubo" not in evaluate(oracle(energy, num_steps=4), energy, 500).figures
 
-    def test_particle_targets_get_no_figures_that_relabelling_drowns(self) -> None:
-        energy = Gaussian(mean=[0.0] * 4, covariance=[1.0] * 4)
-        energy.symmetry = Particles(2, 2)
-        assert list(evaluate(Exact(energy), energy, 500).figures) == ["tvd_energy"]
-
     def test_another_temperature_leaves_only_bounds(self) -> None:
         report = evaluate(oracle(Gaussian(), num_steps=4, temperature=2.0), Gaussian(), 500)
-        assert list(report.figures) == ["elbo", "path_ess"]
+        assert list(report.figures) == ["log_z", "elbo", "path_ess"]
         assert report.figures["elbo"].floor is None
         assert report.details["temperature"] == 2.0
 
@@ -194,6 +192,96 @@ class TestEvaluate:
         assert report.figures["sinkhorn"].value == math.inf
         assert report.details["non_finite_samples"] == 100
         assert json.loads(report.as_json())["figures"]["sinkhorn"]["value"] is None
+
+
+SMALL = ParticleProtocol(n=100, repeats=3, geometric_n=50, geometric_repeats=1)
+PARTICLE_FIGURES = [
+    "tvd_energy",
+    "tvd_energy_published",
+    "tvd_distance",
+    "tvd_distance_published",
+    "w2",
+    "w2_energy",
+    "w2_distance",
+    "w2_geometric",
+    "w2_geometric_published",
+]
+
+
+class TestParticles:
+    """Targets with a particle symmetry have figures of their own."""
+
+    @pytest.mark.parametrize("energy", [Springs(), ShippedSprings()], ids=["exact", "shipped"])
+    def test_exact_samples_are_at_every_floor(self, energy: Springs) -> None:
+        report = evaluate(Exact(Springs()), energy, 600, protocol=SMALL)
+        assert list(report.figures) == PARTICLE_FIGURES
+        for name, figure in report.figures.items():
+            assert figure.floor is not None
+            assert 0.4 * figure.floor < figure.value < 2.5 * figure.floor, name
+
+    def test_the_floor_is_mixed_over_the_symmetry_and_the_reference_is_not(self) -> None:
+        energy = ShippedSprings()
+        value = evaluate(Exact(Springs()), energy, 600, protocol=SMALL).figures["w2"].floor
+        x = energy.reference()
+        own = float(metrics.wasserstein(x[:100], x[600:700]))
+        assert value is not None
+        assert value > 1.2 * own
+
+    def test_samples_need_not_be_centred(self) -> None:
+        energy = Springs()
+        plain, moved = (
+            evaluate(Exact(energy, shift), energy, 400, protocol=SMALL).figures
+            for shift in (0.0, 5.0)
+        )
+        for name in PARTICLE_FIGURES:
+            assert moved[name].value == pytest.approx(plain[name].value, abs=0.02), name
+
+    def test_the_validation_split_is_used_when_asked(self) -> None:
+        class Guarded(ShippedSprings):
+            def reference(self, split: Split = "test") -> Tensor:
+                assert split == "validation"
+                return super().reference(split)
+
+        report = evaluate(Exact(Springs()), Guarded(), 400, split="validation", protocol=SMALL)
+        kinds = {figure.details["reference"] for figure in report.figures.values()}
+        assert kinds == {"shipped, validation"}
+
+    def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_stays(self) -> None:
+        state = torch.get_rng_state()
+        first, again = (
+            evaluate(Exact(Springs()), ShippedSprings(), 400, protocol=SMALL) for _ in range(2)
+        )
+        assert first == again
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_floors_do_not_depend_on_the_sampler(self) -> None:
+        good, bad = (
+            evaluate(Exact(Springs(), shift), ShippedSprings(), 400, protocol=SMALL).figures
+            for shift in (0.0, math.nan)
+        )
+        for name in PARTICLE_FIGURES:
+            assert good[name].floor == bad[name].floor
+
+    def test_a_diverged_sampler_still_gets_a_report(self) -> None:
+        report = evaluate(Exact(Springs(), math.nan), Springs(), 400, protocol=SMALL)
+        for name, figure in report.figures.items():
+            assert figure.value == (1.0 if name.startswith("tvd") else math.inf), name
+        assert json.loads(report.as_json())["figures"]["w2"]["value"] is None
+
+    def test_one_huge_energy_is_seen_by_w2_of_energies_alone(self) -> None:
+        class Outlier(Exact):
+            def _draw(self, n: int, generator: torch.Generator) -> Samples:
+                samples = super()._draw(n, generator)
+                samples.x[0] = samples.x[0] * 1e3
+                return samples
+
+        figures = evaluate(Outlier(Springs()), Springs(), 400, protocol=SMALL).figures
+        assert figures["w2_energy"].value > 1e3
+        assert figures["tvd_energy"].value < 2 * (figures["tvd_energy"].floor or 0.0)
+
+    def test_a_chain_of_particles_gets_path_figures_too(self) -> None:
+        report = evaluate(oracle(Springs(), num_steps=3), Springs(), 400, protocol=SMALL)
+        assert list(report.figures) == [*PARTICLE_FIGURES, "log_z", "elbo", "eubo", "path_ess"]
 
 
 class TestReport:

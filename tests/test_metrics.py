@@ -1,7 +1,12 @@
 import math
+from random import Random
 
+import numpy as np
+import ot
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from vgs_rl import metrics
@@ -13,51 +18,51 @@ def normal(n: int, dim: int | None = None, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-class TestTvdEnergy:
+class TestTotalVariation:
     def test_identical_sets_give_zero(self) -> None:
         energies = normal(1_000)
-        assert metrics.tvd_energy(energies, energies.flip(0)) == 0.0
+        assert metrics.total_variation(energies, energies.flip(0)) == 0.0
 
     def test_disjoint_sets_give_one(self) -> None:
         energies = normal(1_000)
-        assert metrics.tvd_energy(energies + 100.0, energies) == pytest.approx(1.0)
-        assert metrics.tvd_energy(energies - 100.0, energies) == pytest.approx(1.0)
+        assert metrics.total_variation(energies + 100.0, energies) == pytest.approx(1.0)
+        assert metrics.total_variation(energies - 100.0, energies) == pytest.approx(1.0)
 
     def test_it_is_symmetric_where_the_ranges_agree(self) -> None:
         x, y = normal(500, seed=1).clamp(-2, 2), (0.5 + normal(500, seed=2)).clamp(-2, 2)
         x[:2] = y[:2] = torch.tensor([-2.0, 2.0])
-        assert metrics.tvd_energy(x, y) == pytest.approx(float(metrics.tvd_energy(y, x)))
+        assert metrics.total_variation(x, y) == pytest.approx(float(metrics.total_variation(y, x)))
 
     def test_it_does_not_depend_on_order_or_energy_origin_and_unit(self) -> None:
         x, y = normal(1_000, seed=1), 1.3 * normal(1_000, seed=2)
-        value = float(metrics.tvd_energy(x, y))
-        assert metrics.tvd_energy(x.flip(0), y) == value
-        assert metrics.tvd_energy(4 * x + 8, 4 * y + 8) == pytest.approx(value, abs=5e-3)
+        value = float(metrics.total_variation(x, y))
+        assert metrics.total_variation(x.flip(0), y) == value
+        assert metrics.total_variation(4 * x + 8, 4 * y + 8) == pytest.approx(value, abs=5e-3)
 
     def test_it_equals_the_total_variation_computed_by_hand(self) -> None:
         reference = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])  # bins [0, 2), [2, 4]: 2/5, 3/5
         energies = torch.tensor([0.5, 0.5, 0.5, 4.0, 5.0, -1.0])  # 3/6, 1/6; above 1/6, below 1/6
         expected = 0.5 * (abs(1 / 2 - 2 / 5) + abs(1 / 6 - 3 / 5) + 1 / 6 + 1 / 6)
-        assert metrics.tvd_energy(energies, reference, bins=2) == pytest.approx(expected)
+        assert metrics.total_variation(energies, reference, bins=2) == pytest.approx(expected)
 
     def test_mass_outside_the_reference_range_counts_in_full(self) -> None:
         reference = normal(10_000)
         energies = reference.clone()
         energies[:3_000] = 1e6
         energies[3_000:4_000] = -1e6
-        assert metrics.tvd_energy(energies, reference) == pytest.approx(0.4, abs=1e-3)
+        assert metrics.total_variation(energies, reference) == pytest.approx(0.4, abs=1e-3)
 
     @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
     def test_non_finite_energies_count_as_overflow(self, bad: float) -> None:
         reference = normal(10_000)
         energies = reference.clone()
         energies[:2_500] = bad
-        assert metrics.tvd_energy(energies, reference) == pytest.approx(0.25, abs=1e-3)
+        assert metrics.total_variation(energies, reference) == pytest.approx(0.25, abs=1e-3)
 
     def test_the_floor_falls_as_one_over_root_n_and_stays_below_its_bound(self) -> None:
         def floor(n: int) -> float:
             trials = [
-                metrics.tvd_energy(normal(n, seed=2 * i), normal(n, seed=2 * i + 1))
+                metrics.total_variation(normal(n, seed=2 * i), normal(n, seed=2 * i + 1))
                 for i in range(10)
             ]
             return float(torch.stack(trials).mean())
@@ -68,17 +73,97 @@ class TestTvdEnergy:
 
     def test_a_reference_of_equal_energies_is_one_bin(self) -> None:
         reference = torch.full((4,), 2.0)
-        assert metrics.tvd_energy(reference, reference) == 0.0
-        assert metrics.tvd_energy(torch.tensor([2.0, 3.0]), reference) == pytest.approx(0.5)
+        assert metrics.total_variation(reference, reference) == 0.0
+        assert metrics.total_variation(torch.tensor([2.0, 3.0]), reference) == pytest.approx(0.5)
 
     def test_impossible_arguments_are_refused_by_name(self) -> None:
         energies = normal(10)
         with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
-            metrics.tvd_energy(energies, energies, bins=0)
-        with pytest.raises(ValueError, match="reference_energies must hold a finite value"):
-            metrics.tvd_energy(energies, energies * math.nan)
-        with pytest.raises(ValueError, match=r"energies must have shape \(n,\)"):
-            metrics.tvd_energy(energies[:, None], energies)
+            metrics.total_variation(energies, energies, bins=0)
+        with pytest.raises(ValueError, match="reference must hold a finite value"):
+            metrics.total_variation(energies, energies * math.nan)
+        with pytest.raises(ValueError, match=r"values must have shape \(n,\)"):
+            metrics.total_variation(energies[:, None], energies)
+
+
+class TestPublishedTotalVariation:
+    def test_it_equals_the_published_code(self) -> None:
+        x, y = 30 * normal(1_000, seed=1), 40 * normal(900, seed=2) + 10
+        counts = [np.histogram(z, bins=200, range=(-100, 100))[0] for z in (x, y)]
+        shares = [count / count.sum() for count in counts]
+        expected = 0.5 * np.abs(shares[0] - shares[1]).sum()
+        assert metrics.published_total_variation(x, y) == pytest.approx(expected)
+
+    def test_it_does_not_see_what_left_the_range(self) -> None:
+        reference = normal(1_000)
+        values = reference.clone()
+        values[:300] = math.inf
+        assert metrics.published_total_variation(values, reference) < 0.05
+        assert metrics.total_variation(values, reference) == pytest.approx(0.3, abs=0.02)
+
+    def test_it_is_one_where_most_samples_or_the_whole_reference_are_outside(self) -> None:
+        inside, outside = normal(100), normal(100) + 300.0
+        half = torch.cat([inside, outside])
+        assert metrics.published_total_variation(half, inside) == 1.0
+        assert metrics.published_total_variation(inside, outside) == 1.0
+        assert metrics.published_total_variation(inside * math.nan, inside) == 1.0
+
+
+class TestWasserstein:
+    def test_a_shift_moves_every_point_by_its_length(self) -> None:
+        x = normal(200, 3)
+        shift = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
+        assert metrics.wasserstein(x, x + shift) == pytest.approx(3.0)
+        assert metrics.wasserstein(x.flip(0), x) == 0.0
+
+    def test_it_equals_the_exact_transport_of_pot(self) -> None:
+        x, y = normal(60, 5, seed=1), normal(60, 5, seed=2)
+        expected = math.sqrt(ot.emd2([], [], torch.cdist(x, y).square().numpy()))
+        assert metrics.wasserstein(x, y) == pytest.approx(expected)
+
+    def test_samples_that_are_not_finite_are_infinitely_far(self) -> None:
+        x = normal(20, 2)
+        for bad in (math.nan, math.inf, 1e200):
+            y = x.clone()
+            y[3, 1] = bad
+            assert metrics.wasserstein(y, x) == math.inf
+
+    def test_unequal_counts_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"same shape \(n, D\), got \(5, 2\), \(6, 2\)"):
+            metrics.wasserstein(normal(5, 2), normal(6, 2))
+
+
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12)
+
+
+class TestWasserstein1d:
+    @given(numbers, st.randoms())
+    def test_it_equals_the_general_distance(self, values: list[float], random: Random) -> None:
+        x = torch.tensor(values, dtype=torch.float64)
+        y = torch.tensor([random.uniform(-1e6, 1e6) for _ in values], dtype=torch.float64)
+        expected = float(metrics.wasserstein(x[:, None], y[:, None]))
+        assert metrics.wasserstein_1d(x, y) == pytest.approx(expected, rel=1e-9)
+
+    @given(numbers, st.floats(-1e3, 1e3))
+    def test_a_shift_counts_as_it_is_and_order_not_at_all(
+        self, values: list[float], shift: float
+    ) -> None:
+        x = torch.tensor(values, dtype=torch.float64)
+        moved = metrics.wasserstein_1d(x.flip(0) + shift, x)
+        assert moved == pytest.approx(abs(shift), rel=1e-6, abs=1e-6)
+
+    def test_one_huge_value_dominates_and_an_infinite_one_makes_it_infinite(self) -> None:
+        x = normal(2_000)
+        y = x.clone()
+        y[0] = 1e6
+        assert metrics.wasserstein_1d(y, x) == pytest.approx(1e6 / math.sqrt(2_000), rel=0.01)
+        for bad in (math.inf, -math.inf, math.nan):
+            y[0] = bad
+            assert metrics.wasserstein_1d(y, x) == math.inf
+
+    def test_unequal_counts_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="equally long, got 5 and 6"):
+            metrics.wasserstein_1d(normal(5), normal(6))
 
 
 class TestSinkhorn:

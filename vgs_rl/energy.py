@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from vgs_rl.geometry import Euclidean, Geometry
 
 if TYPE_CHECKING:
     from vgs_rl.chain import Chain
+
+Split = Literal["validation", "test"]
 
 
 class Particles(NamedTuple):
@@ -90,8 +92,11 @@ class Energy(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no exact sampler")
 
-    def reference(self) -> Tensor:
+    def reference(self, split: Split = "test") -> Tensor:
         """Shipped reference samples, shape (n, D), for targets without an exact sampler.
+
+        Args:
+            split: "validation" samples may guide choices, "test" samples only judge.
 
         Raises:
             NotImplementedError: if none are shipped.

@@ -10,29 +10,40 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vgs_rl import metrics
-from vgs_rl.energy import Energy
+from vgs_rl.energy import Energy, Split
+from vgs_rl.particle_figures import ParticleProtocol, particle_figures
+from vgs_rl.particles import pair_distances, transformed
 from vgs_rl.report import Figure, Report, format_comparison
 from vgs_rl.sampler import ChainSampler, Sampler, Samples
-from vgs_rl.weights import log_z_estimate
+from vgs_rl.weights import effective_sample_size, log_z_estimate
 
-__all__ = ["Figure", "Report", "evaluate", "format_comparison"]
+__all__ = ["Figure", "ParticleProtocol", "Report", "evaluate", "format_comparison"]
 
 BINS = 200
 SINKHORN_SAMPLES = 2_000
 CHUNK = 4_096  # states whose energies are computed at once
 FIGURE_ORDER = (
     "tvd_energy",
+    "tvd_energy_published",
+    "tvd_distance",
+    "tvd_distance_published",
     "sinkhorn",
+    "w2",
+    "w2_energy",
+    "w2_distance",
+    "w2_geometric",
+    "w2_geometric_published",
     "std_error",
     "mode_weight_error",
     "log_z_error",
+    "log_z",
     "elbo",
     "eubo",
     "path_ess",
@@ -51,6 +62,8 @@ def evaluate(
     resample: bool = False,
     batches: int = 10,
     batch_size: int = 2_000,
+    split: Split = "test",
+    protocol: ParticleProtocol | None = None,
     training_seed: int | None = None,
     train_seconds: float = 0.0,
     env_steps: int = 0,
@@ -59,15 +72,16 @@ def evaluate(
     """Judges a sampler by every figure that it and its target admit; the others are left out.
 
     - Against exact samples (``energy.sample``), or half of the shipped ``energy.reference()``
-      while its other half gives the floor: ``tvd_energy``, ``std_error``, ``sinkhorn`` (the last
-      two not for particle targets, where relabelling and rotation drown them).
+      while its other half gives the floor: ``tvd_energy``; for particles ``tvd_distance``, the
+      same of all pair distances, and :func:`vgs_rl.particle_figures.particle_figures`; else
+      ``std_error`` and ``sinkhorn``, which relabelling and rotation would drown.
     - Against known masses: ``mode_weight_error``. Against a known log Z: ``log_z_error``,
-      |log mean w - log Z|.
+      |log mean w - log Z|; where it is not known, ``log_z``, the estimate itself.
     - From log-weights: ``elbo`` and ``path_ess`` (median over batches); ``eubo`` on paths drawn
       backwards from exact samples, which have to exist.
 
-    At a temperature other than 1 neither exact samples nor log Z apply: only ``elbo`` and
-    ``path_ess`` are left, as bounds at that temperature, and the report's details say so.
+    At a temperature other than 1 neither exact samples nor log Z apply: only ``log_z``, ``elbo``
+    and ``path_ess`` are left, at that temperature, and the report's details say so.
 
     The same arguments give the same numbers. The sampler, the reference, the floor and the
     backward paths have generators of their own, derived from `seed`, on the sampler's device. What
@@ -84,6 +98,8 @@ def evaluate(
             log_z_error) then come from n further paths without resampling.
         batches: batches of the path-ESS, at most as many as n allows.
         batch_size: paths in each.
+        split: which shipped samples: "validation" for choices, "test" for what is reported.
+        protocol: repeats and sample counts of particle figures; all of it by default.
         training_seed: for the report.
         train_seconds: for the report.
         env_steps: for the report; those of training.
@@ -94,15 +110,16 @@ def evaluate(
     """
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}")
-    draw, paths_again, exact, second, backwards = _generators(seed, sampler.device)
+    draw, paths_again, exact, second, backwards, repeats = _generators(seed, sampler.device)
     temperature = _temperature(sampler)
     with _uncounted(sampler):
         samples = sampler.sample(n, draw, resample=resample)
         paths = sampler.sample(n, paths_again) if resample else samples
         figures: dict[str, Figure] = {}
-        reference = _reference(energy, n, exact, second) if temperature == 1.0 else None
+        reference = _reference(energy, n, split, exact, second) if temperature == 1.0 else None
         if reference is not None:
-            figures |= _sample_figures(samples.x, energy, reference)
+            protocol = protocol or ParticleProtocol()
+            figures |= _sample_figures(samples.x, energy, reference, protocol, repeats)
         if temperature == 1.0 and energy.mode_probabilities is not None:
             figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
         if paths.log_weight is not None:
@@ -131,23 +148,30 @@ class _Reference:
 
     x: Tensor
     second: Tensor
-    exact: bool
+    kind: Literal["exact", "shipped", "shipped, validation"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are exact samples rather than shipped ones."""
+        return self.kind == "exact"
 
 
 def _reference(
-    energy: Energy, n: int, first: torch.Generator, second: torch.Generator
+    energy: Energy, n: int, split: Split, first: torch.Generator, second: torch.Generator
 ) -> _Reference | None:
     """Exact samples, or two random halves of the shipped ones, or None where there are neither."""
     if energy.can_sample:
-        return _Reference(x=energy.sample(n, first), second=energy.sample(n, second), exact=True)
+        return _Reference(x=energy.sample(n, first), second=energy.sample(n, second), kind="exact")
     try:
-        shipped = energy.reference()
+        shipped = energy.reference(split)
     except NotImplementedError:
         return None
     order = torch.randperm(len(shipped), generator=first, device=first.device)
     half = min(n, len(shipped) // 2)
     shipped = shipped.to(first.device)[order]
-    return _Reference(x=shipped[:half], second=shipped[half : 2 * half], exact=False)
+    kind: Literal["shipped", "shipped, validation"]
+    kind = "shipped" if split == "test" else "shipped, validation"
+    return _Reference(x=shipped[:half], second=shipped[half : 2 * half], kind=kind)
 
 
 @dataclass(kw_only=True)
@@ -156,26 +180,47 @@ class _Set:
     energies: Tensor
 
 
-def _sample_figures(x: Tensor, energy: Energy, reference: _Reference) -> dict[str, Figure]:
+def _sample_figures(
+    x: Tensor,
+    energy: Energy,
+    reference: _Reference,
+    protocol: ParticleProtocol,
+    repeats: torch.Generator,
+) -> dict[str, Figure]:
     """Figures that compare samples with the reference, at equal counts."""
     count = len(reference.x)
-    kind = "exact" if reference.exact else "shipped"
     states = (metrics.spread_rows(x, count), reference.x.to(x), reference.second.to(x))
     judged, truth, second = (_Set(x=z, energies=_energies(energy, z)) for z in states)
 
     def figure(
         compare: Callable[[_Set, _Set], Tensor], n: int = count, note: str = "", **details: Any
     ) -> Figure:
-        details = {"reference": kind, "reference_n": n, **details}
+        details = {"reference": reference.kind, "reference_n": n, **details}
         value, floor = float(compare(judged, truth)), float(compare(second, truth))
         return Figure(value=value, floor=floor, n=n, note=note, details=details)
 
     def tvd(a: _Set, b: _Set) -> Tensor:
-        return metrics.tvd_energy(a.energies, b.energies, bins=BINS)
+        return metrics.total_variation(a.energies, b.energies, bins=BINS)
 
     figures = {"tvd_energy": figure(tvd, note=f"{BINS} bins", bins=BINS)}
-    if energy.symmetry is not None:
-        return figures
+    symmetry = energy.symmetry
+    if symmetry is not None:
+
+        def tvd_distance(a: _Set, b: _Set) -> Tensor:
+            first, other = (pair_distances(z.x, symmetry).flatten() for z in (a, b))
+            return metrics.total_variation(first, other, bins=BINS)
+
+        figures["tvd_distance"] = figure(tvd_distance, note=f"{BINS} bins", bins=BINS)
+        mixed = transformed(second.x, symmetry, repeats)
+        return figures | particle_figures(
+            (x, _energies(energy, x)),
+            (truth.x, truth.energies),
+            (mixed, second.energies),
+            symmetry,
+            protocol,
+            repeats,
+            reference=reference.kind,
+        )
     few = min(count, SINKHORN_SAMPLES)
     reg = metrics.sinkhorn_regularisation(truth.x, few)
 
@@ -224,7 +269,15 @@ def _path_figures(
     estimate = float(log_z_estimate(log_weight.double()))
     elbo = _bound(log_weight, log_z, "at most log Z", log_z_estimate=estimate)
     figures = {"elbo": elbo, "path_ess": ess}
-    if log_z is not None:
+    if log_z is None:
+        figures["log_z"] = Figure(
+            value=estimate,
+            floor=None,
+            n=n,
+            note="log mean weight",
+            details={"standard_error": _log_mean_error(log_weight)},
+        )
+    else:
         figures["log_z_error"] = Figure(
             value=abs(estimate - log_z),
             floor=0.0,
@@ -241,6 +294,12 @@ def _bound(log_weight: Tensor, log_z: float | None, note: str, **details: Any) -
     details["standard_error"] = float(log_weight.std()) / math.sqrt(len(log_weight))
     value = float(log_weight.mean())
     return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
+
+
+def _log_mean_error(log_weight: Tensor) -> float:
+    """Standard error of log mean w, to first order in that of mean w relative to it."""
+    ess = float(effective_sample_size(log_weight.double()))
+    return math.sqrt(max(1.0 / ess - 1.0, 0.0) / len(log_weight)) if ess > 0 else math.inf
 
 
 def _details(
@@ -262,8 +321,8 @@ def _details(
 
 
 def _generators(seed: int, device: torch.device) -> list[torch.Generator]:
-    """Five independent streams of one seed."""
-    seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64)
+    """Six independent streams of one seed."""
+    seeds = np.random.SeedSequence(seed).generate_state(6, np.uint64)
     return [torch.Generator(device).manual_seed(int(state >> np.uint64(1))) for state in seeds]
 
 
