@@ -7,6 +7,7 @@ from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
 from vgs_rl.agents.smc import SMCSampler
+from vgs_rl.agents.tempering import ParallelTempering
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ExactSampler",
     "GradientMatching",
     "MALASampler",
+    "ParallelTempering",
     "RunConfig",
     "SMCSampler",
     "SoftBellman",
