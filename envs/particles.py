@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vgs_rl.energy import Energy, Particles
+from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.geometry import CentreOfMassFree
 
 
@@ -27,6 +33,9 @@ class ParticleEnergy(Energy):
     Attributes:
         trap: k, the strength of the harmonic trap; 0 is none.
         core: distance below which u is continued, or None.
+        CORE: the default core.
+        shipped: names of the reference files in this package, by (n, d).
+        published: the constants that they are of.
 
     Args:
         n_particles: n, at least 2.
@@ -34,6 +43,10 @@ class ParticleEnergy(Energy):
         trap: k.
         core: see above; None keeps u as it is, infinite where particles coincide.
     """
+
+    CORE: float = 0.0
+    shipped: Mapping[tuple[int, int], str] = {}
+    published: Mapping[str, float] = {}
 
     def __init__(
         self, n_particles: int, n_dims: int, *, trap: float = 0.0, core: float | None = None
@@ -114,6 +127,40 @@ class ParticleEnergy(Energy):
         gradient = positions.mul_(self.trap).add_(forces[:n] + forces[n:], alpha=2)
         return energy, gradient.view(self.dim, len(x)).T.contiguous()
 
+    def reference(self, split: Split = "test") -> Tensor:
+        """Shipped samples by parallel tempering, float32, shape (n, D), on the CPU.
+
+        See :meth:`reference_notes` for how they were made and how well their chains mixed.
+
+        Raises:
+            NotImplementedError: if this target's constants are not the published ones.
+            ValueError: if there is no such split.
+        """
+        if split not in get_args(Split):
+            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        with self._reference_file() as file:
+            return torch.from_numpy(file[split])
+
+    def reference_notes(self) -> dict[str, Any]:
+        """`provenance` and `diagnostics` of the shipped samples, as plain dictionaries."""
+        with self._reference_file() as file:
+            return {key: json.loads(str(file[key])) for key in ("provenance", "diagnostics")}
+
+    def _reference_file(self) -> Any:
+        constants = {name: getattr(self, name) for name in self.published}
+        name = self.shipped.get(self.symmetry or (0, 0))
+        # A core within the published one changes the density where it has no mass.
+        same_core = self.core is None or self.core <= self.CORE
+        if name is None or constants != dict(self.published) or not same_core:
+            raise NotImplementedError(
+                f"{type(self).__name__} ships reference samples for (n_particles, n_dims) in "
+                f"{sorted(self.shipped)} with {dict(self.published)} and the default core, "
+                f"got {tuple(self.symmetry or ())} with {constants} and core {self.core}"
+            )
+        path = resources.files("vgs_rl.envs") / "reference" / f"{name}.npz"
+        with path.open("rb") as stream:
+            return np.load(io.BytesIO(stream.read()), allow_pickle=False)
+
 
 class DoubleWellCluster(ParticleEnergy):
     """E(x) = Σ_{i<j} a (r_ij - d0)⁴ + b (r_ij - d0)²: every pair prefers one of two distances.
@@ -132,6 +179,10 @@ class DoubleWellCluster(ParticleEnergy):
         core: see :class:`ParticleEnergy`; None leaves a kink where particles coincide.
     """
 
+    CORE = 0.5
+    shipped = {(4, 2): "dw4"}
+    published = {"a": 0.9, "b": -4.0, "d0": 4.0}
+
     def __init__(
         self,
         n_particles: int = 4,
@@ -140,7 +191,7 @@ class DoubleWellCluster(ParticleEnergy):
         a: float = 0.9,
         b: float = -4.0,
         d0: float = 4.0,
-        core: float | None = 0.5,
+        core: float | None = CORE,
     ) -> None:
         super().__init__(n_particles, n_dims, core=core)
         if not a > 0:
@@ -173,6 +224,10 @@ class LennardJones(ParticleEnergy):
         core: see :class:`ParticleEnergy`.
     """
 
+    CORE = 0.7
+    shipped = {(13, 3): "lj13"}
+    published = {"epsilon": 1.0, "r_m": 1.0, "trap": 1.0}
+
     def __init__(
         self,
         n_particles: int = 13,
@@ -181,7 +236,7 @@ class LennardJones(ParticleEnergy):
         epsilon: float = 1.0,
         r_m: float = 1.0,
         trap: float = 1.0,
-        core: float | None = 0.7,
+        core: float | None = CORE,
     ) -> None:
         super().__init__(n_particles, n_dims, trap=trap, core=core)
         for name, value in (("epsilon", epsilon), ("r_m", r_m), ("trap", trap)):
