@@ -19,6 +19,13 @@ from vgs_rl.agents.policy import Drift
 from vgs_rl.agents.rules import ValueRule
 from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
+from vgs_rl.cluster_plots import (
+    EXACT_CLUSTERS,
+    cluster_summary,
+    plot_pair_distances,
+    reference_label,
+    reference_states,
+)
 from vgs_rl.config import (
     BudgetConfig,
     ConfigError,
@@ -35,7 +42,7 @@ from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
-from vgs_rl.sampler import Sampler
+from vgs_rl.sampler import ChainSampler, Sampler
 
 allow_subclasses(AgentConfig, ValueRule)
 
@@ -268,6 +275,8 @@ def final_figures(
     pictures = agent.figures(generator)
     pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=mdp.energy.log_z)
     sampler = agent.sampler()
+    if mdp.energy.symmetry is not None:
+        return pictures | _cluster_figures(config, target, sampler, folder, generator)
     if mdp.energy.can_sample and mdp.temperature == 1.0:
         n = config.evaluation.n_samples
         drawn = mdp.energy.energy(sampler.sample(n, generator).x)
@@ -279,6 +288,35 @@ def final_figures(
         generator,
         value=agent.average.value if isinstance(agent, ValueGradientAgent) else None,
         records=folder.records,
+        title=target.name,
+    )
+    return pictures
+
+
+def _cluster_figures(
+    config: RunConfig,
+    target: Target,
+    sampler: ChainSampler,
+    folder: RunFolder,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """What particle targets have instead of pictures of two coordinates."""
+    mdp, energy = sampler.mdp, sampler.mdp.energy
+    assert energy.symmetry is not None
+    n = min(config.evaluation.n_samples, EXACT_CLUSTERS)
+    x = sampler.sample(n, generator).x
+    reference, label = reference_states(mdp, generator, "test"), reference_label(energy)
+    pictures = {"distances": plot_pair_distances(x, reference, energy.symmetry, label=label)}
+    if reference is not None:
+        energies = energy.energy(x), energy.energy(reference)
+        pictures["energy"] = plot_energy_histogram(*energies, label=label)
+    pictures["summary"] = cluster_summary(
+        mdp,
+        sampler.policy,
+        x,
+        generator,
+        records=folder.records,
+        split="test",
         title=target.name,
     )
     return pictures

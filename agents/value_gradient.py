@@ -19,6 +19,7 @@ from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.policy import Drift, ValueGradientPolicy
 from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.plots import plot_chain, plot_value
@@ -228,7 +229,9 @@ class ValueGradientAgent(Agent):
         return config.lr * warm * (config.final_lr + (1 - config.final_lr) * cosine)
 
     def figures(self, generator: torch.Generator) -> dict[str, Any]:
-        """The chain over the density, and for 2-D targets the value with its drift."""
+        """The chain over the density (of particles: as clusters); in 2-D the value and drift."""
+        if self.mdp.energy.symmetry is not None:
+            return {"chain": plot_cluster_chain(self.mdp, self.policy, 500, generator)}
         pictures = {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
         if self.mdp.dim == 2:
             pictures["value"] = plot_value_of(self.mdp, self.policy, generator)

@@ -184,17 +184,36 @@ def density_image(
 # --- energies, value, learning -------------------------------------------------------------------
 
 
-def draw_energies(axes: Axes, energies: Tensor, reference: Tensor, bins: int = 80) -> None:
+def draw_energies(
+    axes: Axes,
+    energies: Tensor,
+    reference: Tensor,
+    bins: int = 80,
+    label: str = "exact samples",
+) -> None:
     """Histogram of energies, shape (n,), over that of exact ones, shape (m,)."""
-    drawn, exact = array(energies), array(reference)
-    exact = exact[np.isfinite(exact)]
-    low, high = np.quantile(exact, (0.0, 0.999))
+    exact = array(reference)
+    low, high = np.quantile(exact[np.isfinite(exact)], (0.0, 0.999))
     reach = max(high - low, 1e-6)
     edges = np.linspace(low - 0.03 * reach, high + 0.12 * reach, bins + 1)
+    draw_histograms(axes, energies, reference, edges, label)
+    axes.set(xlabel="energy $E(x)$  [nats]", ylabel="density")
+    axes.legend(loc="upper right", handlelength=1.3)
+
+
+def draw_histograms(
+    axes: Axes, values: Tensor, reference: Tensor | None, edges: Array, label: str
+) -> None:
+    """Histogram of samples' numbers, shape (n,), over that of exact ones, shape (m,), if any."""
     width = edges[1] - edges[0]
-    heights = [np.histogram(e, edges)[0] / (len(e) * width) for e in (exact, drawn)]
-    axes.stairs(heights[0], edges, fill=True, color=EXACT, alpha=0.55, lw=0, label="exact samples")
-    axes.stairs(heights[1], edges, color=SAMPLER, lw=1.3, label="sampler")
+    drawn = array(values)
+    if reference is not None:
+        exact = array(reference)
+        exact = exact[np.isfinite(exact)]
+        heights = np.histogram(exact, edges)[0] / (len(exact) * width)
+        axes.stairs(heights, edges, fill=True, color=EXACT, alpha=0.55, lw=0, label=label)
+    heights = np.histogram(drawn, edges)[0] / (len(drawn) * width)
+    axes.stairs(heights, edges, color=SAMPLER, lw=1.3, label="sampler")
     beyond = 1.0 - float(np.mean((drawn >= edges[0]) & (drawn <= edges[-1])))
     if beyond >= 5e-3:
         text = f"{100 * beyond:.1f} % of the sampler\nbeyond this range"
@@ -207,10 +226,9 @@ def draw_energies(axes: Axes, energies: Tensor, reference: Tensor, bins: int = 8
             fontsize=7.5,
             color=SAMPLER,
         )
-    axes.set(xlabel="energy $E(x)$  [nats]", ylabel="density", xlim=(edges[0], edges[-1]))
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.legend(loc="upper right", handlelength=1.3)
 
 
 def draw_value(

@@ -68,19 +68,21 @@ def plot_chain(
     Raises:
         ValueError: if `panels` is below 2.
     """
-    times = _times(mdp, panels)
-    with rc_context(draw.STYLE), _uncounted(mdp):
+    times = times_of(mdp, panels)
+    with rc_context(draw.STYLE), uncounted(mdp):
         figure = Figure(figsize=(2.15 * len(times) + 0.3, 2.75), layout="constrained")
         handles = _draw_chain(figure, times, mdp, policy, n, generator, energy or mdp.energy)
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def plot_energy_histogram(energies: Tensor, reference_energies: Tensor, bins: int = 80) -> Figure:
+def plot_energy_histogram(
+    energies: Tensor, reference_energies: Tensor, bins: int = 80, label: str = "exact samples"
+) -> Figure:
     """Energies of samples, shape (n,), against those of exact samples, shape (m,)."""
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(3.7, 2.7), layout="constrained")
-        draw.draw_energies(figure.subplots(), energies, reference_energies, bins)
+        draw.draw_energies(figure.subplots(), energies, reference_energies, bins, label)
     return figure
 
 
@@ -127,7 +129,7 @@ def plot_learning_curves(
     Raises:
         ValueError: if `x` is not one of these.
     """
-    _check_counter(x)
+    check_counter(x)
     shown = [
         curves
         for curves in draw.CURVES
@@ -214,8 +216,8 @@ def hero(
     Raises:
         ValueError: if `panels` is below 2 or `x` is no counter.
     """
-    _check_counter(x)
-    energy, times = mdp.energy, _times(mdp, panels)
+    check_counter(x)
+    energy, times = mdp.energy, times_of(mdp, panels)
     step = round(2 * mdp.num_steps / 3) if value_step is None else value_step
     landscape = value
     exact_applies = mdp.temperature == 1.0
@@ -245,7 +247,7 @@ def hero(
         log_z = energy.log_z if exact_applies else None
         below.append((1.25, lambda axes: draw.draw_curves(axes, records, x, draw.BOUNDS, log_z)))
 
-    with rc_context(draw.STYLE), _uncounted(mdp):
+    with rc_context(draw.STYLE), uncounted(mdp):
         width, height = 2.05 * len(times) + 0.3, 5.5 if below else 2.8
         figure = Figure(figsize=(width, height), layout="constrained")
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.15)) if below else [figure]
@@ -296,13 +298,15 @@ def _draw_chain(
     return handles
 
 
-def _times(mdp: SamplingMDP, panels: int) -> list[int]:
+def times_of(mdp: SamplingMDP, panels: int) -> list[int]:
+    """At most `panels` steps from 0 to T, evenly spread."""
     if panels < 2:
         raise ValueError(f"panels must be at least 2, got {panels}")
     return sorted({round(i * mdp.num_steps / (panels - 1)) for i in range(panels)})
 
 
-def _check_counter(x: str) -> None:
+def check_counter(x: str) -> None:
+    """Refuses what is no counter of a run's records."""
     if x not in draw.X_LABELS:
         raise ValueError(f"x must be one of {', '.join(draw.X_LABELS)}, got {x!r}")
 
@@ -312,7 +316,7 @@ def _energies(
 ) -> tuple[Tensor, Tensor]:
     """Energies of n samples of the chain and of n exact ones."""
     exact = mdp.energy.sample(n, generator).to(mdp.dtype)
-    with _uncounted(mdp):
+    with uncounted(mdp):
         return mdp.rollout(policy, n, generator).energy, mdp.energy.energy(exact)
 
 
@@ -321,14 +325,14 @@ def _states_at(mdp: SamplingMDP, policy: Policy, generator: torch.Generator, t: 
     if mdp.energy.can_sample and mdp.temperature == 1.0:
         x = mdp.energy.sample(4_000, generator).to(mdp.dtype)
         return mdp.noised_marginal(x, t, generator)[0]
-    with _uncounted(mdp):
+    with uncounted(mdp):
         states = mdp.rollout(policy, 1_000, generator, keep_states=True).states
     assert states is not None
     return states[t]
 
 
 @contextmanager
-def _uncounted(mdp: SamplingMDP) -> Iterator[None]:
+def uncounted(mdp: SamplingMDP) -> Iterator[None]:
     """A picture costs nothing of the training's budget."""
     before = mdp.energy_evaluations
     try:
