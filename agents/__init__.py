@@ -1,5 +1,11 @@
 """Agents that learn to sample, and the samplers they are judged against."""
 
+from vgs_rl.agents.architecture import (
+    ClusterNetwork,
+    MLPNetwork,
+    NetworkConfig,
+    PublishedNetwork,
+)
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.mcmc import MALASampler
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
@@ -14,10 +20,14 @@ __all__ = [
     "TD0",
     "Agent",
     "AgentConfig",
+    "ClusterNetwork",
     "ExactSampler",
     "GradientMatching",
     "MALASampler",
+    "MLPNetwork",
+    "NetworkConfig",
     "ParallelTempering",
+    "PublishedNetwork",
     "RunConfig",
     "SMCSampler",
     "SoftBellman",

@@ -22,6 +22,8 @@ class MALAKernel:
         temperature: tau.
         step_size: initial variance of a proposal per coordinate.
         acceptance: acceptance rate that adaptation aims at.
+        max_drift: bound of the norm of ∇E/tau in proposals (a truncated drift, as in MALTA); the
+            acceptance test keeps the target exact. None: no bound.
     """
 
     def __init__(
@@ -30,13 +32,15 @@ class MALAKernel:
         x: Tensor,
         *,
         temperature: float = 1.0,
-        step_size: float = 0.1,
+        step_size: float | Tensor = 0.1,
         acceptance: float = 0.6,
+        max_drift: float | None = None,
     ) -> None:
         self.energy, self.temperature, self.acceptance = energy, temperature, acceptance
         self.geometry: Geometry = energy.geometry
         self.x = x
-        self.step_size = torch.tensor(step_size, device=x.device, dtype=x.dtype)
+        self.max_drift = max_drift
+        self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
         self.value, self.gradient = self._evaluate(x)
         self.energy_evaluations = len(x)
 
@@ -48,16 +52,21 @@ class MALAKernel:
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
         return energy / self.temperature, self.geometry.project(gradient) / self.temperature
 
+    def _drift(self, gradient: Tensor) -> Tensor:
+        if self.max_drift is None:
+            return gradient
+        return gradient * (self.max_drift / gradient.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+
     @torch.no_grad()
     def step(self, generator: torch.Generator, *, adapt: bool) -> Tensor:
         """One step of every chain; returns the acceptance rate, a scalar."""
         h = self.step_size
         z = torch.randn(self.x.shape, generator=generator, device=self.x.device, dtype=self.x.dtype)
         z = self.geometry.project(z)
-        proposal = self.x - 0.5 * h * self.gradient + h.sqrt() * z
+        proposal = self.x - 0.5 * h * self._drift(self.gradient) + h.sqrt() * z
         value, gradient = self._evaluate(proposal)
         self.energy_evaluations += len(proposal)
-        back = self.x - proposal + 0.5 * h * gradient
+        back = self.x - proposal + 0.5 * h * self._drift(gradient)
         log_ratio = self.value - value + 0.5 * z.square().sum(-1) - back.square().sum(-1) / (2 * h)
         uniform = torch.rand(
             len(self.x), generator=generator, device=self.x.device, dtype=self.x.dtype

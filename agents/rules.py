@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.networks import TimeConditionedMLP
+from vgs_rl.published import PublishedMLP
 from vgs_rl.start import GaussianStart, Start
 
 if TYPE_CHECKING:
@@ -74,9 +75,18 @@ class GradientMatching(ValueRule):
         least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
         start_every: refreshes between fits of the start distribution.
         start_size: states drawn from the buffer for each of them.
+        start_spread: factor on the start's widths while chains are drawn for the buffer, whose
+            weights stay exact: above 1, what the start lacks is found.
         references: terminal states that each target is averaged over, by their posterior
             probability of having been noised into x_t; 0 uses x_t's own x_T alone. Unbiased (it
             is the expectation over which of them it was), and in few dimensions far less noisy.
+        refine_steps: above 0, the buffer is a persistent set of `capacity` equally weighted states
+            instead: at every refresh `refresh_size` chain samples, drawn by weight, replace random
+            ones, and all move by so many MALA steps. For targets that MCMC explores locally.
+        first_refine_steps: MALA steps at first.
+        posterior_steps: MALA steps on x_T given x_t that each target is averaged over; 0 uses
+            x_t's own x_T alone. Unbiased too, in any dimension.
+        max_drift: bound of the norm of ∇E/tau in these MALA proposals.
     """
 
     batch_size: int = 2048
@@ -88,7 +98,12 @@ class GradientMatching(ValueRule):
     least_ess: float = 0.1
     start_every: int = 5
     start_size: int = 16_384
+    start_spread: float = 1.0
     references: int = 0
+    refine_steps: int = 0
+    first_refine_steps: int = 0
+    posterior_steps: int = 0
+    max_drift: float = 100.0
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -104,8 +119,15 @@ class GradientMatching(ValueRule):
             start_size=self.start_size,
         )
         require_at_least(
-            "GradientMatching", 0, least_ess=self.least_ess, references=self.references
+            "GradientMatching",
+            0,
+            least_ess=self.least_ess,
+            references=self.references,
+            refine_steps=self.refine_steps,
+            first_refine_steps=self.first_refine_steps,
+            posterior_steps=self.posterior_steps,
         )
+        require_positive("GradientMatching", max_drift=self.max_drift)
         if self.least_ess > 1:
             raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
         if 0 < self.references < self.batch_size:
@@ -117,6 +139,8 @@ class GradientMatching(ValueRule):
     def setup(self, agent: ValueGradientAgent) -> None:
         """An empty buffer."""
         self._buffer = WeightedBuffer(self.capacity, self.least_ess)
+        self._refined = RefinedBuffer(agent.mdp, self.capacity, self.max_drift)
+        self._posterior = PosteriorAverage(agent.mdp, self.posterior_steps, self.max_drift)
         self._scalars: dict[str, Tensor] = {}
         self._refreshes = 0
 
@@ -128,7 +152,7 @@ class GradientMatching(ValueRule):
         t = torch.arange(self.batch_size, device=mdp.device) % mdp.num_steps
         x, denoising, target_score = self._scores(agent, t)
         network = agent.network
-        assert isinstance(network, TimeConditionedMLP)
+        assert not isinstance(network, PublishedMLP)  # the configuration refuses it
         if agent.config.drift == "posterior":
             slope, mixture = network.gradient_and_mixture(x, t)
             error = slope - torch.lerp(denoising, target_score, mixture)
@@ -147,24 +171,57 @@ class GradientMatching(ValueRule):
     def _scores(self, agent: ValueGradientAgent, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States x_t with their denoising and target-score targets, all (B, D), for t (B,)."""
         mdp, chain = agent.mdp, agent.mdp.chain
-        x_T, gradient = self._buffer.draw(max(len(t), self.references), agent.generator)
+        x_T, gradient = self._draw(max(len(t), self.references), agent)
         x, z = mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
         scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
         if self.references:
             posterior = _posterior(x, x_T, scale, spread)
             z = (x - posterior @ x_T / scale) / spread.sqrt()
             gradient = posterior @ gradient
+        if self.posterior_steps:
+            mean, gradient = self._posterior(x_T, gradient, x, t, agent.generator)
+            z = (x - mean / scale) / spread.sqrt()
         return x, mdp.temperature * z / spread.sqrt(), scale * gradient[: len(t)]
+
+    def _draw(self, n: int, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
+        """N terminal states with their ∇E, distributed as the target, both (n, D)."""
+        if self.refine_steps:
+            return self._refined.draw(n, agent.generator)
+        return self._buffer.draw(n, agent.generator)
 
     @torch.no_grad()
     def _refresh(self, agent: ValueGradientAgent) -> None:
-        """New chain samples; then start, noise scales and target mixture follow the buffer."""
+        """New chain samples; then start and noise scales follow the buffer."""
+        if self.refine_steps:
+            self._refresh_refined(agent)
+        else:
+            self._refresh_weighted(agent)
+        if self._refreshes % self.start_every == 0:
+            agent.refit_start(self._draw(self.start_size, agent)[0], rate=0.3)
+        if not self._refreshes:
+            agent.calibrate(self._draw(self.start_size, agent)[0])
+        agent.refit_noise_scale(self._draw(self.refresh_size, agent)[0], rate=0.3)
+        self._refreshes += 1
+
+    def _refresh_refined(self, agent: ValueGradientAgent) -> None:
+        """Chain samples by weight into the persistent set, which then moves by MALA."""
+        size = self.refresh_size if len(self._refined) else self.capacity
+        steps = self.refine_steps if len(self._refined) else self.first_refine_steps
+        rollout = agent.rollout(size)
+        x = resample(rollout.x, rollout.log_weight, size, self.least_ess, agent.generator)
+        self._refined.add(x, steps, agent.generator)
+        self._scalars = agent.rollout_scalars(rollout)
+        self._scalars["train/refinement_acceptance"] = self._refined.acceptance
+
+    def _refresh_weighted(self, agent: ValueGradientAgent) -> None:
         if self.first_spread > 1 and not self._refreshes:
             x, log_weight = self._first_draws(agent)
             energy, gradient = agent.mdp.evaluate_gradient(x)
             log_weight = log_weight - energy / agent.mdp.temperature
         else:
-            rollout = agent.rollout(self.refresh_size if len(self._buffer) else self.first_size)
+            size = self.refresh_size if len(self._buffer) else self.first_size
+            with _widened(agent.mdp.start, self.start_spread):
+                rollout = agent.rollout(size)
             x, log_weight = rollout.x, rollout.log_weight
             gradient = agent.mdp.energy.energy_and_gradient(x)[1]  # E was counted already
             self._scalars = agent.rollout_scalars(rollout)
@@ -174,10 +231,6 @@ class GradientMatching(ValueRule):
                 "no chain sample has a finite weight and energy gradient; "
                 "a smaller start.scale or agent.prior_std may help"
             )
-        if self._refreshes % self.start_every == 0:
-            agent.refit_start(self._buffer.draw(self.start_size, agent.generator)[0], rate=0.3)
-        agent.refit_noise_scale(self._buffer.draw(self.refresh_size, agent.generator)[0], rate=0.3)
-        self._refreshes += 1
 
     def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
         """Draws of a mixture of Gaussians of many widths, with minus their log density."""
@@ -196,6 +249,8 @@ class GradientMatching(ValueRule):
         """Buffer and the scalars of the last refresh."""
         return {
             "buffer": self._buffer.state_dict(),
+            "refined": self._refined.state_dict(),
+            "posterior_log_step": self._posterior.log_step,
             "refreshes": self._refreshes,
             "scalars": self._scalars,
         }
@@ -203,6 +258,8 @@ class GradientMatching(ValueRule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self._buffer.load_state_dict(state["buffer"])
+        self._refined.load_state_dict(state["refined"])
+        self._posterior.log_step = state["posterior_log_step"].clone()
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
 
 
@@ -380,16 +437,18 @@ class TrajectoryRule(ValueRule):
 
 @contextmanager
 def _widened(start: Start, factor: float) -> Iterator[None]:
-    """A Gaussian start with `factor` times its width, for the time being; weights stay exact."""
-    if not isinstance(start, GaussianStart):
+    """A start with `factor` times its widths, for the time being; weights stay exact."""
+    if factor == 1:
         yield
         return
-    before = start.log_scale.detach().clone()
-    start.log_scale.data.add_(math.log(factor))
+    gaussian = isinstance(start, GaussianStart)
+    widths = start.log_scale.data if gaussian else start.variances
+    before = widths.clone()
+    widths.add_(math.log(factor)) if gaussian else widths.mul_(factor**2)
     try:
         yield
     finally:
-        start.log_scale.data.copy_(before)
+        widths.copy_(before)
 
 
 @dataclass(kw_only=True)

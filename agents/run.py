@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers the targets
+from vgs_rl.agents.architecture import NetworkConfig
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.oracle import oracle_sampler
 from vgs_rl.agents.policy import Drift
@@ -44,7 +45,7 @@ from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler, Sampler
 
-allow_subclasses(AgentConfig, ValueRule)
+allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
 
 
 @dataclass(kw_only=True)
@@ -351,7 +352,7 @@ def _flatten(config: RunConfig) -> dict[str, Any]:
         if fields is None:
             flat[prefix] = value
             return
-        if isinstance(value, (AgentConfig, ValueRule)):
+        if isinstance(value, (AgentConfig, NetworkConfig, ValueRule)):
             flat[prefix] = type(value).__name__
         for name in fields:
             visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))

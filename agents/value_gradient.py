@@ -9,21 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vgs_rl.agents.architecture import (
+    LearnedValue,
+    MLPNetwork,
+    NetworkConfig,
+    PublishedNetwork,
+)
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.policy import Drift, ValueGradientPolicy
 from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
+from vgs_rl.clusters import ClusterValue
 from vgs_rl.mdp import Rollout, SamplingMDP
-from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.plots import plot_chain, plot_value
-from vgs_rl.published import PublishedMLP
 from vgs_rl.sampler import ChainSampler
 from vgs_rl.weights import effective_sample_size
 
@@ -35,17 +40,9 @@ class ValueGradientConfig(AgentConfig):
     Args:
         drift: how the control is read off the value: `posterior`, or `bellman` as published.
         rule: how the value is learned.
-        network: `mlp` starts as the exact value of a Gaussian and has analytic gradients;
-            `published` is the paper's ReLU network, for TD rules only (it takes `width` alone).
-        over_dim: whether the published network learns V/D.
-        prior_std: rough standard deviation of the target per coordinate: the untrained chain
+        network: what V is; its fields are its own.
+        prior_std: rough standard deviation of the target per coordinate: an untrained `MLPNetwork`
             samples a Gaussian of this width, so it should cover the modes.
-        width: units per hidden layer.
-        depth: hidden layers.
-        input_scale: sharpness of the first layer's initial features.
-        radii: log-radius inputs, for densities whose width spans orders of magnitude.
-        splines: coefficients per step and coordinate of the value's additive part, for densities
-            that depend on single coordinates sharply; 0 or at least 4.
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
         warmup: updates of linear warm-up.
@@ -57,14 +54,8 @@ class ValueGradientConfig(AgentConfig):
 
     drift: Drift = "posterior"
     rule: ValueRule = field(default_factory=GradientMatching)
-    network: Literal["mlp", "published"] = "mlp"
-    over_dim: bool = False
+    network: NetworkConfig = field(default_factory=MLPNetwork)
     prior_std: float = 1.0
-    width: int = 128
-    depth: int = 3
-    input_scale: float = 2.6
-    radii: int = 0
-    splines: int = 0
     lr: float = 2e-3
     final_lr: float = 0.02
     warmup: int = 50
@@ -72,25 +63,17 @@ class ValueGradientConfig(AgentConfig):
     fit_noise_scale: bool = True
 
     def __post_init__(self) -> None:
-        require_positive(
-            "agent", prior_std=self.prior_std, input_scale=self.input_scale, lr=self.lr
-        )
-        require_at_least("agent", 1, width=self.width, depth=self.depth)
-        require_at_least("agent", 0, radii=self.radii, warmup=self.warmup)
-        if self.splines and self.splines < 4:
-            raise ValueError(f"agent.splines must be 0 or at least 4, got {self.splines}")
+        require_positive("agent", prior_std=self.prior_std, lr=self.lr)
+        require_at_least("agent", 0, warmup=self.warmup)
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.network == "published" and isinstance(self.rule, GradientMatching):
-            raise ValueError("agent.network 'published' needs a TD rule, got GradientMatching")
+        if isinstance(self.network, PublishedNetwork) and isinstance(self.rule, GradientMatching):
+            raise ValueError("agent.network PublishedNetwork needs a TD rule, got GradientMatching")
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
         """The untrained agent."""
         return ValueGradientAgent(mdp, self, seed=seed)
-
-
-LearnedValue = TimeConditionedMLP | PublishedMLP
 
 
 class ValueGradientAgent(Agent):
@@ -118,27 +101,9 @@ class ValueGradientAgent(Agent):
         config = self.config
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
-        if config.network == "published":
-            self.network: LearnedValue = PublishedMLP(
-                self.mdp.chain,
-                self.mdp.dim,
-                width=config.width,
-                scale=float(self.mdp.effective_dim) if config.over_dim else 1.0,
-                generator=initial,
-            )
-        else:
-            self.network = TimeConditionedMLP(
-                self.mdp.chain,
-                self.mdp.dim,
-                prior_std=config.prior_std,
-                width=config.width,
-                depth=config.depth,
-                input_scale=config.input_scale,
-                radii=config.radii,
-                splines=config.splines,
-                temperature=self.mdp.temperature,
-                generator=initial,
-            )
+        self.network: LearnedValue = config.network.build(
+            self.mdp, prior_std=config.prior_std, generator=initial
+        )
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False
         )
@@ -151,7 +116,7 @@ class ValueGradientAgent(Agent):
     def average(self) -> LearnedValue:
         """The moving average of the network."""
         average = self.averaged.module
-        assert isinstance(average, LearnedValue)
+        assert isinstance(average, LearnedValue)  # what the network is
         return average
 
     @property
@@ -190,6 +155,14 @@ class ValueGradientAgent(Agent):
         if self.mdp.config.start.learned:
             noised, _ = self.mdp.noised_marginal(x, 0, self.generator)
             self.mdp.start.fit(noised, self.generator, rate=rate)
+
+    def calibrate(self, x: Tensor) -> None:
+        """Lets a network that standardises its features see target-like states x (B, D), noised."""
+        t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
+        noised, _ = self.mdp.noised_marginal(x, t, self.generator)
+        for network in (self.network, self.average):
+            if isinstance(network, ClusterValue):
+                network.calibrate(noised, t)
 
     def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:
         """Fits rho_t, if configured, to target-like terminal states x (B, D)."""

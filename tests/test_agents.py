@@ -11,6 +11,8 @@ from vgs_rl.agents import (
     TD0,
     ExactSampler,
     GradientMatching,
+    MLPNetwork,
+    PublishedNetwork,
     SoftBellman,
     ValueGradientAgent,
     ValueGradientConfig,
@@ -37,7 +39,8 @@ def small_agent(
     rule = rule or GradientMatching(
         batch_size=256, refresh_every=10, refresh_size=256, first_size=512, capacity=2048
     )
-    config = ValueGradientConfig(rule=rule, prior_std=2.0, width=32, depth=2, **options)  # type: ignore[arg-type]
+    options.setdefault("network", MLPNetwork(width=32, depth=2))
+    config = ValueGradientConfig(rule=rule, prior_std=2.0, **options)  # type: ignore[arg-type]
     return ValueGradientAgent(mdp or small_mdp(), config, seed=3)
 
 
@@ -50,7 +53,9 @@ def gaussian_agent(rule: ValueRule, drift: str) -> tuple[ValueGradientAgent, Sam
         before, after = (mdp.chain.S[k] + 4.0 / mdp.chain.A[k] ** 2 for k in (t, t + 1))
         covariance = after / mdp.chain.a[t]
         mdp.rho[t] = ((after - covariance**2 / before) / mdp.chain.sigma[t] ** 2).sqrt()
-    config = ValueGradientConfig(rule=rule, prior_std=2.0, drift=drift, width=8, depth=1)  # type: ignore[arg-type]
+    config = ValueGradientConfig(
+        rule=rule, prior_std=2.0, drift=drift, network=MLPNetwork(width=8, depth=1)
+    )  # type: ignore[arg-type]
     return ValueGradientAgent(mdp, config), mdp
 
 
@@ -212,14 +217,14 @@ def test_the_published_network_learns_by_td_and_refuses_gradient_matching() -> N
     schedule = ScheduleConfig(kind="quadratic", first=0.1, last=0.01)
     config = MDPConfig(num_steps=10, schedule=schedule, start=StartConfig(scale=1.0))
     rule = TD0(batch_size=128, noise_scale=1.0, loss_kind="l2", scale_by_dim=True)
-    options = {"drift": "bellman", "network": "published", "lr": 1e-3, "ema": 0.9}
+    options = {"drift": "bellman", "network": PublishedNetwork(width=64), "lr": 1e-3, "ema": 0.9}
     options |= {"final_lr": 1.0, "warmup": 0, "fit_noise_scale": False}
     agent = small_agent(rule, SamplingMDP(FourGauss(), config), **options)
     before = elbo(agent)
     agent.learn(BudgetConfig(updates=1500), **QUIET)
     assert before + 1.0 < elbo(agent) < 0.02
-    with pytest.raises(ValueError, match="network 'published' needs a TD rule"):
-        ValueGradientConfig(network="published")
+    with pytest.raises(ValueError, match="network PublishedNetwork needs a TD rule"):
+        ValueGradientConfig(network=PublishedNetwork())
 
 
 def test_exploration_widens_the_start_only_while_trajectories_are_drawn() -> None:
@@ -360,7 +365,9 @@ def test_ctrl_c_finishes_the_update_and_saves(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
     state = small_agent().state_dict()
-    other = ValueGradientAgent(small_mdp(), ValueGradientConfig(width=8, depth=1))
+    other = ValueGradientAgent(
+        small_mdp(), ValueGradientConfig(network=MLPNetwork(width=8, depth=1))
+    )
     with pytest.raises(ValueError, match="does not fit this configuration"):
         other.load_state_dict(state)
     del state["network"]

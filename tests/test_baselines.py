@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents import MALASampler, SMCSampler, ValueGradientAgent, ValueGradientConfig
+from vgs_rl.agents import (
+    MALASampler,
+    MLPNetwork,
+    SMCSampler,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
 from vgs_rl.agents.mcmc import MALAKernel
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.energy import Energy
@@ -29,7 +35,9 @@ def z_estimates(sampler: SMCSampler, log_z: float, runs: int, n: int) -> torch.T
 @pytest.mark.parametrize("energy", [Gaussian(), FourGauss(), ManyWell(dim=2)])
 def test_smc_is_unbiased_for_z_even_with_a_poor_twist(energy: Energy, threshold: float) -> None:
     mdp = small_mdp(energy)
-    untrained = ValueGradientAgent(mdp, ValueGradientConfig(prior_std=1.5, width=8, depth=1))
+    untrained = ValueGradientAgent(
+        mdp, ValueGradientConfig(prior_std=1.5, network=MLPNetwork(width=8, depth=1))
+    )
     sampler = SMCSampler(mdp, untrained.policy, threshold)
     assert energy.log_z is not None
     ratios = z_estimates(sampler, energy.log_z, runs=300, n=64)

@@ -16,8 +16,7 @@ agent:
   class_path: ValueGradientConfig
   init_args:
     prior_std: 2.0
-    width: 16
-    depth: 2
+    network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
     rule:
       class_path: GradientMatching
       init_args: {batch_size: 128, refresh_size: 128, first_size: 512, start_size: 256}

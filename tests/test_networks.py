@@ -3,7 +3,7 @@ import torch
 
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.envs import GMM9, GaussianMixture
-from vgs_rl.networks import ExactValue, TimeConditionedMLP, _SiluPair
+from vgs_rl.networks import ExactValue, SiluPair, TimeConditionedMLP
 
 # Every optional part of the network in turn.
 PARTS = [{}, {"radii": 5}, {"splines": 9}, {"radii": 2, "splines": 4}]
@@ -32,11 +32,11 @@ def chain() -> Chain:
 
 def test_silu_pair_is_silu_with_its_derivative_and_backward_passes() -> None:
     z = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
-    activation, slope = _SiluPair.apply(z)
+    activation, slope = SiluPair.apply(z)
     (expected,) = torch.autograd.grad(torch.nn.functional.silu(z).sum(), z)
     torch.testing.assert_close(activation, torch.nn.functional.silu(z))
     torch.testing.assert_close(slope, expected)
-    assert torch.autograd.gradcheck(_SiluPair.apply, (z,))
+    assert torch.autograd.gradcheck(SiluPair.apply, (z,))
 
 
 @pytest.mark.parametrize("parts", PARTS)

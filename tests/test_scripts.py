@@ -15,8 +15,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    "--agent.width=16",
-    "--agent.depth=2",
+    "--agent.network.init_args.width=16",
+    "--agent.network.init_args.depth=2",
     "--agent.rule.batch_size=128",
     "--agent.rule.refresh_every=10",
     "--agent.rule.refresh_size=128",
@@ -135,7 +135,7 @@ def test_readme_example_registers_an_energy_from_another_folder(tmp_path: Path) 
         assert done.returncode == 0, command + done.stdout + done.stderr
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
-    assert all({"elbo", "path_ess"} == report["figures"].keys() for report in reports)
+    assert all({"elbo", "path_ess", "log_z"} == report["figures"].keys() for report in reports)
 
 
 def test_readme_python_examples_run(tmp_path: Path) -> None:

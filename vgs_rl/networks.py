@@ -24,7 +24,7 @@ class ValueFunction(Protocol):
         """∇V_t(x)."""
 
 
-class _SiluPair(torch.autograd.Function):
+class SiluPair(torch.autograd.Function):
     """silu(z) and its derivative, with their joint backward pass in closed form.
 
     Autograd through the derivative's formula keeps and revisits six tensors per layer; this keeps
@@ -33,6 +33,7 @@ class _SiluPair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Activation and slope."""
         gate = torch.sigmoid(z)
         activation = z * gate
         slope = torch.lerp(activation, activation.new_ones(()), gate)  # gate + z gate (1 - gate)
@@ -41,6 +42,7 @@ class _SiluPair(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        """See the class."""
         activation, gate, slope = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_activation, grad_slope = grads
         # silu''(z) = gate (1 - gate) (2 + z (1 - 2 gate)), in terms of what is at hand
@@ -76,6 +78,7 @@ class TimeConditionedMLP(nn.Module):
     """
 
     base_variance: Tensor
+    tail_variance: Tensor
     noise: Tensor
 
     # Adam moves every parameter at the same rate; splines have to grow to the size of barriers.
@@ -88,6 +91,7 @@ class TimeConditionedMLP(nn.Module):
         dim: int,
         *,
         prior_std: float,
+        tail_std: float | None = None,
         width: int = 128,
         depth: int = 3,
         input_scale: float = 2.6,
@@ -108,7 +112,9 @@ class TimeConditionedMLP(nn.Module):
             raise ValueError(f"prior_std must be a positive number, got {prior_std}")
         self.dim, self.width, self.depth, self.temperature = dim, width, depth, temperature
         base = (chain.S + prior_std**2 / chain.A**2).cpu()
+        tail = (chain.S + (tail_std or prior_std) ** 2 / chain.A**2).cpu()
         self.register_buffer("base_variance", base, persistent=False)
+        self.register_buffer("tail_variance", tail, persistent=False)
         self.register_buffer("noise", chain.S.cpu().clone(), persistent=False)
         sizes = [dim + radii] + [width] * depth
         self.weights = nn.ParameterList()
@@ -153,7 +159,7 @@ class TimeConditionedMLP(nn.Module):
             radii = noise + x.square() @ self.radius.square().T
             hidden = torch.cat([hidden, 0.5 * (radii / variance).log()], dim=-1)
         for weight, shift in zip(self.weights, shifts, strict=True):
-            hidden, slope = _SiluPair.apply(torch.addmm(shift, hidden, weight.T))  # type: ignore[no-untyped-call]
+            hidden, slope = SiluPair.apply(torch.addmm(shift, hidden, weight.T))  # type: ignore[no-untyped-call]
             slopes.append(slope)
         return hidden, slopes, spread, radii
 
@@ -179,7 +185,7 @@ class TimeConditionedMLP(nn.Module):
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
         hidden, _, spread, _ = self._layers(x, t)
-        variance = self.base_variance[t]
+        variance = self.tail_variance[t]
         prior = 0.5 * (x.square().sum(-1) / variance + self.dim * (2 * math.pi * variance).log())
         value = self.temperature * prior + self.dim * (hidden @ self.readout + self.offset[t])
         if self.splines:
@@ -209,7 +215,10 @@ class TimeConditionedMLP(nn.Module):
         learned = flow[:, : self.dim] / spread
         if self.radii:
             learned = learned + x * ((flow[:, self.dim :] / radii) @ self.radius.square())
-        gradient = self.temperature * x / spread.square() + self.dim * learned
+        variance = self.tail_variance[t]
+        if isinstance(t, Tensor):
+            variance = variance.unsqueeze(-1)
+        gradient = self.temperature * x / variance + self.dim * learned
         if self.splines:
             gradient = gradient + self._spline(x, t, spread)[1]
         return gradient, hidden

@@ -1,0 +1,154 @@
+"""Which network a value-gradient agent learns, as configuration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.clusters import ClusterValue
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.networks import TimeConditionedMLP
+from vgs_rl.published import PublishedMLP
+
+LearnedValue = TimeConditionedMLP | ClusterValue | PublishedMLP
+
+
+class ScoreNetwork(Protocol):
+    """What gradient matching needs beside the value."""
+
+    def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """∇V_t(x), shape (B, D), and the mixture of its targets, (B, D) or (B, 1)."""
+
+
+@dataclass(kw_only=True)
+class NetworkConfig(ABC):
+    """Base of the networks."""
+
+    @abstractmethod
+    def build(
+        self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
+    ) -> LearnedValue:
+        """The untrained network."""
+
+
+@dataclass(kw_only=True)
+class MLPNetwork(NetworkConfig):
+    """An MLP that starts as the exact value of a Gaussian, with analytic gradients.
+
+    Args:
+        width: units per hidden layer.
+        depth: hidden layers.
+        input_scale: sharpness of the first layer's initial features.
+        tail_std: standard deviation of that Gaussian; `agent.prior_std` by default. Wider for
+            heavy tails, where the network sees too little to undo a narrow one.
+        radii: log-radius inputs, for densities whose width spans orders of magnitude.
+        splines: coefficients per step and coordinate of the value's additive part, for densities
+            that depend on single coordinates sharply; 0 or at least 4.
+    """
+
+    width: int = 128
+    depth: int = 3
+    input_scale: float = 2.6
+    tail_std: float | None = None
+    radii: int = 0
+    splines: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive("network", input_scale=self.input_scale)
+        if self.tail_std is not None:
+            require_positive("network", tail_std=self.tail_std)
+        require_at_least("network", 1, width=self.width, depth=self.depth)
+        require_at_least("network", 0, radii=self.radii)
+        if self.splines and self.splines < 4:
+            raise ValueError(f"network.splines must be 0 or at least 4, got {self.splines}")
+
+    def build(
+        self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
+    ) -> TimeConditionedMLP:
+        """See :meth:`NetworkConfig.build`."""
+        return TimeConditionedMLP(
+            mdp.chain,
+            mdp.dim,
+            prior_std=prior_std,
+            tail_std=self.tail_std,
+            width=self.width,
+            depth=self.depth,
+            input_scale=self.input_scale,
+            radii=self.radii,
+            splines=self.splines,
+            temperature=mdp.temperature,
+            generator=generator,
+        )
+
+
+@dataclass(kw_only=True)
+class PublishedNetwork(NetworkConfig):
+    """The paper's ReLU network; for TD rules only.
+
+    Args:
+        width: units per hidden layer.
+        over_dim: whether it learns V/D.
+    """
+
+    width: int = 1024
+    over_dim: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least("network", 1, width=self.width)
+
+    def build(
+        self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
+    ) -> PublishedMLP:
+        """See :meth:`NetworkConfig.build`; `prior_std` has no meaning here."""
+        scale = float(mdp.effective_dim) if self.over_dim else 1.0
+        return PublishedMLP(mdp.chain, mdp.dim, width=self.width, scale=scale, generator=generator)
+
+
+@dataclass(kw_only=True)
+class ClusterNetwork(NetworkConfig):
+    """The invariant network of particle systems, :class:`~vgs_rl.clusters.ClusterValue`.
+
+    Args:
+        reach: largest distance that the radial functions resolve.
+        radial: number of radial functions.
+        scalars: density channels.
+        vectors: vector channels.
+        width: units of the MLP's two layers.
+        knots: spline knots in log S of every coefficient that depends on t.
+    """
+
+    reach: float = 4.0
+    radial: int = 22
+    scalars: int = 16
+    vectors: int = 8
+    width: int = 48
+    knots: int = 10
+
+    def __post_init__(self) -> None:
+        require_positive("network", reach=self.reach)
+        require_at_least("network", 1, radial=self.radial, scalars=self.scalars)
+        require_at_least("network", 1, vectors=self.vectors, width=self.width)
+        require_at_least("network", 2, knots=self.knots)
+
+    def build(
+        self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
+    ) -> ClusterValue:
+        """See :meth:`NetworkConfig.build`."""
+        return ClusterValue(
+            mdp.chain,
+            mdp.energy,
+            prior_std=prior_std,
+            reach=self.reach,
+            radial=self.radial,
+            scalars=self.scalars,
+            vectors=self.vectors,
+            width=self.width,
+            knots=self.knots,
+            temperature=mdp.temperature,
+            generator=generator,
+        )

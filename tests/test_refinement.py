@@ -1,0 +1,83 @@
+"""MCMC inside gradient matching: exact where it claims to be."""
+
+import torch
+
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
+from vgs_rl.envs import Gaussian
+
+
+def make_mdp(temperature: float = 1.0) -> SamplingMDP:
+    schedule = ScheduleConfig(kind="geometric", first=0.5, last=0.01)
+    config = MDPConfig(chain="ve", num_steps=8, schedule=schedule, temperature=temperature)
+    return SamplingMDP(Gaussian((1.0, -1.0), (0.5, 2.0)), config)
+
+
+def test_posterior_averages_are_unbiased_and_vary_less() -> None:
+    mdp = make_mdp()
+    generator = mdp.generator(0)
+    x_T = mdp.energy.sample(40_000, generator)
+    gradient = mdp.energy.energy_and_gradient(x_T)[1]
+    t = torch.arange(len(x_T)) % 8
+    x, _ = mdp.noised_marginal(x_T, t, generator)
+    average = PosteriorAverage(mdp, steps=12, max_drift=100.0)
+    for _ in range(5):  # adapts its step sizes
+        average(x_T[:800], gradient[:800], x[:800], t[:800], generator)
+    mean, slope = average(x_T, gradient, x, t, generator)
+    noise = mdp.chain.S[t].unsqueeze(-1)
+    variance, centre = torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0])
+    exact = (noise * centre + variance * x) / (variance + noise)
+    for k in range(8):
+        rows = t == k
+        error = (mean - exact)[rows]
+        single = (x_T - exact)[rows]
+        limit = 5 * error.std(0) / len(error) ** 0.5
+        assert bool((error.mean(0).abs() < limit).all())
+        assert bool((error.var(0) < 0.6 * single.var(0)).all())
+        assert bool((error * (x - centre)[rows]).mean(0).abs().max() < 0.05)
+    # For a Gaussian the gradient is linear: its average is the gradient at the average.
+    torch.testing.assert_close(slope, (mean - centre) / variance, rtol=1e-4, atol=1e-4)
+
+
+def test_posterior_averages_count_their_energies() -> None:
+    mdp = make_mdp()
+    generator = mdp.generator(0)
+    x = mdp.energy.sample(64, generator)
+    gradient = mdp.energy.energy_and_gradient(x)[1]
+    PosteriorAverage(mdp, steps=5, max_drift=10.0)(x, gradient, x, torch.arange(64) % 8, generator)
+    assert mdp.energy_evaluations == 5 * 64
+
+
+def test_a_refined_buffer_moves_to_the_target_at_its_temperature() -> None:
+    mdp = make_mdp(temperature=2.0)
+    generator = mdp.generator(1)
+    buffer = RefinedBuffer(mdp, 4000, max_drift=5.0)
+    buffer.add(torch.zeros(4000, 2), 150, generator)
+    assert len(buffer) == 4000
+    assert mdp.energy_evaluations == 151 * 4000
+    torch.testing.assert_close(buffer.x.mean(0), torch.tensor([1.0, -1.0]), atol=0.15, rtol=0)
+    torch.testing.assert_close(buffer.x.var(0), torch.tensor([1.0, 4.0]), atol=0, rtol=0.15)
+    expected = mdp.energy.energy_and_gradient(buffer.x)[1]
+    torch.testing.assert_close(buffer.gradient, expected)
+
+
+def test_new_states_replace_random_rows_of_a_full_buffer() -> None:
+    mdp = make_mdp()
+    generator = mdp.generator(2)
+    buffer = RefinedBuffer(mdp, 100, max_drift=5.0)
+    buffer.add(torch.zeros(100, 2), 0, generator)
+    buffer.add(torch.ones(30, 2), 0, generator)
+    assert len(buffer) == 100 and int((buffer.x == 1).all(-1).sum()) == 30
+    x, gradient = buffer.draw(250, generator)
+    assert x.shape == gradient.shape == (250, 2)
+    other = RefinedBuffer(mdp, 100, max_drift=5.0)
+    other.load_state_dict(buffer.state_dict())
+    torch.testing.assert_close(other.x, buffer.x)
+
+
+def test_resampling_leaves_out_what_is_not_finite() -> None:
+    x = torch.arange(6.0).unsqueeze(-1)
+    log_weight = torch.tensor([0.0, -torch.inf, 0.0, torch.nan, 0.0, 0.0])
+    x[5] = torch.nan
+    rows = resample(x, log_weight, 300, 0.0, torch.Generator().manual_seed(0)).flatten()
+    assert sorted(set(rows.tolist())) == [0.0, 2.0, 4.0]

@@ -1,0 +1,313 @@
+"""A value network for particle systems: invariant, so that its gradient is equivariant."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vgs_rl.chain import Chain
+from vgs_rl.energy import Energy
+from vgs_rl.networks import SiluPair
+from vgs_rl.pairs import NoisedPairPotential, hat_functions
+
+
+class ClusterValue(nn.Module):
+    """V(x, t) of n particles, from the noised pair potential and what surrounds each particle.
+
+    With y = A_t x_t (the terminal state under noise of variance A_t² S_t) and r_ij its distances,
+
+        V = β_t Σ_{i<j} U_t(r_ij) + ½ κ_t ‖y‖² + Σ_i [ w_t · ρ_i + o_t · MLP_t(P ρ_i, ‖Q v_i‖²) ]
+
+    - U_t is the pair potential noised by itself (:class:`NoisedPairPotential`), κ_t starts at the
+      trap's exact k / (1 + k A_t² S_t), β_t at 1 and all the rest at 0: so V_t → E as t → T,
+      before any training.
+    - ρ_i = Σ_j b(r_ij) are sums over neighbours of Gaussian radial functions b, and v_i =
+      Σ_j b(r_ij) r_ij/|r_ij| the same as vectors; both are standardised per step
+      (:meth:`calibrate`). The vectors matter most: V has to follow ½ ∂_S V = ½(ΔV - ‖∇V‖²), and
+      ‖∇E‖² is a sum of squared vectors of that form.
+    - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
+
+    Invariant to translation, rotation, reflection and permutation, by construction. The gradient
+    is analytic: descriptors, then the MLP's own gradient, then the descriptors' transposed
+    Jacobian, whose own backward pass is the Jacobian; pairs are visited in rounds of n, so that
+    nothing of size n² B is ever held.
+
+    Args:
+        chain: supplies T, A_t and S_t.
+        energy: the target; a particle system with a `pair_potential(r)` and a `trap`.
+        prior_std: rough standard deviation per coordinate, for the initial mixture of targets.
+        reach: largest distance that the radial functions resolve.
+        radial: number of radial functions.
+        scalars: number of density channels (rows of P).
+        vectors: number of vector channels (rows of Q).
+        width: units of the MLP's two layers.
+        knots: spline knots in log S.
+        temperature: tau.
+        generator: initialises the weights.
+
+    Raises:
+        ValueError: if the energy is no particle system, or a size is not positive.
+    """
+
+    centres: Tensor
+    basis: Tensor
+    scale: Tensor
+    density_mean: Tensor
+    density_std: Tensor
+    vector_std: Tensor
+
+    def __init__(
+        self,
+        chain: Chain,
+        energy: Energy,
+        *,
+        prior_std: float,
+        reach: float,
+        radial: int = 22,
+        scalars: int = 16,
+        vectors: int = 8,
+        width: int = 48,
+        knots: int = 10,
+        temperature: float = 1.0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if energy.symmetry is None or not hasattr(energy, "pair_potential"):
+            raise ValueError(
+                f"network 'cluster' needs a particle system with a pair_potential, "
+                f"got {type(energy).__name__}"
+            )
+        n, d = energy.symmetry
+        self.n, self.d, self.temperature = n, d, temperature
+        self.radial, self.spacing = radial, reach / radial
+        half = n // 2
+        self._rounds = [(k, half if 2 * k == n else n) for k in range(1, half + 1)]
+        steps = chain.num_steps
+        noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
+        self.pairs = NoisedPairPotential(energy, noise)
+        self.register_buffer("centres", (torch.arange(radial) + 0.5) * self.spacing, False)
+        self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
+        self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
+        self.register_buffer("density_mean", torch.zeros(steps, radial))
+        self.register_buffer("density_std", torch.ones(steps, radial))
+        self.register_buffer("vector_std", torch.ones(steps, radial))
+        trap = float(getattr(energy, "trap", 0.0))
+        self.register_buffer("trap", (trap / (1 + trap * noise)).float(), False)
+
+        def uniform(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
+            weight = torch.rand(rows, columns, generator=generator) * 2 - 1
+            return nn.Parameter(weight * gain / math.sqrt(columns))
+
+        self.density_mix = uniform(scalars, radial, 2.0)
+        self.vector_mix = uniform(vectors, radial, 2.0)
+        self.first = uniform(width, scalars + vectors, 2.0)
+        self.second = uniform(width, width)
+        self.shift = nn.Parameter(torch.randn(knots, 2 * width, generator=generator))
+        self.readout = nn.Parameter(torch.zeros(knots, width))
+        self.linear = nn.Parameter(torch.zeros(knots, radial))
+        self.strength = nn.Parameter(torch.zeros(knots, 2))  # β - 1, and κ relative to its unit
+        self.offset = nn.Parameter(torch.zeros(steps))
+        odds = (prior_std**2 / noise).float()
+        self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1))
+        self.to(chain.S.device, chain.S.dtype)
+
+    def _coefficients(self, table: Tensor, t: Tensor) -> Tensor:
+        """Columns of spline coefficients (knots, C) at steps t (B,): shape (C, B)."""
+        return (self.basis @ table)[t].T
+
+    def _positions(self, x: Tensor, t: Tensor) -> Tensor:
+        """Centred positions of y = A_t x, shape (n, d, B)."""
+        y = (x * self.scale[t].unsqueeze(-1)).T.reshape(self.n, self.d, len(x))
+        return y - y.mean(0)
+
+    def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Radial functions and their slopes at r (rows, B): both (K, rows, B)."""
+        # Clamped: what underflows to denormal numbers is many times slower.
+        u = (r - self.centres.view(-1, 1, 1)).mul_(1 / self.spacing).clamp_(-9.0, 9.0)
+        value = torch.exp(-0.5 * u.square())
+        return value, u.mul_(value).mul_(-1 / self.spacing)
+
+    def _pairs(self, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Distances (rows, B) of particles i and i + k, and unit vectors (rows, d, B)."""
+        difference = y[:rows] - y.roll(-k, 0)[:rows]
+        r = difference.square().sum(1).clamp_min(1e-8).sqrt()
+        return r, difference / r.unsqueeze(1)
+
+    @torch.no_grad()
+    def descriptors(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """ρ of shape (K, n, B) and v of shape (K, d, n, B), not standardised."""
+        density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
+        vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
+        for k, rows in self._rounds:
+            r, unit = self._pairs(y, k, rows)
+            value, _ = self._radial(r)
+            density[:, :rows] += value
+            density[:, k : k + rows] += value
+            for axis in range(self.d):
+                part = value * unit[:, axis]
+                vector[:, axis, :rows] += part
+                vector[:, axis, k : k + rows] -= part
+        n = self.n
+        return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
+
+    def pull_back(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
+        """Transposed Jacobian of the descriptors: (K, n, B) and (K, d, n, B) to (n, d, B)."""
+        out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
+        for k, rows in self._rounds:
+            r, unit = self._pairs(y, k, rows)
+            value, slope = self._radial(r)
+            both = density[:, :rows] + density.roll(-k, 1)[:, :rows]
+            along = torch.zeros_like(r)
+            across = []
+            for axis in range(self.d):
+                difference = vector[:, axis, :rows] - vector[:, axis].roll(-k, 1)[:, :rows]
+                both.addcmul_(difference, unit[:, axis])
+                part = (value * difference).sum(0) / r
+                along.addcmul_(part, unit[:, axis])
+                across.append(part)
+            along = (slope * both).sum(0) - along
+            force = torch.stack(across, 1).addcmul_(along.unsqueeze(1), unit)
+            out[:rows] += force
+            out[k : k + rows] -= force
+        return out[: self.n] + out[self.n :]
+
+    def push_forward(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobian of the descriptors times a direction (n, d, B)."""
+        density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
+        vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
+        for k, rows in self._rounds:
+            r, unit = self._pairs(y, k, rows)
+            value, slope = self._radial(r)
+            moved = direction[:rows] - direction.roll(-k, 0)[:rows]
+            along = (unit * moved).sum(1)
+            stretch = slope * along
+            density[:, :rows] += stretch
+            density[:, k : k + rows] += stretch
+            for axis in range(self.d):
+                turn = (moved[:, axis] - unit[:, axis] * along) / r
+                part = torch.addcmul(stretch * unit[:, axis], value, turn)
+                vector[:, axis, :rows] += part
+                vector[:, axis, k : k + rows] -= part
+        n = self.n
+        return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
+
+    @torch.no_grad()
+    def _pair_forces(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_{i<j} U_t, shape (B,), and its gradient, shape (n, d, B)."""
+        total = y.new_zeros(y.shape[-1])
+        out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
+        for k, rows in self._rounds:
+            r, unit = self._pairs(y, k, rows)
+            u, slope = self.pairs(r, t)
+            total += u.sum(0)
+            force = slope.unsqueeze(1) * unit
+            out[:rows] += force
+            out[k : k + rows] -= force
+        return total, out[: self.n] + out[self.n :]
+
+    def _environment(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The learned part: its value (B,), and its gradients by ρ and v."""
+        density, vector = self.descriptors(y)
+        radial, n, batch = density.shape
+        inverse = 1 / self.density_std[t].T.unsqueeze(1)  # (K, 1, B)
+        density = (density - self.density_mean[t].T.unsqueeze(1)) * inverse
+        inverse_vector = (1 / self.vector_std[t].T).view(radial, 1, 1, batch)
+        vector = vector * inverse_vector
+        scalars = self.density_mix @ density.view(radial, -1)  # (C, n B)
+        channels = (self.vector_mix @ vector.view(radial, -1)).view(-1, self.d, n * batch)
+        squares = channels.square().sum(1)
+        shift = self._coefficients(self.shift, t)  # (2 width, B)
+        width = len(self.second)
+        z = self.first @ torch.cat([scalars, squares])
+        first, first_slope = SiluPair.apply(_shifted(z, shift[:width], n))  # type: ignore[no-untyped-call]
+        z = self.second @ first
+        second, second_slope = SiluPair.apply(_shifted(z, shift[width:], n))  # type: ignore[no-untyped-call]
+        readout = self._coefficients(self.readout, t).unsqueeze(1).expand(-1, n, -1).flatten(1)
+        linear = self._coefficients(self.linear, t).unsqueeze(1)  # (K, 1, B)
+        value = (readout * second).view(width, n, batch).sum((0, 1)) + (linear * density).sum(
+            (0, 1)
+        )
+        flow = self.second.T @ (readout * second_slope)
+        flow = self.first.T @ (flow * first_slope)
+        by_scalar, by_square = flow[: len(scalars)], flow[len(scalars) :]
+        by_density = (self.density_mix.T @ by_scalar).view(radial, n, batch) + linear
+        by_channel = 2 * channels * by_square.unsqueeze(1)
+        by_vector = self.vector_mix.T @ by_channel.view(len(by_square), -1)
+        by_vector = by_vector.view(radial, self.d, n, batch)
+        return value, by_density * inverse, by_vector * inverse_vector
+
+    def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """V, shape (B,), and ∇V, shape (B, D)."""
+        steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        y = self._positions(x, steps)
+        energy, force = self._pair_forces(y, steps)
+        learned, by_density, by_vector = self._environment(y, steps)
+        strength = self._coefficients(self.strength, steps)
+        trap = self.trap[steps] + strength[1]
+        gradient = _PullBack.apply(self, y, by_density, by_vector)  # type: ignore[no-untyped-call]
+        gradient = gradient + (1 + strength[0]) * force + trap * y
+        value = (1 + strength[0]) * energy + 0.5 * trap * y.square().sum((0, 1)) + learned
+        gradient = gradient.view(self.n * self.d, len(x)).T * self.scale[steps].unsqueeze(-1)
+        return self.temperature * (value + self.offset[steps]), self.temperature * gradient
+
+    def value(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
+        return self._sweep(x, t)[0]
+
+    def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """∇V_t(x), shape (B, D), on the centre-of-mass-free space; analytic."""
+        return self._sweep(x, t)[1]
+
+    def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """∇V_t(x), shape (B, D), and the mixture coefficient of its targets, shape (B, 1)."""
+        return self.gradient(x, t), torch.sigmoid(self.mixture_bias[t])
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, t: Tensor) -> None:
+        """Sets each step's standardisation from states x (B, D) at steps t (B,), all steps in t."""
+        steps = len(self.density_mean)
+        density, vector = self.descriptors(self._positions(x, t))
+        count = torch.bincount(t, minlength=steps).unsqueeze(-1)
+
+        def average(values: Tensor) -> Tensor:  # (K, B) to (T, K)
+            total = values.new_zeros(steps, self.radial).index_add_(0, t, values.T.contiguous())
+            return total / count
+
+        mean = average(density.mean(1))
+        variance = average((density - mean[t].T.unsqueeze(1)).square().mean(1))
+        square = average(vector.square().sum(1).mean(1))
+        # A radial function that sees nothing keeps its natural scale.
+        self.density_mean.copy_(mean)
+        self.density_std.copy_(variance.sqrt().clamp_min(0.05))
+        self.vector_std.copy_(square.sqrt().clamp_min(0.05))
+
+
+class _PullBack(torch.autograd.Function):
+    """:meth:`ClusterValue.pull_back`, linear in its cotangents; y takes no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        network: ClusterValue,
+        y: Tensor,
+        density: Tensor,
+        vector: Tensor,
+    ) -> Tensor:
+        ctx.network = network  # type: ignore[attr-defined]
+        ctx.save_for_backward(y)
+        return network.pull_back(y, density, vector)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        density, vector = ctx.network.push_forward(y, grads[0])  # type: ignore[attr-defined]
+        return None, None, density, vector
+
+
+def _shifted(z: Tensor, shift: Tensor, n: int) -> Tensor:
+    """Z of shape (W, n B) plus a shift of shape (W, B), the same for all particles."""
+    return (z.view(len(z), n, -1) + shift.unsqueeze(1)).flatten(1)

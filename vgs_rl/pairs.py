@@ -1,0 +1,119 @@
+"""A pair potential noised by itself, tabulated over the steps of a chain."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vgs_rl.energy import Energy
+
+LEVELS = 40
+
+
+class NoisedPairPotential(nn.Module):
+    """U_t(r) = -log E exp(-u(|r e + √(2 S) z|)), z ~ N(0, I_d), for the noise S of each step.
+
+    That is the exact value of two particles alone whose positions are noised by S. The distance
+    is noncentral chi distributed, so it is one integral over r', done once in double precision;
+    afterwards a cubic Hermite interpolation, with the slope as its exact derivative. Beyond the
+    table U goes on linearly.
+
+    Args:
+        energy: supplies u = ``energy.pair_potential(r)`` and d.
+        noise: S at every step, shape (T,).
+        reach: end of the table; by default 4 plus what the noise may add, in units of distance.
+        cells: number of its cells.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, energy: Energy, noise: Tensor, *, reach: float | None = None, cells: int = 500
+    ) -> None:
+        super().__init__()
+        assert energy.symmetry is not None
+        widest = math.sqrt(2 * float(noise.max()))
+        self.reach = reach or 8.0 + 6.0 * widest
+        self.cells, self.step = cells, self.reach / cells
+        r = torch.linspace(0.0, self.reach, cells + 1, dtype=torch.float64)
+        # Enough levels that interpolating between them changes U by less than training does.
+        level = noise.double().log()
+        levels = torch.linspace(float(level.min()), float(level.max()), min(len(noise), LEVELS))
+        table = torch.stack([self._noised(energy, r, float(s)) for s in levels.exp()])
+        table = torch.einsum("tl,lrc->trc", hat_functions(level, len(levels)), table)
+        # Rows (U, step U') of step t and node i at t (cells + 1) + i.
+        table = table.flatten(0, 1) * torch.tensor([1.0, self.step])
+        self.register_buffer("table", table.float(), persistent=False)
+
+    @staticmethod
+    def _noised(energy: Energy, r: Tensor, noise: float) -> Tensor:
+        """U and U' at distances r (R,), shape (R, 2), in double precision."""
+        assert energy.symmetry is not None
+        dims, variance = energy.symmetry.n_dims, 2 * noise
+        sigma = math.sqrt(variance)
+        # Trapezoid rule over ±7 sigma, finer than the noise and than any wall of u.
+        nodes = math.ceil(14 * sigma / min(sigma / 6, 0.02))
+        offset = torch.linspace(-7 * sigma, 7 * sigma, nodes, dtype=torch.float64)
+        raw = r.unsqueeze(-1) + offset  # (R, nodes)
+        other, first = raw.clamp_min(1e-9), r.clamp_min(1e-6).unsqueeze(-1)
+        argument = first * other / variance
+        log_bessel, cosine = _bessel(dims, argument)
+        # Noncentral chi density of r' = |r e + sigma z|.
+        order = 0.5 * dims - 1
+        log_density = log_bessel - 0.5 * (first - other).square() / variance
+        log_density += (order + 1) * other.log() - order * first.log()
+        log_density.masked_fill_(raw <= 0, -torch.inf)
+        weighted = log_density - energy.pair_potential(other)  # type: ignore[operator]
+        # Normalised by its own quadrature, so that U = u for a constant u.
+        u = torch.logsumexp(log_density, -1) - torch.logsumexp(weighted, -1)
+        # Tweedie: the slope is (r - E[r' cos θ]) / sigma² under the weights.
+        along = (torch.softmax(weighted, -1) * other * cosine).sum(-1)
+        slope = (r - along) / variance
+        slope[0] = 0.0  # U is even in r
+        return torch.stack([u, slope], dim=-1)
+
+    def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """U_t(r) and U_t'(r) at distances r (rows, B) and steps t (B,): both (rows, B)."""
+        u = r / self.step
+        cell = u.detach().long().clamp_max(self.cells - 1)
+        f = u - cell
+        beyond = (f - 1).clamp_min(0.0)
+        f = f - beyond
+        index = cell + t * (self.cells + 1)
+        left, right = self.table[index], self.table[index + 1]  # (rows, B, 2)
+        u0, m0, u1, m1 = left[..., 0], left[..., 1], right[..., 0], right[..., 1]
+        rise = u1 - u0
+        c2, c3 = 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
+        value = u0 + f * (m0 + f * (c2 + f * c3)) + beyond * m1
+        return value, (m0 + f * (2 * c2 + 3 * f * c3)) / self.step
+
+
+def _bessel(dims: int, k: Tensor) -> tuple[Tensor, Tensor]:
+    """log(e^-k I_ν(k)), up to a constant, and I_{ν+1}(k)/I_ν(k) with ν = dims/2 - 1.
+
+    The ratio is the mean cosine between r and r' given |r'|.
+    """
+    if dims == 2:
+        zero = torch.special.i0e(k)
+        return zero.log(), torch.special.i1e(k) / zero
+    if dims == 3:
+        log_bessel = torch.log(-torch.expm1(-2 * k)) - 0.5 * k.log()
+        small = k < 1e-3
+        ratio = torch.where(small, k / 3, 1 / torch.tanh(k) - 1 / k)
+        return log_bessel, ratio
+    from scipy.special import ive
+
+    values = [
+        torch.from_numpy(ive(0.5 * dims - 1 + i, k.numpy())).clamp_min(1e-300) for i in (0, 1)
+    ]
+    return values[0].log(), values[1] / values[0]
+
+
+def hat_functions(position: Tensor, knots: int) -> Tensor:
+    """Weights of linear interpolation between equal knots over the positions: (T, knots)."""
+    low, high = position.min(), position.max()
+    u = (position - low) / (high - low).clamp_min(1e-12) * (knots - 1)
+    distance = (u.unsqueeze(-1) - torch.arange(knots, dtype=position.dtype)).abs()
+    return (1 - distance).clamp_min(0.0)
