@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,6 +14,7 @@ from springs import ShippedSprings, Springs
 from torch import Tensor
 
 from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl.agents.run import RunConfig, build, final_figures
 from vgs_rl.cluster_plots import (
     cluster_summary,
     draw_cluster,
@@ -22,6 +24,7 @@ from vgs_rl.cluster_plots import (
 )
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9
+from vgs_rl.run import RunFolder
 
 RECORDS = [{"env_steps": 100 * i, "eval/elbo": -3.0 / (1 + i)} for i in range(9)]
 
@@ -186,3 +189,16 @@ def test_pictures_in_training_do_not_see_the_test_split() -> None:
     mdp = chain(Guarded())
     assert reference_states(mdp, mdp.generator(0)) is not None
     plot_cluster_chain(mdp, rest, 20, mdp.generator(0), panels=2)
+
+
+def test_a_finished_run_on_particles_has_pictures_of_clusters(tmp_path: Path) -> None:
+    config = RunConfig(env="DW4", mdp=MDPConfig(num_steps=3), device="cpu", output=tmp_path)
+    config.evaluation.n_samples = 60
+    target, agent = build(config)
+    folder = RunFolder(config.folder, "env: DW4\n")
+    try:
+        pictures = final_figures(config, target, agent, folder)
+    finally:
+        folder.close()
+    assert list(pictures) == ["chain", "learning_curves", "distances", "energy", "summary"]
+    assert pictures["summary"].get_suptitle() == "DW4"

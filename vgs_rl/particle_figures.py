@@ -29,10 +29,10 @@ PUBLISHED_BINS = "200 bins on [-100, 100]"
 class ParticleProtocol:
     """How often and on how many samples particle figures are computed.
 
-    On one CPU core a repeat of LJ-13, value and floor, takes 1 s for ``w2``, 16 s for
-    ``w2_geometric`` and 65 s for ``w2_geometric_published``; the last two grow with n² and, for
-    larger systems, with the cube of the particles. Where their repeats are None, they are 4 and 1
-    for up to `few` particles and 0 for more.
+    On one CPU core a repeat of LJ-13, value and floor, takes 1.5 s for ``w2``, 17 s for
+    ``w2_geometric`` and 60 s for ``w2_geometric_published``; the last two grow with n² and with
+    the cost of assigning particles. Where their repeats are None, they are 4 and 1 for up to `few`
+    particles and 0 for more.
 
     Args:
         n: samples and reference samples of a repeat; fewer where there are fewer.
