@@ -114,7 +114,8 @@ class ClusterNetwork(NetworkConfig):
     """The invariant network of particle systems, :class:`~vgs_rl.clusters.ClusterValue`.
 
     Args:
-        reach: largest distance that the radial functions resolve.
+        near: smallest distance that the radial functions resolve.
+        reach: largest one.
         radial: number of radial functions.
         scalars: density channels.
         vectors: vector channels.
@@ -122,8 +123,9 @@ class ClusterNetwork(NetworkConfig):
         knots: spline knots in log S of every coefficient that depends on t.
     """
 
+    near: float = 0.0
     reach: float = 4.0
-    radial: int = 22
+    radial: int = 16
     scalars: int = 16
     vectors: int = 8
     width: int = 48
@@ -131,6 +133,8 @@ class ClusterNetwork(NetworkConfig):
 
     def __post_init__(self) -> None:
         require_positive("network", reach=self.reach)
+        if not 0 <= self.near < self.reach:
+            raise ValueError(f"network.near must be in [0, reach), got {self.near}")
         require_at_least("network", 1, radial=self.radial, scalars=self.scalars)
         require_at_least("network", 1, vectors=self.vectors, width=self.width)
         require_at_least("network", 2, knots=self.knots)
@@ -143,6 +147,7 @@ class ClusterNetwork(NetworkConfig):
             mdp.chain,
             mdp.energy,
             prior_std=prior_std,
+            near=self.near,
             reach=self.reach,
             radial=self.radial,
             scalars=self.scalars,

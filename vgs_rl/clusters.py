@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
@@ -38,7 +39,8 @@ class ClusterValue(nn.Module):
         chain: supplies T, A_t and S_t.
         energy: the target; a particle system with a `pair_potential(r)` and a `trap`.
         prior_std: rough standard deviation per coordinate, for the initial mixture of targets.
-        reach: largest distance that the radial functions resolve.
+        near: smallest distance that the radial functions resolve.
+        reach: largest one.
         radial: number of radial functions.
         scalars: number of density channels (rows of P).
         vectors: number of vector channels (rows of Q).
@@ -50,6 +52,8 @@ class ClusterValue(nn.Module):
     Raises:
         ValueError: if the energy is no particle system, or a size is not positive.
     """
+
+    PART = 150_000  # numbers per descriptor array of one part of a batch
 
     centres: Tensor
     basis: Tensor
@@ -64,8 +68,9 @@ class ClusterValue(nn.Module):
         energy: Energy,
         *,
         prior_std: float,
+        near: float = 0.0,
         reach: float,
-        radial: int = 22,
+        radial: int = 16,
         scalars: int = 16,
         vectors: int = 8,
         width: int = 48,
@@ -81,13 +86,15 @@ class ClusterValue(nn.Module):
             )
         n, d = energy.symmetry
         self.n, self.d, self.temperature = n, d, temperature
-        self.radial, self.spacing = radial, reach / radial
+        if not 0 <= near < reach:
+            raise ValueError(f"near must be in [0, reach = {reach}), got {near}")
+        self.radial, self.spacing = radial, (reach - near) / radial
         half = n // 2
         self._rounds = [(k, half if 2 * k == n else n) for k in range(1, half + 1)]
         steps = chain.num_steps
         noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
         self.pairs = NoisedPairPotential(energy, noise)
-        self.register_buffer("centres", (torch.arange(radial) + 0.5) * self.spacing, False)
+        self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("density_mean", torch.zeros(steps, radial))
@@ -113,13 +120,13 @@ class ClusterValue(nn.Module):
         self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1))
         self.to(chain.S.device, chain.S.dtype)
 
-    def _coefficients(self, table: Tensor, t: Tensor) -> Tensor:
-        """Columns of spline coefficients (knots, C) at steps t (B,): shape (C, B)."""
-        return (self.basis @ table)[t].T
+    def _coefficients(self, table: Tensor, t: int | Tensor) -> Tensor:
+        """Spline coefficients (knots, C) at steps t: shape (C, B), or (C, 1) for one step."""
+        return _columns(self.basis @ table, t)
 
-    def _positions(self, x: Tensor, t: Tensor) -> Tensor:
+    def _positions(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Centred positions of y = A_t x, shape (n, d, B)."""
-        y = (x * self.scale[t].unsqueeze(-1)).T.reshape(self.n, self.d, len(x))
+        y = x.T.reshape(self.n, self.d, len(x)) * self.scale[t]
         return y - y.mean(0)
 
     def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +201,7 @@ class ClusterValue(nn.Module):
         return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
 
     @torch.no_grad()
-    def _pair_forces(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair_forces(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Σ_{i<j} U_t, shape (B,), and its gradient, shape (n, d, B)."""
         total = y.new_zeros(y.shape[-1])
         out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
@@ -207,30 +214,34 @@ class ClusterValue(nn.Module):
             out[k : k + rows] -= force
         return total, out[: self.n] + out[self.n :]
 
-    def _environment(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _environment(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
         density, vector = self.descriptors(y)
         radial, n, batch = density.shape
-        inverse = 1 / self.density_std[t].T.unsqueeze(1)  # (K, 1, B)
-        density = (density - self.density_mean[t].T.unsqueeze(1)) * inverse
-        inverse_vector = (1 / self.vector_std[t].T).view(radial, 1, 1, batch)
+        inverse = 1 / _columns(self.density_std, t).unsqueeze(1)  # (K, 1, B)
+        density = (density - _columns(self.density_mean, t).unsqueeze(1)) * inverse
+        inverse_vector = (1 / _columns(self.vector_std, t)).view(radial, 1, 1, -1)
         vector = vector * inverse_vector
         scalars = self.density_mix @ density.view(radial, -1)  # (C, n B)
         channels = (self.vector_mix @ vector.view(radial, -1)).view(-1, self.d, n * batch)
         squares = channels.square().sum(1)
-        shift = self._coefficients(self.shift, t)  # (2 width, B)
+        shift = self._coefficients(self.shift, t).unsqueeze(1)  # (2 width, 1, B)
         width = len(self.second)
-        z = self.first @ torch.cat([scalars, squares])
-        first, first_slope = SiluPair.apply(_shifted(z, shift[:width], n))  # type: ignore[no-untyped-call]
-        z = self.second @ first
-        second, second_slope = SiluPair.apply(_shifted(z, shift[width:], n))  # type: ignore[no-untyped-call]
-        readout = self._coefficients(self.readout, t).unsqueeze(1).expand(-1, n, -1).flatten(1)
+
+        def layer(z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+            shifted = (z.view(width, n, batch) + shift).view(width, -1)
+            pair: tuple[Tensor, Tensor] = SiluPair.apply(shifted)  # type: ignore[no-untyped-call]
+            return pair
+
+        first, first_slope = layer(self.first @ torch.cat([scalars, squares]), shift[:width])
+        second, second_slope = layer(self.second @ first, shift[width:])
+        readout = self._coefficients(self.readout, t).unsqueeze(1)  # (width, 1, B)
         linear = self._coefficients(self.linear, t).unsqueeze(1)  # (K, 1, B)
-        value = (readout * second).view(width, n, batch).sum((0, 1)) + (linear * density).sum(
-            (0, 1)
-        )
-        flow = self.second.T @ (readout * second_slope)
-        flow = self.first.T @ (flow * first_slope)
+        value = (readout * second.view(width, n, batch)).sum((0, 1))
+        value = value + (linear * density).sum((0, 1))
+        flow = (readout * second_slope.view(width, n, batch)).view(width, -1)
+        flow = (self.second.T @ flow) * first_slope
+        flow = self.first.T @ flow
         by_scalar, by_square = flow[: len(scalars)], flow[len(scalars) :]
         by_density = (self.density_mix.T @ by_scalar).view(radial, n, batch) + linear
         by_channel = 2 * channels * by_square.unsqueeze(1)
@@ -239,18 +250,25 @@ class ClusterValue(nn.Module):
         return value, by_density * inverse, by_vector * inverse_vector
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        """V, shape (B,), and ∇V, shape (B, D)."""
-        steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-        y = self._positions(x, steps)
-        energy, force = self._pair_forces(y, steps)
-        learned, by_density, by_vector = self._environment(y, steps)
-        strength = self._coefficients(self.strength, steps)
-        trap = self.trap[steps] + strength[1]
+        """V, shape (B,), and ∇V, shape (B, D); in parts that fit the cache."""
+        size = max(32, self.PART // (self.n * self.radial * self.d))
+        if len(x) <= size:
+            return self._sweep_part(x, t)
+        steps = t.split(size) if isinstance(t, Tensor) else [t] * -(-len(x) // size)
+        parts = [self._sweep_part(*part) for part in zip(x.split(size), steps, strict=True)]
+        return torch.cat([value for value, _ in parts]), torch.cat([slope for _, slope in parts])
+
+    def _sweep_part(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        y = self._positions(x, t)
+        energy, force = self._pair_forces(y, t)
+        learned, by_density, by_vector = self._environment(y, t)
+        strength = self._coefficients(self.strength, t)
+        trap = self.trap[t] + strength[1]
         gradient = _PullBack.apply(self, y, by_density, by_vector)  # type: ignore[no-untyped-call]
         gradient = gradient + (1 + strength[0]) * force + trap * y
         value = (1 + strength[0]) * energy + 0.5 * trap * y.square().sum((0, 1)) + learned
-        gradient = gradient.view(self.n * self.d, len(x)).T * self.scale[steps].unsqueeze(-1)
-        return self.temperature * (value + self.offset[steps]), self.temperature * gradient
+        gradient = (gradient * self.scale[t]).view(self.n * self.d, len(x)).T
+        return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
@@ -308,6 +326,9 @@ class _PullBack(torch.autograd.Function):
         return None, None, density, vector
 
 
-def _shifted(z: Tensor, shift: Tensor, n: int) -> Tensor:
-    """Z of shape (W, n B) plus a shift of shape (W, B), the same for all particles."""
-    return (z.view(len(z), n, -1) + shift.unsqueeze(1)).flatten(1)
+def _columns(table: Tensor, t: int | Tensor) -> Tensor:
+    """Rows t of a table (T, C) as columns: (C, B), or (C, 1) for one step."""
+    if isinstance(t, int):
+        return table[t].unsqueeze(-1)
+    # embedding(): its backward pass is several times faster than that of plain indexing.
+    return F.embedding(t, table).T.contiguous()

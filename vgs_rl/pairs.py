@@ -74,8 +74,8 @@ class NoisedPairPotential(nn.Module):
         slope[0] = 0.0  # U is even in r
         return torch.stack([u, slope], dim=-1)
 
-    def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """U_t(r) and U_t'(r) at distances r (rows, B) and steps t (B,): both (rows, B)."""
+    def forward(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """U_t(r) and U_t'(r) at distances r (rows, B), steps t one or (B,): (rows, B)."""
         u = r / self.step
         cell = u.detach().long().clamp_max(self.cells - 1)
         f = u - cell
