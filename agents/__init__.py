@@ -7,9 +7,10 @@ from vgs_rl.agents.architecture import (
     PublishedNetwork,
 )
 from vgs_rl.agents.base import Agent, AgentConfig
-from vgs_rl.agents.mcmc import MALASampler
+from vgs_rl.agents.mcmc import MALASampler, RefinedSampler
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.policy import ValueGradientPolicy
+from vgs_rl.agents.pretrained import load_pretrained, pretrained
 from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
 from vgs_rl.agents.smc import SMCSampler
@@ -28,6 +29,7 @@ __all__ = [
     "NetworkConfig",
     "ParallelTempering",
     "PublishedNetwork",
+    "RefinedSampler",
     "RunConfig",
     "SMCSampler",
     "SoftBellman",
@@ -35,7 +37,9 @@ __all__ = [
     "ValueGradientConfig",
     "ValueGradientPolicy",
     "ValueRule",
+    "load_pretrained",
     "load_run",
     "oracle_sampler",
+    "pretrained",
     "train",
 ]

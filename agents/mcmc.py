@@ -142,3 +142,55 @@ class MALASampler(Sampler):
             kept.append(kernel.x)
         x = torch.stack(kept, 1).flatten(0, 1)[:n]
         return Samples(x=x, log_weight=None, energy_evaluations=kernel.energy_evaluations)
+
+
+class RefinedSampler(Sampler):
+    """Another sampler's states, each moved by a few MALA steps: no weights remain.
+
+    The step size is adapted on the sampler's first draws, which are thrown away.
+
+    Args:
+        sampler: what draws the states.
+        energy: its target.
+        steps: MALA steps of each state.
+        temperature: tau.
+        pilot: states and steps of the adaptation.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        energy: Energy,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        pilot: int = 200,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.sampler, self.energy, self.steps = sampler, energy, steps
+        self.temperature, self.pilot, self.device = temperature, pilot, sampler.device
+        self.chunk_size = sampler.chunk_size
+        self.step_size: Tensor | None = None
+
+    def _kernel(self, x: Tensor, step_size: float | Tensor) -> MALAKernel:
+        return MALAKernel(
+            self.energy, x, temperature=self.temperature, step_size=step_size, max_drift=100.0
+        )
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        used = 0
+        if self.step_size is None:
+            own = torch.Generator(self.device).manual_seed(0)
+            drawn = self.sampler.sample(self.pilot, own)
+            kernel = self._kernel(drawn.x, 1e-3)
+            for _ in range(self.pilot):
+                kernel.step(own, adapt=True)
+            self.step_size = kernel.step_size
+            used = drawn.energy_evaluations + kernel.energy_evaluations
+        drawn = self.sampler.sample(n, generator)
+        kernel = self._kernel(drawn.x, self.step_size)
+        for _ in range(self.steps):
+            kernel.step(generator, adapt=False)
+        used += drawn.energy_evaluations + kernel.energy_evaluations
+        return Samples(x=kernel.x, log_weight=None, energy_evaluations=used)

@@ -1,6 +1,8 @@
 """Judges trained runs again: their figures beside the floors of exact samples.
 
 python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
+python scripts/evaluate.py --pretrained DW4               a sampler that the package ships
+python scripts/evaluate.py RUN --export my_sampler.pt     one small file for load_sampler()
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from vgs_rl.agents.pretrained import counters_of, export_sampler, load_pretrained
 from vgs_rl.agents.run import ceilings, judge, judge_smc, load_run
 from vgs_rl.config import ConfigError, parse
 from vgs_rl.evaluation import Report, format_comparison
@@ -21,7 +24,11 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     parser = ArgumentParser(exit_on_error=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", help="run folders")
+    add("runs", type=Path, nargs="*", help="run folders")
+    add(
+        "--pretrained", type=str | None, default=None, help="a shipped sampler, or an exported file"
+    )
+    add("--export", type=Path | None, default=None, help="write the run's sampler to this file")
     add("--n", type=int | None, default=None, help="samples; the run's own number by default")
     add("--checkpoint", type=str, default="best", help="best or last")
     add("--resample", type=bool, default=False, help="importance-resample the samples")
@@ -33,11 +40,26 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse(parser, arguments)
         columns: dict[str, Report] = {}
-        for run in options.runs:
-            config, agent = load_run(run, options.checkpoint, options.device)
+        names = [*options.runs, *([options.pretrained] if options.pretrained else [])]
+        if not names:
+            raise ConfigError("give at least one run folder, or --pretrained NAME")
+        if options.export is not None and len(options.runs) != 1:
+            raise ConfigError(f"--export needs exactly one run folder, got {len(options.runs)}")
+        for run in names:
+            if run is options.pretrained:
+                config, agent, trained = load_pretrained(run, options.device)
+                agent.counters = counters_of(trained)
+            else:
+                config, agent = load_run(run, options.checkpoint, options.device)
+                done = run / "report.json"
+                if done.is_file():  # what the whole training has cost, not the checkpoint's part
+                    agent.counters = counters_of(Report.from_json(done.read_text()))
             report = judge(config, find(config.env), agent, n=options.n, resample=options.resample)
-            title = "this run" if len(options.runs) == 1 else str(run)
+            title = "this run" if len(names) == 1 else str(run)
             columns[title] = report
+            if options.export is not None:
+                yaml = (run / "config.yaml").read_text()
+                export_sampler(yaml, agent, report, options.export)
             if options.smc:
                 columns[f"{title}, SMC"] = judge_smc(config, agent, n=options.n)
         if options.ceiling:

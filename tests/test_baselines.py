@@ -7,6 +7,7 @@ from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import (
     MALASampler,
     MLPNetwork,
+    RefinedSampler,
     SMCSampler,
     ValueGradientAgent,
     ValueGradientConfig,
@@ -16,6 +17,7 @@ from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.energy import Energy
 from vgs_rl.envs import GMM9, FourGauss, Gaussian, ManyWell
 from vgs_rl.networks import ExactValue
+from vgs_rl.sampler import Sampler, Samples
 from vgs_rl.weights import effective_sample_size
 
 
@@ -133,3 +135,40 @@ def test_impossible_settings_are_refused_by_name() -> None:
         SMCSampler(mdp, policy, threshold=2)
     with pytest.raises(ValueError, match="pilot must be 0 or at least 2, got 1"):
         SMCSampler(mdp, policy, pilot=1)
+
+
+class Biased(Sampler):
+    """Exact samples, moved."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy = energy
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        return Samples(
+            x=self.energy.sample(n, generator) + 1.0, log_weight=None, energy_evaluations=n
+        )
+
+
+def test_mala_steps_move_a_biased_sampler_to_the_target_and_are_counted() -> None:
+    energy = Gaussian((1.0, -2.0), (0.5, 3.0))
+    sampler = RefinedSampler(Biased(energy), energy, 60, pilot=50)
+    first = sampler.sample(2000, 3)
+    assert first.log_weight is None
+    pilot = 50 + 51 * 50
+    assert first.energy_evaluations == pilot + 2000 + 61 * 2000
+    again = sampler.sample(2000, 3)
+    assert again.energy_evaluations == 2000 + 61 * 2000
+    torch.testing.assert_close(again.x, first.x)
+    torch.testing.assert_close(first.x.mean(0), torch.tensor([1.0, -2.0]), atol=0.2, rtol=0)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        RefinedSampler(Biased(energy), energy, 0)
+
+
+def test_a_bounded_drift_leaves_the_target_invariant() -> None:
+    energy = Gaussian((1.0, -2.0), (0.5, 3.0))
+    generator = torch.Generator().manual_seed(0)
+    kernel = MALAKernel(energy, energy.sample(20_000, generator), step_size=0.6, max_drift=0.7)
+    for _ in range(20):
+        kernel.step(generator, adapt=False)
+    torch.testing.assert_close(kernel.x.mean(0), torch.tensor([1.0, -2.0]), atol=0.05, rtol=0)
+    torch.testing.assert_close(kernel.x.var(0), torch.tensor([0.5, 3.0]), atol=0, rtol=0.05)

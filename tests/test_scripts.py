@@ -13,6 +13,9 @@ import pytest
 import torch
 import yaml
 
+import vgs_rl
+from vgs_rl.agents import load_run
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--agent.network.init_args.width=16",
@@ -91,6 +94,33 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["updates"] for line in lines if "train/loss" in line] == [10, 20, 30, 40]
     assert all(line["energy_evaluations"] > 0 and line["env_steps"] > 0 for line in lines)
+
+
+def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Path) -> None:
+    path = trained / "runs/GMM9/vgs/0"
+    file = tmp_path / "mine.pt"
+    run("evaluate.py", path, "--export", file, folder=tmp_path)
+    sampler = vgs_rl.load_sampler(file)
+    _, agent = load_run(path)
+    expected = agent.sampler().sample(100, 5)
+    drawn = sampler.sample(100, 5)
+    torch.testing.assert_close(drawn.x, expected.x)
+    torch.testing.assert_close(drawn.log_weight, expected.log_weight)
+    assert file.stat().st_size < (path / "checkpoints/best.pt").stat().st_size / 2
+    out, _ = run("evaluate.py", "--pretrained", file, "--json", "-", folder=tmp_path)
+    (again,) = json.loads(out)
+    report = json.loads((path / "report.json").read_text())
+    assert again["figures"] == report["figures"]
+    assert again["train_seconds"] == report["train_seconds"]
+
+
+def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no trained sampler 'GMM10'"):
+        vgs_rl.load_sampler("GMM10")
+    _, err = run("evaluate.py", folder=tmp_path, ok=False)
+    assert "give at least one run folder, or --pretrained NAME" in err
+    _, err = run("evaluate.py", "--pretrained", "nothing", folder=tmp_path, ok=False)
+    assert "no trained sampler 'nothing'" in err
 
 
 def test_tensorboard_has_scalars_histograms_pictures_and_hyper_parameters(trained: Path) -> None:

@@ -11,7 +11,7 @@ from vgs_rl.energy import Energy, Particles
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
-from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.sampler import ChainSampler, Sampler, Samples, load_sampler
 from vgs_rl.start import StartConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ScheduleConfig",
     "StartConfig",
     "find",
+    "load_sampler",
     "register",
     "registered",
 ]

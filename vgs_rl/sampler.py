@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -131,3 +133,20 @@ class ChainSampler(Sampler):
         parts = x.split(self.chunk_size)
         weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
         return torch.cat(weights)
+
+
+def load_sampler(name: str | Path, device: str = "auto") -> Sampler:
+    """A trained sampler that the package ships, or one from an exported file.
+
+    Args:
+        name: such as `DW4` (``vgs_rl.agents.pretrained()`` lists them), or the path of a file that
+            ``scripts/evaluate.py RUN --export FILE`` wrote.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        FileNotFoundError: if there is none of that name.
+        ValueError: if the file is damaged.
+    """
+    pretrained = importlib.import_module("vgs_rl.agents.pretrained")
+    sampler: Sampler = pretrained.load_pretrained(name, device)[1].sampler()
+    return sampler
