@@ -13,7 +13,7 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.clusters import ClusterValue
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
-from vgs_rl.published import PublishedMLP
+from vgs_rl.published import PublishedFeatures, PublishedMLP
 
 LearnedValue = TimeConditionedMLP | ClusterValue | PublishedMLP
 
@@ -93,10 +93,14 @@ class PublishedNetwork(NetworkConfig):
     Args:
         width: units per hidden layer.
         over_dim: whether it learns V/D.
+        features: `state`, or on particles sorted `distances` or `reciprocals`.
+        multiply_time: whether time features multiply those of the state.
     """
 
     width: int = 1024
     over_dim: bool = False
+    features: PublishedFeatures = "state"
+    multiply_time: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("network", 1, width=self.width)
@@ -106,7 +110,16 @@ class PublishedNetwork(NetworkConfig):
     ) -> PublishedMLP:
         """See :meth:`NetworkConfig.build`; `prior_std` has no meaning here."""
         scale = float(mdp.effective_dim) if self.over_dim else 1.0
-        return PublishedMLP(mdp.chain, mdp.dim, width=self.width, scale=scale, generator=generator)
+        return PublishedMLP(
+            mdp.chain,
+            mdp.dim,
+            width=self.width,
+            scale=scale,
+            particles=mdp.energy.symmetry,
+            features=self.features,
+            multiply_time=self.multiply_time,
+            generator=generator,
+        )
 
 
 @dataclass(kw_only=True)

@@ -83,7 +83,7 @@ class GradientMatching(ValueRule):
         refine_steps: above 0, the buffer is a persistent set of `capacity` equally weighted states
             instead: at every refresh `refresh_size` chain samples, drawn by weight, replace random
             ones, and all move by so many MALA steps. For targets that MCMC explores locally.
-        first_refine_steps: MALA steps at first.
+        first_refine_steps: MALA steps at first, from N(0, prior_std² I).
         posterior_steps: MALA steps on x_T given x_t that each target is averaged over; 0 uses
             x_t's own x_T alone. Unbiased too, in any dimension.
         max_drift: bound of the norm of ∇E/tau in these MALA proposals.
@@ -205,12 +205,15 @@ class GradientMatching(ValueRule):
 
     def _refresh_refined(self, agent: ValueGradientAgent) -> None:
         """Chain samples by weight into the persistent set, which then moves by MALA."""
-        size = self.refresh_size if len(self._refined) else self.capacity
-        steps = self.refine_steps if len(self._refined) else self.first_refine_steps
-        rollout = agent.rollout(size)
-        x = resample(rollout.x, rollout.log_weight, size, self.least_ess, agent.generator)
-        self._refined.add(x, steps, agent.generator)
-        self._scalars = agent.rollout_scalars(rollout)
+        if not len(self._refined):
+            x = agent.config.prior_std * agent.mdp.noise(self.capacity, agent.generator)
+            self._refined.add(x, self.first_refine_steps, agent.generator)
+        else:
+            rollout = agent.rollout(self.refresh_size)
+            size, generator = self.refresh_size, agent.generator
+            x = resample(rollout.x, rollout.log_weight, size, self.least_ess, generator)
+            self._refined.add(x, self.refine_steps, generator)
+            self._scalars = agent.rollout_scalars(rollout)
         self._scalars["train/refinement_acceptance"] = self._refined.acceptance
 
     def _refresh_weighted(self, agent: ValueGradientAgent) -> None:

@@ -46,6 +46,7 @@ class ValueGradientConfig(AgentConfig):
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
         warmup: updates of linear warm-up.
+        clip_norm: bound of the gradient's norm; None leaves it.
         ema: decay of the moving average that acts, evaluates and gives targets.
         fit_noise_scale: whether rho_t is fitted; off, rho_t = 1 as published.
     """
@@ -59,12 +60,15 @@ class ValueGradientConfig(AgentConfig):
     lr: float = 2e-3
     final_lr: float = 0.02
     warmup: int = 50
+    clip_norm: float | None = None
     ema: float = 0.995
     fit_noise_scale: bool = True
 
     def __post_init__(self) -> None:
         require_positive("agent", prior_std=self.prior_std, lr=self.lr)
         require_at_least("agent", 0, warmup=self.warmup)
+        if self.clip_norm is not None:
+            require_positive("agent", clip_norm=self.clip_norm)
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -173,9 +177,10 @@ class ValueGradientAgent(Agent):
         loss, scalars = self.rule.loss(self)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.network.parameters() if p.grad is not None]
-        )
+        parameters = list(self.network.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
