@@ -136,9 +136,12 @@ class ClusterValue(nn.Module):
         value = torch.exp(-0.5 * u.square())
         return value, u.mul_(value).mul_(-1 / self.spacing)
 
-    def _pairs(self, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Distances (rows, B) of particles i and i + k, and unit vectors (rows, d, B)."""
-        difference = y[:rows] - y.roll(-k, 0)[:rows]
+    def _pairs(self, twice: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Distances (rows, B) of particles i and i + k, and unit vectors (rows, d, B).
+
+        `twice` holds the positions two times over, so that i + k (mod n) is a slice of it.
+        """
+        difference = twice[:rows] - twice[k : k + rows]
         r = difference.square().sum(1).clamp_min(1e-8).sqrt()
         return r, difference / r.unsqueeze(1)
 
@@ -147,8 +150,9 @@ class ClusterValue(nn.Module):
         """ρ of shape (K, n, B) and v of shape (K, d, n, B), not standardised."""
         density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
         vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
+        twice = torch.cat([y, y])
         for k, rows in self._rounds:
-            r, unit = self._pairs(y, k, rows)
+            r, unit = self._pairs(twice, k, rows)
             value, _ = self._radial(r)
             density[:, :rows] += value
             density[:, k : k + rows] += value
@@ -162,14 +166,16 @@ class ClusterValue(nn.Module):
     def pull_back(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
         """Transposed Jacobian of the descriptors: (K, n, B) and (K, d, n, B) to (n, d, B)."""
         out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
+        twice, density = torch.cat([y, y]), torch.cat([density, density], 1)
+        vector = torch.cat([vector, vector], 2)
         for k, rows in self._rounds:
-            r, unit = self._pairs(y, k, rows)
+            r, unit = self._pairs(twice, k, rows)
             value, slope = self._radial(r)
-            both = density[:, :rows] + density.roll(-k, 1)[:, :rows]
+            both = density[:, :rows] + density[:, k : k + rows]
             along = torch.zeros_like(r)
             across = []
             for axis in range(self.d):
-                difference = vector[:, axis, :rows] - vector[:, axis].roll(-k, 1)[:, :rows]
+                difference = vector[:, axis, :rows] - vector[:, axis, k : k + rows]
                 both.addcmul_(difference, unit[:, axis])
                 part = (value * difference).sum(0) / r
                 along.addcmul_(part, unit[:, axis])
@@ -184,10 +190,11 @@ class ClusterValue(nn.Module):
         """Jacobian of the descriptors times a direction (n, d, B)."""
         density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
         vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
+        twice, both = torch.cat([y, y]), torch.cat([direction, direction])
         for k, rows in self._rounds:
-            r, unit = self._pairs(y, k, rows)
+            r, unit = self._pairs(twice, k, rows)
             value, slope = self._radial(r)
-            moved = direction[:rows] - direction.roll(-k, 0)[:rows]
+            moved = both[:rows] - both[k : k + rows]
             along = (unit * moved).sum(1)
             stretch = slope * along
             density[:, :rows] += stretch
@@ -205,8 +212,9 @@ class ClusterValue(nn.Module):
         """Σ_{i<j} U_t, shape (B,), and its gradient, shape (n, d, B)."""
         total = y.new_zeros(y.shape[-1])
         out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
+        twice = torch.cat([y, y])
         for k, rows in self._rounds:
-            r, unit = self._pairs(y, k, rows)
+            r, unit = self._pairs(twice, k, rows)
             u, slope = self.pairs(r, t)
             total += u.sum(0)
             force = slope.unsqueeze(1) * unit
