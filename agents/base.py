@@ -65,7 +65,7 @@ class Agent(ABC):
         self.generator = mdp.generator(seed)
         self.counters = Counters()
         self.progress = 0.0
-        self.best_elbo = -float("inf")
+        self.best_elbo, self.best_progress = -float("inf"), 0.0
         self._setup()
 
     @abstractmethod
@@ -194,7 +194,10 @@ class Agent(ABC):
         if evaluation.figures_every and index % evaluation.figures_every == 0:
             for name, figure in self.figures(self.mdp.generator(evaluation.seed + 2)).items():
                 folder.figure(name, figure, step)
+        if self.best_progress < evaluation.best_from <= self.progress:
+            self.best_elbo = -float("inf")  # what came before no longer competes
         if elbo > self.best_elbo:
+            self.best_progress = self.progress
             self.best_elbo = elbo
             folder.save("best", self.state_dict())
         folder.save("last", self.state_dict())
@@ -207,6 +210,7 @@ class Agent(ABC):
         return {
             "counters": asdict(self.counters),
             "best_elbo": self.best_elbo,
+            "best_progress": self.best_progress,
             "mdp": self.mdp.state_dict(),
             "generator": self.generator.get_state(),
             **{name: getattr(self, name).state_dict() for name in self.saved},
@@ -218,7 +222,7 @@ class Agent(ABC):
         Raises:
             ValueError: if the state belongs to another agent or another configuration.
         """
-        expected = {"counters", "best_elbo", "mdp", "generator", *self.saved}
+        expected = {"counters", "best_elbo", "best_progress", "mdp", "generator", *self.saved}
         missing = expected - set(state)
         if missing:
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}: another agent's?")
@@ -230,7 +234,7 @@ class Agent(ABC):
             reason = " ".join(str(error).split())
             raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
         self.counters = Counters(**state["counters"])
-        self.best_elbo = state["best_elbo"]
+        self.best_elbo, self.best_progress = state["best_elbo"], state["best_progress"]
         self.generator.set_state(state["generator"].cpu())
 
 

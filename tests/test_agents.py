@@ -20,9 +20,11 @@ from vgs_rl.agents import (
     oracle_sampler,
 )
 from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import GMM9, FourGauss, GaussianMixture
 from vgs_rl.run import RunFolder
+from vgs_rl.sampler import Sampler, Samples
 
 QUIET = {"progress_bar": False}
 
@@ -457,3 +459,28 @@ def test_buffer_draws_follow_the_weights() -> None:
     counts = torch.bincount(drawn.flatten().long(), minlength=4)
     assert counts.tolist() == pytest.approx([1000, 2000, 3000, 4000], abs=2)
     assert torch.equal(gradient, -drawn)
+
+
+class Scripted(Sampler):
+    """Returns one given log-weight after the other."""
+
+    def __init__(self, log_weights: list[float], dim: int) -> None:
+        self.log_weights, self.dim = iter(log_weights), dim
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        log_weight = torch.full((n,), next(self.log_weights))
+        return Samples(x=torch.zeros(n, self.dim), log_weight=log_weight, energy_evaluations=0)
+
+
+def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = GradientMatching(batch_size=64, refresh_size=64, first_size=64)
+    agent = small_agent(rule, small_mdp())
+    scripted = Scripted([5.0, 1.0, 2.0, 1.5], agent.mdp.dim)
+    monkeypatch.setattr(agent, "sampler", lambda: scripted)
+    folder = RunFolder(tmp_path / "run", "x: 1\n")
+    evaluation = EvaluationConfig(validate_every=5, best_from=0.5, figures_every=0)
+    agent.learn(BudgetConfig(updates=20), evaluation=evaluation, folder=folder, **QUIET)
+    folder.close()
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    # 5.0 came at a quarter of the budget; of the rest, 2.0 at three quarters is the best.
+    assert state["best_elbo"] == 2.0 and state["counters"]["updates"] == 15

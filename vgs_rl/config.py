@@ -55,6 +55,8 @@ class EvaluationConfig:
         n_samples: samples of the final report.
         seed: seed of the final report's samples; validation uses others.
         validation_samples: samples of each validation, which chooses the best checkpoint by ELBO.
+        best_from: fraction of the budget after which checkpoints compete to be the best; earlier
+            ones are forgotten then. Early in training a high ELBO can mean lost mass.
         validate_every: updates between validations.
         log_every: updates between scalar records.
         figures_every: validations between pictures in TensorBoard; 0 draws at the end only.
@@ -63,15 +65,17 @@ class EvaluationConfig:
     n_samples: int = 20_000
     seed: int = 1_000_003
     validation_samples: int = 4_000
+    best_from: float = 0.0
     validate_every: int = 250
     log_every: int = 50
     figures_every: int = 4
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require_at_least(
-                "evaluation", 0 if name in ("figures_every", "seed") else 1, **{name: value}
-            )
+            least = 0 if name in ("figures_every", "seed", "best_from") else 1
+            require_at_least("evaluation", least, **{name: value})
+        if self.best_from > 1:
+            raise ValueError(f"evaluation.best_from must be at most 1, got {self.best_from}")
 
 
 def resolve_device(name: str) -> torch.device:
