@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgs_rl.envs.observation import Observation
 from vgs_rl.mdp import SamplingMDP, State
 
 Array = NDArray[Any]
@@ -29,10 +30,20 @@ class Episodes:
 
     `t` is one integer while all rows agree, which spares the MDP its gather by row and the device
     a round trip; otherwise an array. It lives on the host; -1 marks rows that were never reset.
+    Without `noise` the controls are the pushes of a stochastic policy, and log w lacks its
+    density.
     """
 
-    def __init__(self, mdp: SamplingMDP, n: int) -> None:
-        self.mdp, self.n = mdp, n
+    def __init__(
+        self,
+        mdp: SamplingMDP,
+        n: int,
+        observed: Observation | None = None,
+        *,
+        noise: bool = True,
+    ) -> None:
+        self.mdp, self.n, self.noise = mdp, n, noise
+        self.observed = observed or Observation(mdp)
         self.generator: torch.Generator | None = None
         self.x = torch.zeros(n, mdp.dim, device=mdp.device, dtype=mdp.dtype)
         self.log_weight = torch.zeros(n, device=mdp.device, dtype=mdp.dtype)
@@ -51,8 +62,27 @@ class Episodes:
         """Whether some row is at step t."""
         return self.t == t if isinstance(self.t, int) else bool((self.t == t).any())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        assert self.generator is not None
+        t = self.t if isinstance(self.t, int) else torch.from_numpy(self.t.copy())
+        state = {"x": self.x, "log_weight": self.log_weight, "t": t}
+        return state | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.x, self.log_weight = state["x"].clone(), state["log_weight"].clone()
+        t = state["t"]
+        self.t = t if isinstance(t, int) else t.cpu().numpy().copy()
+        self.generator = torch.Generator(self.mdp.device)
+        self.generator.set_state(state["generator"].cpu())
+
     def observation(self) -> Array:
-        """(x, t/T) of every row, float32, shape (n, D + 1): a new array."""
+        """The observation of every row, float32, shape (n, F): a new array."""
+        if not self.observed.is_default:
+            t = self.t if isinstance(self.t, int) else self._tensor(self.t)
+            observed: Array = self.observed(self.x, t).detach().float().cpu().numpy()
+            return observed
         observation = np.empty((self.n, self.mdp.dim + 1), np.float32)
         x = self.x.cpu().numpy()
         if self.mdp.dim <= 4:  # NumPy copies a few columns faster than many short rows
@@ -64,12 +94,12 @@ class Episodes:
         return observation
 
     def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The actions as a tensor of shape (n, D), which may share their memory."""
+        """The actions on the geometry's space, shape (n, D); they may share the array's memory."""
         array = np.require(actions, np.float32, ["C", "W"])
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
-        return control.to(self.mdp.device, self.mdp.dtype)
+        return self.mdp.geometry.project(control.to(self.mdp.device, self.mdp.dtype))
 
     @torch.no_grad()
     def reset(self, rows: Array | None = None) -> None:
@@ -97,7 +127,8 @@ class Episodes:
         if rows is not None:
             return self._step_some(control, rows)
         state = State(self.x, self.t if isinstance(self.t, int) else self._tensor(self.t))
-        step, energy = self.mdp.step_with_energy(state, control, self.generator)
+        generator = self.generator if self.noise else None
+        step, energy = self.mdp.step_with_energy(state, control, generator)
         reward = step.cost.double().neg_().cpu().numpy()
         self._require_usable(reward, control, energy)
         self.x, self.log_weight = step.state.x, self.log_weight + step.log_ratio
@@ -109,7 +140,7 @@ class Episodes:
 
     def _step_some(self, control: Tensor, rows: Array) -> Outcome:
         index = self._index(rows)
-        part = Episodes(self.mdp, len(index))
+        part = Episodes(self.mdp, len(index), self.observed, noise=self.noise)
         part.generator = self.generator
         part.x, part.log_weight = self.x[index], self.log_weight[index]
         t = np.broadcast_to(self.t, self.n)

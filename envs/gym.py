@@ -1,18 +1,25 @@
 """Gymnasium's view of the sampling MDP: NumPy in, NumPy out; all arithmetic is in `SamplingMDP`.
 
-observation  (x_t, t/T), float32, shape (D + 1,)
+observation  (x_t, t/T), float32, shape (D + 1,); E and its score by `features`
 action       the control u_t in units of the step's own noise, float32, shape (D,)
 reward       minus the cost of the step; on the last step minus E(x_T) as well
 terminated   at step T, always; nothing is ever truncated
 
 On the last step of an episode the info holds `energy`, E(x_T), and `log_weight`,
 `log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z exactly, whatever the actions were (THEORY).
+
+With `noise=False` the action is the push v_t, x_{t+1} = a_t x_t + sigma_t v_t, and a stochastic
+policy is the sampling kernel. The reward is -tau (½‖v_t‖² + ½ D log 2π - D log a_t), so that
+maximum-entropy RL with entropy coefficient tau and discount 1 maximises tau (ELBO - H(pi_0)):
+exactly KL minimisation. The info then holds `log_path` in place of `log_weight`, which lacks what
+the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +34,7 @@ from numpy.typing import NDArray
 
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, Outcome
+from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
 
@@ -34,7 +42,7 @@ Array = NDArray[Any]
 
 
 def _make_mdp(
-    target: str | Energy,
+    target: str | Energy | SamplingMDP,
     energy_args: dict[str, Any] | None,
     mdp: MDPConfig | None,
     num_steps: int | None,
@@ -42,6 +50,10 @@ def _make_mdp(
     device: torch.device | str,
 ) -> SamplingMDP:
     """The MDP that the constructor arguments of both environments describe."""
+    if isinstance(target, SamplingMDP):
+        if energy_args or mdp or num_steps or max_episode_steps:
+            raise ValueError("a ready-made SamplingMDP takes no energy_args, mdp or num_steps")
+        return target
     if isinstance(target, Energy):
         if energy_args:
             raise ValueError(
@@ -65,14 +77,12 @@ def _make_mdp(
     return SamplingMDP(energy, config, device=device)
 
 
-def _make_spaces(dim: int, action_bound: float) -> tuple[spaces.Box, spaces.Box]:
-    """Observation and action space of one environment."""
+def _make_action_space(dim: int, action_bound: float) -> spaces.Box:
+    """Action space of one environment."""
     if not (math.isfinite(action_bound) and action_bound > 0):
         raise ValueError(f"action_bound must be a positive, finite number, got {action_bound}")
-    low, high = np.full(dim + 1, -np.inf, np.float32), np.full(dim + 1, np.inf, np.float32)
-    low[-1], high[-1] = 0.0, 1.0
     bound = float(action_bound)
-    return spaces.Box(low, high), spaces.Box(-bound, bound, (dim,), np.float32)
+    return spaces.Box(-bound, bound, (dim,), np.float32)
 
 
 def _require_no_render(render_mode: str | None) -> None:
@@ -90,12 +100,16 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         mdp: the MDP underneath, shared with whoever fits its start or noise scales.
 
     Args:
-        target: name of a target, resolved by :func:`vgs_rl.find`, or an :class:`Energy`.
+        target: name of a target, resolved by :func:`vgs_rl.find`, an :class:`Energy`, or a
+            ready-made :class:`SamplingMDP`, which is then shared and takes no further arguments.
         energy_args: keyword arguments that replace those registered for the name.
         mdp: chain, schedule, start and temperature; those registered for the name by default.
         num_steps: T, in place of the one in `mdp`.
         max_episode_steps: None or T; Gymnasium passes it.
         action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        noise: whether the MDP adds its own noise; without it the action is the whole push, and a
+            stochastic policy is the sampling kernel (head of this module).
+        features: what is observed, and in which order; see :class:`Observation`.
         device: where the MDP's tensors live.
         render_mode: None.
 
@@ -115,21 +129,25 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        target: str | Energy,
+        target: str | Energy | SamplingMDP,
         *,
         energy_args: dict[str, Any] | None = None,
         mdp: MDPConfig | None = None,
         num_steps: int | None = None,
         max_episode_steps: int | None = None,
         action_bound: float = 10.0,
+        noise: bool = True,
+        features: Sequence[Feature] = DEFAULT_FEATURES,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
         _require_no_render(render_mode)
         self.render_mode = None
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
-        self.observation_space, self.action_space = _make_spaces(self.mdp.dim, action_bound)
-        self._episodes = Episodes(self.mdp, 1)
+        observed = Observation(self.mdp, features)
+        self.observation_space = observed.space
+        self.action_space = _make_action_space(self.mdp.dim, action_bound)
+        self._episodes = Episodes(self.mdp, 1, observed, noise=noise)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -159,7 +177,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         outcome = self._episodes.step(control)
         info: dict[str, Any] = {}
         if outcome.energy is not None and outcome.log_weight is not None:
-            info["log_weight"] = float(outcome.log_weight[0])
+            info[_weight_key(self._episodes)] = float(outcome.log_weight[0])
             info["energy"] = float(outcome.energy[0])
         reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
         return self._episodes.observation()[0], reward, ended, False, info
@@ -173,20 +191,24 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
     Infos: in every autoreset mode `log_weight` and `energy`, float64 arrays of shape (num_envs,),
     with the masks `_log_weight` and `_energy` of the episodes that ended in this step. In
-    SAME_STEP mode `final_obs`, shape (num_envs, D + 1), holds the observations before the reset
+    SAME_STEP mode `final_obs`, shaped like the observations, holds the observations before the reset
     and `final_info` the same figures again, both with masks.
 
     Attributes:
         mdp: the MDP underneath, shared with whoever fits its start or noise scales.
 
     Args:
-        target: name of a target, resolved by :func:`vgs_rl.find`, or an :class:`Energy`.
+        target: name of a target, resolved by :func:`vgs_rl.find`, an :class:`Energy`, or a
+            ready-made :class:`SamplingMDP`, which is then shared and takes no further arguments.
         num_envs: number of rows.
         energy_args: keyword arguments that replace those registered for the name.
         mdp: chain, schedule, start and temperature; those registered for the name by default.
         num_steps: T, in place of the one in `mdp`.
         max_episode_steps: None or T; Gymnasium passes it.
         action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        noise: whether the MDP adds its own noise; without it the action is the whole push, and a
+            stochastic policy is the sampling kernel (head of this module).
+        features: what is observed, and in which order; see :class:`Observation`.
         autoreset_mode: Gymnasium's AutoresetMode, or its name. SAME_STEP resets a row in the step
             that ends it, NEXT_STEP in the step after (ignoring its action), DISABLED leaves it to
             the caller: ``reset(options={"reset_mask": mask})``.
@@ -207,7 +229,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
     def __init__(
         self,
-        target: str | Energy,
+        target: str | Energy | SamplingMDP,
         *,
         num_envs: int = 1,
         energy_args: dict[str, Any] | None = None,
@@ -215,6 +237,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         num_steps: int | None = None,
         max_episode_steps: int | None = None,
         action_bound: float = 10.0,
+        noise: bool = True,
+        features: Sequence[Feature] = DEFAULT_FEATURES,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
@@ -227,12 +251,12 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         self.autoreset_mode = _parse_mode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
-        self.single_observation_space, self.single_action_space = _make_spaces(
-            self.mdp.dim, action_bound
-        )
+        observed = Observation(self.mdp, features)
+        self.single_observation_space = observed.space
+        self.single_action_space = _make_action_space(self.mdp.dim, action_bound)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._episodes = Episodes(self.mdp, num_envs)
+        self._episodes = Episodes(self.mdp, num_envs, observed, noise=noise)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -293,17 +317,31 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         else:
             outcome = episodes.step(control, going)
         observation = episodes.observation()
-        infos = _terminal_infos(outcome)
+        key = _weight_key(episodes)
+        infos = _terminal_infos(outcome, key)
         if infos and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["final_obs"], infos["_final_obs"] = observation, outcome.ended.copy()
             infos["final_info"], infos["_final_info"] = (
-                _terminal_infos(outcome),
+                _terminal_infos(outcome, key),
                 outcome.ended.copy(),
             )
             episodes.reset(outcome.ended)
             observation = episodes.observation()
         truncated = np.zeros(self.num_envs, np.bool_)
         return observation, outcome.reward, outcome.ended, truncated, infos
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the MDP's own noise is on and the observation is (x, t/T)."""
+        return self._episodes.noise and self._episodes.observed.is_default
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episodes in flight and the generator: everything the next step depends on."""
+        return self._episodes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; no reset is needed."""
+        self._episodes.load_state_dict(state)
 
     def _require_mask(self, mask: object) -> None:
         name = "options['reset_mask']"
@@ -316,13 +354,18 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"{name} must have at least one True entry, got none")
 
 
-def _terminal_infos(outcome: Outcome) -> dict[str, Any]:
+def _weight_key(episodes: Episodes) -> str:
+    """Without noise the policy's density is lacking, and what is left is no weight."""
+    return "log_weight" if episodes.noise else "log_path"
+
+
+def _terminal_infos(outcome: Outcome, key: str) -> dict[str, Any]:
     """The figures of episodes that ended, in new arrays, each with its mask."""
     if outcome.energy is None or outcome.log_weight is None:
         return {}
     return {
-        "log_weight": outcome.log_weight.copy(),
-        "_log_weight": outcome.ended.copy(),
+        key: outcome.log_weight.copy(),
+        f"_{key}": outcome.ended.copy(),
         "energy": outcome.energy.copy(),
         "_energy": outcome.ended.copy(),
     }

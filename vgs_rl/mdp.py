@@ -9,11 +9,18 @@ log-ratio   D log a_t + D log rho_t - ½‖u_t + rho_t eps_t‖² + ½‖eps_t�
 The expected cost is the expected negative log-ratio, times tau. With
 `log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z, E[log w] = ELBO ≤ log Z, and
 KL(samples ‖ target) ≤ log Z - ELBO.
+
+A stochastic policy may be the kernel itself, with the MDP's own noise off (`KernelPolicy`):
+transition  x_{t+1} = a_t x_t + sigma_t v_t,  v_t ~ pi(· | x_t, t)
+cost        tau (½‖v_t‖² + ½ D log 2π - D log a_t + log pi(v_t)), plus E(x_T) on the last step
+log-ratio   D log a_t + log N(v_t; 0, I) - log pi(v_t), plus -E(x_T)/tau: minus cost over tau
+pi = N(u_t, rho_t² I) is the MDP with its noise on.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +34,25 @@ from vgs_rl.start import StartConfig, make_start
 
 Policy = Callable[[Tensor, int], Tensor]
 """The control: maps states (B, D) at step t to u of shape (B, D)."""
+
+
+class KernelPolicy(ABC):
+    """A stochastic policy that is the sampling kernel: it draws v_t, and the MDP adds no noise.
+
+    Called like any :data:`Policy` it returns the mean push, for pictures.
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """The mean of v at states x (B, D), or its best-known centre; shape (B, D)."""
+
+    @abstractmethod
+    def draw(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws v, shape (B, D), with its exact log-density, shape (B,)."""
+
+    @abstractmethod
+    def log_density(self, v: Tensor, x: Tensor, t: int) -> Tensor:
+        """Log pi(v | x, t) for v and x of shape (B, D); -inf where v cannot be drawn; (B,)."""
 
 
 @dataclass(kw_only=True)
@@ -166,18 +192,20 @@ class SamplingMDP(nn.Module):
         """N states at t = 0, drawn from pi_0."""
         return State(self.start.sample(n, generator), 0)
 
-    def step(self, state: State, control: Tensor, generator: torch.Generator) -> Transition:
+    def step(self, state: State, control: Tensor, generator: torch.Generator | None) -> Transition:
         """One transition.
 
         Args:
             state: x of shape (B, D) at t < T; an integer t is the fast path.
             control: u, shape (B, D).
-            generator: source of the step's noise.
+            generator: source of the step's noise. None: no noise, `control` is the push v of a
+                stochastic policy, and cost and log-ratio still lack its density: add tau log pi(v)
+                to the cost, subtract log pi(v) from the log-ratio.
         """
         return self.step_with_energy(state, control, generator)[0]
 
     def step_with_energy(
-        self, state: State, control: Tensor, generator: torch.Generator
+        self, state: State, control: Tensor, generator: torch.Generator | None
     ) -> tuple[Transition, Tensor | None]:
         """One transition, as :meth:`step`, and the terminal energies it contains.
 
@@ -185,7 +213,10 @@ class SamplingMDP(nn.Module):
             The transition, and E(x_T) of shape (B,), 0 in rows that are not at T; None where an
             integer t says that no row is.
         """
-        step = self._move(state, control, self.noise(len(state.x), generator), self.rho)
+        if generator is None:
+            step = self._pushed(state, control)
+        else:
+            step = self._move(state, control, self.noise(len(state.x), generator), self.rho)
         x, next_t = step.state
         if isinstance(next_t, int):
             if next_t < self.num_steps:
@@ -218,6 +249,28 @@ class SamplingMDP(nn.Module):
         log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return Transition(State(x_next, t + 1), cost, log_ratio)
 
+    def _pushed(self, state: State, v: Tensor, log_density: Tensor | float = 0.0) -> Transition:
+        """One transition without noise or terminal energy: v is the kernel's own draw."""
+        if self.effective_dim != self.dim:
+            raise ValueError(
+                "a policy that is the kernel needs a Euclidean geometry; this one has "
+                f"{self.effective_dim} of {self.dim} dimensions"
+            )
+        step = self._move(state, v, torch.zeros_like(v), torch.ones_like(self.rho))
+        lacking = 0.5 * self.dim * math.log(2 * math.pi) + log_density
+        cost = step.cost + self.temperature * lacking
+        return Transition(step.state, cost, step.log_ratio - lacking)
+
+    def _advance(
+        self, state: State, policy: Policy, generator: torch.Generator, rho: Tensor
+    ) -> Transition:
+        """One transition of `policy` without the terminal energy."""
+        x, t = state
+        assert isinstance(t, int)
+        if isinstance(policy, KernelPolicy):
+            return self._pushed(state, *policy.draw(x, t, generator))
+        return self._move(state, policy(x, t), self.noise(len(x), generator), rho)
+
     def rollout(
         self,
         policy: Policy,
@@ -230,10 +283,11 @@ class SamplingMDP(nn.Module):
         """N whole episodes. Gradients flow if the caller and the policy allow them.
 
         Args:
-            policy: maps (x, t) to the control.
+            policy: maps (x, t) to the control, or is the kernel itself.
             n: number of episodes.
             generator: source of all noise.
-            noise_scale: factor on every rho_t, for exploration; the weights stay exact.
+            noise_scale: factor on every rho_t, for exploration; the weights stay exact. A policy
+                that is the kernel has its own noise and ignores it.
             keep_states: also return x_0 … x_T.
         """
         x = self.start.sample(n, generator)
@@ -242,7 +296,7 @@ class SamplingMDP(nn.Module):
         states = [x]
         rho = self.rho * noise_scale
         for t in range(self.num_steps):
-            step = self._move(State(x, t), policy(x, t), self.noise(n, generator), rho)
+            step = self._advance(State(x, t), policy, generator, rho)
             x = step.state.x
             log_weight = log_weight + step.log_ratio
             cost = cost + step.cost
@@ -263,9 +317,12 @@ class SamplingMDP(nn.Module):
         for t in reversed(range(self.num_steps)):
             x_next = x
             x = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
-            control = policy(x, t)
             push = (x_next - self.chain.a[t] * x) / self.chain.sigma[t]  # u + rho eps
-            eps = (push - control) / self.rho[t]
+            if isinstance(policy, KernelPolicy):
+                step = self._pushed(State(x, t), push, policy.log_density(push, x, t))
+                log_weight = log_weight + step.log_ratio
+                continue
+            eps = (push - policy(x, t)) / self.rho[t]
             constant = self.effective_dim * (self.chain.log_a[t] + self.rho[t].log())
             log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return log_weight - self.start.log_prob(x)
