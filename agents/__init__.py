@@ -1,5 +1,6 @@
 """Agents that learn to sample, and the samplers they are judged against."""
 
+from vgs_rl.agents.annealing import AnnealedSampler
 from vgs_rl.agents.architecture import (
     ClusterNetwork,
     MLPNetwork,
@@ -7,32 +8,41 @@ from vgs_rl.agents.architecture import (
     PublishedNetwork,
 )
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.langevin import HMCSampler, ULASampler
 from vgs_rl.agents.mcmc import MALASampler, RefinedSampler
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
+from vgs_rl.agents.path_gradient import PISConfig
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.agents.pretrained import load_pretrained, pretrained
 from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
 from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.tempering import ParallelTempering
+from vgs_rl.agents.trajectory_balance import LogVarianceConfig, TrajectoryBalanceConfig
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 
 __all__ = [
     "TD0",
     "Agent",
     "AgentConfig",
+    "AnnealedSampler",
     "ClusterNetwork",
     "ExactSampler",
     "GradientMatching",
+    "HMCSampler",
+    "LogVarianceConfig",
     "MALASampler",
     "MLPNetwork",
     "NetworkConfig",
+    "PISConfig",
     "ParallelTempering",
     "PublishedNetwork",
     "RefinedSampler",
     "RunConfig",
     "SMCSampler",
     "SoftBellman",
+    "TrajectoryBalanceConfig",
+    "ULASampler",
     "ValueGradientAgent",
     "ValueGradientConfig",
     "ValueGradientPolicy",

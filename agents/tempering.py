@@ -138,6 +138,8 @@ class TemperingKernel:
 
     def _swap(self, generator: torch.Generator) -> None:
         """Neighbours (0, 1), (2, 3), … and (1, 2), (3, 4), … in turns."""
+        if len(self.x) == 1:
+            return
         low = torch.arange(self._parity, len(self.x) - 1, 2, device=self.x.device)
         self._parity = 1 - self._parity
         beta = 1 / self.temperatures

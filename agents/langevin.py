@@ -1,0 +1,206 @@
+"""Langevin and Hamiltonian Monte Carlo on the target itself, beside MALA in `agents.mcmc`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vgs_rl.agents.mcmc import MALAKernel
+from vgs_rl.agents.tempering import ParallelTempering
+from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.energy import Energy
+from vgs_rl.sampler import Sampler, Samples
+
+
+class LangevinKernel:
+    """Unadjusted Langevin steps x - ½ h ∇E(x)/tau + √h z: no acceptance test, so a bias of O(h).
+
+    On N(0, v) at tau = 1 the chain's own stationary variance is v / (1 - h/(4 v)), and it diverges
+    from h = 4 v on. Reference: Roberts and Tweedie, Bernoulli 2 (1996). A step to where the energy
+    or its gradient is not finite is not taken.
+
+    Attributes:
+        x: states, shape (B, D).
+        energy_evaluations: states at which ∇E has been evaluated.
+
+    Args:
+        energy: the target.
+        x: initial states, in the energy's geometry.
+        step_size: h, variance of a step per coordinate.
+        temperature: tau.
+    """
+
+    def __init__(
+        self, energy: Energy, x: Tensor, *, step_size: float | Tensor, temperature: float = 1.0
+    ) -> None:
+        self.energy, self.temperature, self.x = energy, temperature, x
+        self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
+        self.energy_evaluations = 0
+        self.slope, _ = self._evaluate(x)
+
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """∇E/tau, 0 where it is not finite, and where it is."""
+        self.energy_evaluations += len(x)
+        energy, gradient = self.energy.energy_and_gradient(x)
+        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
+        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
+        return self.energy.geometry.project(gradient) / self.temperature, finite
+
+    @torch.no_grad()
+    def step(self, generator: torch.Generator) -> None:
+        """One step of every chain."""
+        x, h = self.x, self.step_size
+        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        proposal = x - 0.5 * h * self.slope + h.sqrt() * self.energy.geometry.project(z)
+        slope, finite = self._evaluate(proposal)
+        taken = finite.unsqueeze(-1)
+        self.x = torch.where(taken, proposal, x)
+        self.slope = torch.where(taken, slope, self.slope)
+
+
+class ULASampler(Sampler):
+    """Unadjusted Langevin alone, with a given number of energy evaluations for all samples.
+
+    As :class:`~vgs_rl.agents.mcmc.MALASampler`: chains start from N(0, scale² I), the first half
+    is thrown away, samples are states of the second half, evenly spaced over time. In that first
+    half MALA moves the chains and finds the step that it would accept with probability
+    `acceptance`; the second half goes on with it, unadjusted. A given `step_size` is used from
+    the start instead.
+
+    Args:
+        energy: the target.
+        energy_evaluations: budget of one call of ``sample``.
+        chains: number of parallel chains, at most n.
+        scale: standard deviation of the initial states.
+        step_size: variance of a step per coordinate; None adapts it.
+        acceptance: rate that MALA would have; higher means smaller steps, so less bias.
+        temperature: tau.
+        device: where the chains run.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        energy_evaluations: int,
+        *,
+        chains: int = 1_000,
+        scale: float = 1.0,
+        step_size: float | None = None,
+        acceptance: float = 0.98,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        require_at_least("ULASampler", 1, chains=chains)
+        require_positive("ULASampler", scale=scale, temperature=temperature)
+        if step_size is not None:
+            require_positive("ULASampler", step_size=step_size)
+        if energy_evaluations < 4 * chains:
+            raise ValueError(
+                f"energy_evaluations must be at least 4 x chains = {4 * chains}, "
+                f"got {energy_evaluations}"
+            )
+        self.energy, self.budget, self.chains, self.scale = (
+            energy,
+            energy_evaluations,
+            chains,
+            scale,
+        )
+        self.step_size, self.acceptance = step_size, acceptance
+        self.temperature, self.device = temperature, torch.device(device)
+        self.chunk_size = 2**62  # one call is one run: its budget is not split
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        chains = min(self.chains, n)
+        x = torch.randn(chains, self.energy.dim, generator=generator, device=self.device)
+        x = self.energy.geometry.project(x) * self.scale
+        steps = self.budget // chains - 2  # two evaluations where the kernels begin
+        burn_in, used, step_size = steps // 2, 0, self.step_size
+        adapted: float | Tensor
+        if step_size is None:
+            mala = MALAKernel(
+                self.energy,
+                x,
+                temperature=self.temperature,
+                step_size=0.1 * self.scale**2,
+                acceptance=self.acceptance,
+            )
+            for _ in range(burn_in):
+                mala.step(generator, adapt=True)
+            x, adapted, used = mala.x, mala.step_size, mala.energy_evaluations
+        else:
+            adapted = step_size
+        kernel = LangevinKernel(self.energy, x, step_size=adapted, temperature=self.temperature)
+        if step_size is not None:
+            for _ in range(burn_in + 1):
+                kernel.step(generator)
+        x = spaced_states(
+            lambda: kernel.step(generator), lambda: kernel.x, steps - burn_in, -(-n // chains)
+        )
+        used += kernel.energy_evaluations
+        return Samples(x=x[:n], log_weight=None, energy_evaluations=used)
+
+
+def spaced_states(
+    step: Callable[[], object], states: Callable[[], Tensor], steps: int, wanted: int
+) -> Tensor:
+    """Runs chains for `steps` steps and keeps `wanted` states of each, evenly spaced over time.
+
+    Args:
+        step: moves all chains once.
+        states: their current states, shape (C, D).
+        steps: number of steps; where it is below `wanted`, states repeat.
+        wanted: states to keep of each chain.
+
+    Returns:
+        All states of the first chain, then of the second …, shape (C · wanted, D).
+    """
+    kept, done = [], 0
+    for k in range(1, wanted + 1):
+        until = steps * k // wanted
+        for _ in range(until - done):
+            step()
+        done = until
+        kept.append(states())
+    return torch.stack(kept, 1).flatten(0, 1)
+
+
+class HMCSampler(ParallelTempering):
+    """Hamiltonian Monte Carlo alone: :class:`ParallelTempering` with a single temperature.
+
+    Neal, arXiv:1206.1901. Step sizes vary by a fifth around one adapted in the first quarter; the
+    first half is thrown away.
+
+    Args:
+        energy: the target.
+        energy_evaluations: budget of one call of ``sample``, over all chains.
+        chains: number of independent chains, at most n.
+        leapfrog_steps: steps of a trajectory; each evaluates ∇E once.
+        scale: standard deviation of the initial states.
+        temperature: tau.
+        device: where the chains run.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        energy_evaluations: int,
+        *,
+        chains: int = 500,
+        leapfrog_steps: int = 8,
+        scale: float = 1.0,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            energy,
+            energy_evaluations,
+            chains=chains,
+            replicas=1,
+            hottest=1.0,
+            leapfrog_steps=leapfrog_steps,
+            scale=scale,
+            temperature=temperature,
+            device=device,
+        )
