@@ -1,14 +1,15 @@
-# make setup | demo | test | check | slow | clean
+# make setup | demo | compare | test | check | slow | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check format slow clean
+.PHONY: setup demo compare test check format slow clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   create $(VENV) and install"
 	@echo "make demo    train on the nine-mode mixture, print the table, draw the picture"
+	@echo "make compare agents and baselines side by side on two targets (10 minutes on 2 cores)"
 	@echo "make test    fast tests (minutes)        make slow    trainings as tests"
 	@echo "make check   format, lint, strict types of the built package"
 	@echo "make format  rewrite the sources in the project's format"
@@ -23,6 +24,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python scripts/train.py --config configs/gmm9.yaml --ceiling true
+
+# Equal wall-clock, one core a run; runs/compare/seconds=40 holds table, pictures and curves.
+compare: setup
+	$(BIN)/python scripts/compare.py --env GMM9,Funnel10 --seeds 1 --budget seconds=40 \
+		--agents vgs,pis,tb,sb3-ppo,sb3-sac-kernel,tianshou-ppo,mala,hmc,ais,pt
 
 test: setup
 	$(BIN)/pytest -n auto -m "not slow"

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
-from vgs_rl.weights import effective_sample_size, log_z_estimate
 
 
 @dataclass(kw_only=True)
@@ -66,6 +66,7 @@ class Agent(ABC):
         self.counters = Counters()
         self.progress = 0.0
         self.best_elbo, self.best_progress = -float("inf"), 0.0
+        self._energy_progress: EnergyProgress | None = None
         self._setup()
 
     @abstractmethod
@@ -162,7 +163,7 @@ class Agent(ABC):
         self.progress = self._fraction(budget)
         return self.progress >= 1.0
 
-    def _record(self, folder: RunFolder | None, scalars: dict[str, float]) -> None:
+    def _record(self, folder: RunFolder | None, scalars: Mapping[str, float]) -> None:
         if folder is not None:
             folder.record(scalars, **asdict(self.counters))
 
@@ -176,19 +177,16 @@ class Agent(ABC):
         if folder is None:
             self.best_elbo = max(self.best_elbo, elbo)
             return elbo
-        self._record(
-            folder,
-            {
-                "eval/elbo": elbo,
-                "eval/log_z": float(log_z_estimate(log_weight)),
-                "eval/path_ess": float(effective_sample_size(log_weight)),
-            },
-        )
+        energies = self.mdp.energy.energy(samples.x)
+        if self._energy_progress is None:
+            self._energy_progress = EnergyProgress(
+                self.mdp.energy,
+                self.mdp.generator(evaluation.seed + 5),
+                temperature=self.mdp.temperature,
+            )
+        self._record(folder, self._energy_progress.figures(energies, samples.log_weight))
         step = self.counters.env_steps
-        for name, values in (
-            ("eval/log_weight", log_weight),
-            ("eval/energy", self.mdp.energy.energy(samples.x)),
-        ):
+        for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
             folder.histogram(name, values, step)
         index = self.counters.updates // evaluation.validate_every
         if evaluation.figures_every and index % evaluation.figures_every == 0:

@@ -1,0 +1,180 @@
+"""Trains agents and runs baselines on the same MDP, and lays them over each other.
+
+    python scripts/compare.py --env GMM9 --agents vgs,sb3-ppo,pis,tb,mala --seeds 3 \
+        --budget steps=2e6
+    python scripts/compare.py --env GMM9,Funnel10 --agents vgs,pis,hmc --budget seconds=60
+
+Agents: vgs, pis, tb, logvar, sb3-ALGORITHM, tianshou-ALGORITHM (and those with -kernel behind).
+Without training, on the same account of energy evaluations: ula, mala, hmc, pt (parallel
+tempering), ais, smc. Settings are those of configs/<env>.yaml (its `mdp` for all, its `agent` for
+vgs) and configs/rl/<agent>.yaml, with configs/compare/*.yaml over them. Finished runs are not
+repeated; call again after Ctrl-C or a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# As in vgs_rl itself, but here torch may be imported before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from benchmark_table import machine, print_machine, write_json, write_section
+from compare_jobs import CompareError, Job, budget_name, make_jobs, parse_budget, run_all
+from compare_report import as_json, as_markdown, collect, plot_learning, plot_samples
+
+import vgs_rl.envs  # noqa: F401  registers the targets
+from vgs_rl.agents.progress import EnergyProgress
+from vgs_rl.checkpoint import write_text
+from vgs_rl.config import EvaluationConfig
+from vgs_rl.plots import save_figure
+from vgs_rl.registry import find
+
+EXACT = "exact"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        budget = parse_budget(options.budget)
+        root = options.output / budget_name(budget)
+        jobs = make_jobs(
+            options.env.split(","),
+            options.agents.split(","),
+            range(options.seeds),
+            budget,
+            root,
+            device=options.device,
+            threads=options.threads,
+        )
+    except (CompareError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
+    size = machine(options.threads)
+    print_machine(size)
+    ready = sum(job.finished for job in jobs)
+    print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
+    try:
+        failed = run_all(jobs, processes)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    results = collect(jobs)
+    if not results:
+        print("error: no run finished", file=sys.stderr)
+        return 1
+    title = f"{budget_name(budget)}, seeds 0 to {options.seeds - 1}"
+    text = as_markdown(results, title, failed)
+    print(f"\n{text}\n")
+    pictures = {env: _pictures(env, jobs, root) for env in results}
+    write_text(root / "table.md", text + "\n")
+    contents = {"machine": size, "budget": budget, **as_json(results, failed)}
+    for file in (root / "table.json", options.json):
+        write_json(contents, file)
+    if options.markdown is not None:
+        page = options.markdown
+        shown = _published(pictures, options.figures, page.parent) if options.figures else ""
+        write_section(page, options.section, text + shown)
+    print(f"table     {root / 'table.md'}, {root / 'table.json'}")
+    for path in (path for paths in pictures.values() for path in paths):
+        print(f"picture   {path}")
+    print(f"curves    tensorboard --logdir {root}")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--env", default="GMM9", help="targets, or configuration files, with commas between")
+    add("--agents", default="vgs,pis,tb,logvar,mala,hmc,ais,pt", help="short names")
+    add("--seeds", type=_count, default=1, help="number of seeds, from 0")
+    add("--budget", default="steps=2e6", help="of each run: steps=, energies=, seconds=, updates=")
+    add("--jobs", type=_count, default=None, help="runs at a time; by default as many as cores")
+    add("--threads", type=_count, default=1, help="threads of each run")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--output", type=Path, default=Path("runs/compare"), help="folder of comparisons")
+    add("--json", type=Path, default=None, help="also write the JSON table here")
+    add("--markdown", type=Path, default=None, help="also write the tables into this file")
+    add("--figures", type=Path, default=None, help="copy pictures here, linked in --markdown")
+    add("--section", default="compare", help="its marks: <!-- SECTION:begin -->, …:end -->")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
+    """Learning curves and final samples of one target."""
+    mine = [job for job in jobs if job.env == env and job.finished]
+    settings: dict[str, Any] = mine[0].settings
+    energy = find(settings["env"]).make_energy(**settings.get("env_args", {}))
+    count = settings["evaluation"].get("validation_samples", EvaluationConfig.validation_samples)
+    curves = plot_learning(mine, energy.log_z, _curve_floor(energy, count))
+    samples = {}
+    for job in mine:
+        file = job.folder / "samples.npy"
+        if job.agent not in samples and file.is_file():
+            samples[job.agent] = np.load(file)
+    exact = _exact(energy)
+    if exact is not None:
+        samples = {EXACT: exact, **samples}
+    paths = [root / f"{env}-learning.png", root / f"{env}-samples.png"]
+    save_figure(curves, paths[0])
+    if samples:
+        energies = {
+            name: energy.energy(torch.as_tensor(x).float()).detach().numpy()
+            for name, x in samples.items()
+        }
+        save_figure(plot_samples(samples, energies, energy.symmetry, EXACT), paths[1])
+    return [path for path in paths if path.is_file()]
+
+
+def _curve_floor(energy: Any, n: int) -> float | None:
+    """TVD-E of n exact samples against what curves are measured with, where there are any."""
+    if not energy.can_sample:
+        return None
+    progress = EnergyProgress(energy, torch.Generator().manual_seed(0))
+    exact = energy.energy(energy.sample(n, torch.Generator().manual_seed(1)))
+    return progress.figures(exact, None)["eval/tvd_energy"]
+
+
+def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str:
+    """Copies pictures into a folder of the page's; the lines that show them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for env, paths in pictures.items():
+        for path in paths:
+            copy = folder / f"compare-{path.name.lower()}"
+            shutil.copyfile(path, copy)
+            what = path.stem.partition("-")[2]
+            lines.append(f"\n\n![{env}: {what}]({os.path.relpath(copy, page)})")
+    return "".join(lines)
+
+
+def _exact(energy: Any, n: int = 2_000) -> Any:
+    """Exact or reference samples for the pictures, shape (n, D), or None."""
+    if energy.can_sample:
+        return energy.sample(n, torch.Generator().manual_seed(0)).float().numpy()
+    try:
+        return energy.reference("validation")[:n].float().numpy()
+    except NotImplementedError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,328 @@
+"""The comparison command, on sizes that take seconds, and its parts."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
+from vgs_rl.config import BudgetConfig, EvaluationConfig
+from vgs_rl.envs import FourGauss
+from vgs_rl.evaluation import Figure, Report
+from vgs_rl.run import RunFolder
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import compare_jobs  # noqa: E402
+import compare_report  # noqa: E402
+from compare_jobs import CompareError, make_jobs, parse_budget  # noqa: E402
+
+TINY = """
+env: FourGauss
+mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
+agent:
+  class_path: ValueGradientConfig
+  init_args:
+    prior_std: 2.0
+    network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
+    rule:
+      class_path: GradientMatching
+      init_args: {batch_size: 128, refresh_size: 128, first_size: 512, start_size: 256}
+evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
+"""
+
+
+def small_mdp() -> SamplingMDP:
+    schedule = ScheduleConfig(kind="auto", total_noise=0.9)
+    config = MDPConfig(num_steps=5, schedule=schedule, start=StartConfig(scale=1.3))
+    return SamplingMDP(FourGauss(), config)
+
+
+def run(*arguments: object, folder: Path, ok: int = 0) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/compare.py"), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == ok, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: Path) -> None:
+    page = tiny / "page.md"
+    page.write_text("above\n<!-- compare:begin -->\nstale\n<!-- compare:end -->\nbelow\n")
+    options = ["--env=tiny.yaml", "--agents=vgs,tb,mala,sb3-nothing", "--budget=energies=4000"]
+    options += ["--device=cpu", "--jobs=2"]
+    out, error = run(*options, "--markdown=page.md", folder=tiny, ok=1)
+    assert "failed: FourGauss/sb3-nothing/0" in error
+    for part in ("| *floor* |", "| uncontrolled |", "| vgs |", "| tb |", "| mala |", "Failed:"):
+        assert part in out
+    root = tiny / "runs/compare/energies=4000"
+    text = page.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "stale" not in text
+    content = json.loads((root / "table.json").read_text())
+    assert {report["agent"] for report in content["reports"]} == {
+        "uncontrolled", "vgs", "tb", "mala"
+    }  # fmt: skip
+    assert list(content["failed"]) == ["FourGauss/sb3-nothing/0"]
+    assert content["summary"]["FourGauss"]["vgs"]["elbo"]["standard_error"] is None
+    for report in content["reports"]:
+        used = report["energy_evaluations"]
+        assert used == 0 if report["agent"] == "uncontrolled" else 3_000 < used < 8_000
+    for name in ("FourGauss-learning.png", "FourGauss-samples.png"):
+        assert (root / name).stat().st_size > 10_000
+    stamp = {file: file.stat().st_mtime_ns for file in root.glob("FourGauss/*/0/report.json")}
+    assert len(stamp) == 4
+    options[1] = "--agents=vgs,tb,mala"
+    out, _ = run(*options, folder=tiny)
+    assert "4 finished before" in out and "Failed" not in out
+    assert stamp == {file: file.stat().st_mtime_ns for file in stamp}
+
+
+def test_curves_of_trainings_and_baselines_have_the_same_tags(tiny: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run("--env=tiny.yaml", "--agents=pis,ais", "--budget=energies=60000", folder=tiny)
+    tags = {}
+    for agent in ("pis", "ais", UNCONTROLLED):
+        folder = tiny / "runs/compare/energies=60000/FourGauss" / agent / "0"
+        events = EventAccumulator(str(folder)).Reload()
+        tags[agent] = set(events.Tags()["scalars"])
+        shared = {"eval/elbo", "eval/tvd_energy", "eval/path_ess", "time/energy_evaluations"}
+        shared |= {"eval_by_energies/elbo", "eval_by_milliseconds/tvd_energy"}
+        assert shared <= tags[agent]
+        assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
+        by_energy = events.Scalars("eval_by_energies/elbo")
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        records = [r for r in map(json.loads, lines) if "eval/elbo" in r]
+        assert [event.step for event in by_energy] == [r["energy_evaluations"] for r in records]
+
+
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != UNCONTROLLED])
+def test_a_baseline_spends_its_budget_and_has_a_curve(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "env: FourGauss\n")
+    baseline = Baseline(name=name, mdp=small_mdp(), n=400, scale=2.0, seed=1)
+    evaluation = EvaluationConfig(n_samples=400, validation_samples=200)
+    report, samples = run_baseline(
+        baseline,
+        BudgetConfig(energy_evaluations=60_000),
+        evaluation,
+        folder,
+        target_name="FourGauss",
+    )
+    folder.close()
+    assert samples.x.shape == (400, 2)
+    assert 50_000 <= report.energy_evaluations <= 60_000
+    assert report.env_steps == report.energy_evaluations
+    assert report.agent == name and report.seed == 1 and report.train_seconds > 0
+    used = [record["energy_evaluations"] for record in folder.records]
+    assert len(used) > 1 and used == sorted(used) and used[-1] == report.energy_evaluations
+    assert ("elbo" in report.figures) == (name in ("ais", "smc"))
+    assert report.figures["tvd_energy"].value < 0.6
+    assert (tmp_path / "run/report.json").is_file()
+
+
+def test_a_budget_of_seconds_is_used_and_not_exceeded(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "env: FourGauss\n")
+    baseline = Baseline(name="mala", mdp=small_mdp(), n=400, scale=2.0)
+    report, _ = run_baseline(
+        baseline, BudgetConfig(seconds=0.5), EvaluationConfig(), folder, target_name="FourGauss"
+    )
+    folder.close()
+    assert 0.1 < report.train_seconds < 1.0
+
+
+def test_the_uncontrolled_chain_costs_nothing_and_has_both_bounds(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "env: FourGauss\n")
+    report, _ = run_baseline(
+        Baseline(name=UNCONTROLLED, mdp=small_mdp(), n=400, scale=2.0),
+        BudgetConfig(seconds=1),
+        EvaluationConfig(n_samples=400),
+        folder,
+        target_name="FourGauss",
+    )
+    folder.close()
+    assert report.energy_evaluations == 0 and report.train_seconds == 0
+    assert report.figures["elbo"].value < 0 < report.figures["eubo"].value
+
+
+def test_too_small_a_budget_is_refused_by_name(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "env: FourGauss\n")
+    for budget, message in (
+        (BudgetConfig(energy_evaluations=500), "ais needs 4400 energy evaluations for 400"),
+        (BudgetConfig(updates=5), "ais needs a budget of env_steps, energy_evaluations or seconds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_baseline(
+                Baseline(name="ais", mdp=small_mdp(), n=400, scale=2.0),
+                budget,
+                EvaluationConfig(),
+                folder,
+                target_name="FourGauss",
+            )
+    folder.close()
+    with pytest.raises(ValueError, match="baseline must be one of uncontrolled, ula"):
+        Baseline(name="gibbs", mdp=small_mdp(), n=10, scale=1.0)
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_all_agents_share_the_shipped_mdp_and_vgs_keeps_its_agent_section(tmp_path: Path) -> None:
+    budget = parse_budget("steps=2e6")
+    jobs = make_jobs(["GMM9"], ["vgs", "tb", "sb3-ppo", "mala"], [0, 1], budget, tmp_path)
+    assert [job.name for job in jobs[:5]] == [
+        f"GMM9/{name}/0" for name in ("uncontrolled", "vgs", "tb", "sb3-ppo", "mala")
+    ]
+    assert len(jobs) == 10
+    shipped = yaml.safe_load((ROOT / "configs/gmm9.yaml").read_text())
+    by_name = {job.agent: job for job in jobs[:5]}
+    assert all(job.settings["mdp"] == shipped["mdp"] for job in jobs)
+    assert all(job.settings["budget"] == {"env_steps": 2_000_000} for job in jobs)
+    assert by_name["vgs"].settings["agent"] == shipped["agent"]
+    assert by_name["tb"].settings["agent"]["init_args"]["prior_std"] == 5.0
+    assert by_name["mala"].scale == 5.0 and by_name["mala"].baseline
+    ppo = by_name["sb3-ppo"].settings["agent"]
+    assert ppo["class_path"].endswith("SB3Config") and ppo["init_args"]["algorithm"] == "PPO"
+    assert by_name["sb3-ppo"].requires == ("stable_baselines3", "sb3")
+    assert jobs[1].settings is not jobs[6].settings
+
+
+def test_variants_are_runs_of_their_own(tmp_path: Path) -> None:
+    jobs = make_jobs(["GMM9"], ["tb", "tb-plain"], [0], parse_budget("seconds=5"), tmp_path)
+    by_name = {job.agent: job for job in jobs}
+    assert by_name["tb-plain"].settings["agent"]["init_args"]["energy_term"] is False
+    assert by_name["tb-plain"].folder == tmp_path / "variants/tb-plain/GMM9/tb/0"
+    assert by_name["tb-plain"].settings["evaluation"]["validate_every"] == 25
+    assert by_name["tb"].folder == tmp_path / "GMM9/tb/0"
+
+
+def test_a_run_is_finished_only_as_it_was_configured(tmp_path: Path) -> None:
+    (first,) = [
+        job
+        for job in make_jobs(["GMM9"], ["tb"], [0], parse_budget("seconds=5"), tmp_path)
+        if job.agent == "tb"
+    ]
+    first.folder.mkdir(parents=True)
+    (first.folder / "report.json").write_text("{}")
+    assert not first.finished
+    first.file.parent.mkdir()
+    first.file.write_text(first.text)
+    assert first.finished
+    first.file.write_text(first.text.replace("prior_std: 5.0", "prior_std: 4.0"))
+    assert not first.finished
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [("dqn", "nothing is known by 'dqn'"), ("jax-ppo", "nothing is known by 'jax-ppo'")],
+)
+def test_unknown_names_are_refused(agent: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match=message):
+        make_jobs(["GMM9"], [agent], [0], parse_budget("seconds=5"), tmp_path)
+
+
+def test_budgets_are_parsed_and_named() -> None:
+    assert parse_budget("steps=2e6,seconds=60") == {"env_steps": 2_000_000, "seconds": 60.0}
+    assert compare_jobs.budget_name(parse_budget("energies=100000")) == "energies=100000"
+    for text, message in (
+        ("hours=3", "must read steps=NUMBER"),
+        ("steps", "must read steps=NUMBER"),
+        ("steps=many", "steps must be a number"),
+        ("seconds=-1", "seconds must be positive"),
+    ):
+        with pytest.raises(CompareError, match=message):
+            parse_budget(text)
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    (job,) = make_jobs(["GMM9"], ["sb3-ppo"], [0], parse_budget("seconds=5"), tmp_path)[1:]
+    missing = compare_jobs.replace(job, requires=("no_such_library", "sb3"))
+    with pytest.raises(ImportError, match=r"pip install 'vgs-rl\[sb3\]'"):
+        compare_jobs.run_job(missing)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def report(agent: str, elbo: float, tvd: float | None, seed: int = 0) -> Report:
+    figures = {"elbo": Figure(value=elbo, floor=0.0, n=10)}
+    if tvd is not None:
+        figures["tvd_energy"] = Figure(value=tvd, floor=0.03, n=10)
+    return Report(
+        target="GMM9",
+        agent=agent,
+        seed=seed,
+        n_samples=10,
+        train_seconds=1.0,
+        env_steps=100,
+        energy_evaluations=10,
+        figures=figures,
+        details={"sampling_energy_evaluations": 30},
+    )
+
+
+def test_tables_have_means_with_standard_errors_beside_floors() -> None:
+    results = {"vgs": [report("vgs", -0.1, 0.04), report("vgs", -0.3, 0.06, seed=1)]}
+    floor, row = compare_report.table(results)
+    assert floor["tvd_energy"] == "0.03" and floor["elbo"] == "0"
+    assert row["elbo"] == "-0.2 ± 0.1" and row["tvd_energy"] == "0.05 ± 0.01"
+    assert row["seeds"] == 2 and row["energies per sample"] == "3"
+    mean, error = compare_report.mean_and_error([2.0])
+    assert mean == 2.0 and math.isnan(error)
+
+
+def test_where_the_value_gradient_is_beaten_the_findings_say_so() -> None:
+    results = {
+        "uncontrolled": [report("uncontrolled", -10.0, 0.9)],
+        "vgs": [report("vgs", -0.2, 0.05)],
+        "pis": [report("pis", -3.0, 0.4)],
+        "tb": [report("tb", -11.0, float("nan"))],
+        "mala": [report("mala", float("nan"), 0.03)],
+    }
+    sentences = compare_report.findings(results)
+    assert any("does **not** beat mala (0.03)" in sentence for sentence in sentences)
+    assert "no better than the uncontrolled chain's ELBO: tb" in sentences
+    text = compare_report.as_markdown({"GMM9": results}, "steps=2e6", {"GMM9/a/0": "no"})
+    assert "| mala |" in text and "- GMM9/a/0: no" in text
+
+
+def test_curves_of_divergent_runs_can_be_drawn(tmp_path: Path) -> None:
+    jobs = make_jobs(["GMM9"], ["tb", "vgs"], [0], parse_budget("seconds=5"), tmp_path)
+    for job, elbo in zip(jobs, (-1e9, None, -0.5), strict=True):
+        job.folder.mkdir(parents=True)
+        counters = {"updates": 0, "env_steps": 10, "energy_evaluations": 5, "seconds": 0.5}
+        lines = [{**counters, "eval/elbo": elbo, "eval/tvd_energy": 0.5}]
+        lines += [{**counters, "env_steps": 20, "seconds": 1.0, "eval/elbo": elbo}]
+        (job.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for log_z in (0.0, None):
+        figure = compare_report.plot_learning(jobs, log_z, 0.03)
+        figure.savefig(tmp_path / "curves.png")
+    assert jobs[0].fraction() == pytest.approx(0.2)
+
+
+def test_final_samples_of_points_and_particles_can_be_drawn(tmp_path: Path) -> None:
+    from vgs_rl.energy import Particles
+
+    x = torch.randn(200, 8).numpy()
+    energies = {"exact": x[:, 0], "vgs": x[:, 0]}
+    for symmetry in (None, Particles(4, 2)):
+        figure = compare_report.plot_samples({"exact": x, "vgs": x}, energies, symmetry, "exact")
+        figure.savefig(tmp_path / "samples.png")
