@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vgs_rl import Energy, MDPConfig, Particles, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    Particles,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.envs import GMM9, Gaussian, GaussianMixture, ManyWell
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
 from vgs_rl.mdp import State
@@ -557,3 +565,22 @@ def test_weights_in_the_subspace_count_its_own_dimensions(chain):
     policy = optimal(mdp, 1.0)
     log_w = mdp.rollout(policy, 50, mdp.generator(0)).log_weight.detach()
     torch.testing.assert_close(log_w, torch.full_like(log_w, energy.log_z), atol=1e-6, rtol=0)
+
+
+def test_samples_and_counts_do_not_depend_on_the_number_of_threads() -> None:
+    mdp = SamplingMDP(GMM9(), MDPConfig(num_steps=5))
+    sampler = ChainSampler(mdp, lambda x, t: -0.1 * x)
+    sampler.chunk_size = 64
+    threads = torch.get_num_threads()
+    drawn = []
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            drawn.append(sampler.sample(1000, 3))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    one, four = drawn
+    assert torch.equal(one.x, four.x) and torch.equal(one.log_weight, four.log_weight)
+    assert one.energy_evaluations == four.energy_evaluations == 1000
+    assert mdp.energy_evaluations == 2000

@@ -20,6 +20,7 @@ pi = N(u_t, rho_t² I) is the MDP with its noise on.
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
 from vgs_rl.energy import Energy, probe
 from vgs_rl.start import StartConfig, make_start
+
+_COUNTING = threading.Lock()
 
 Policy = Callable[[Tensor, int], Tensor]
 """The control: maps states (B, D) at step t to u of shape (B, D)."""
@@ -173,14 +176,18 @@ class SamplingMDP(nn.Module):
         """A new generator on this MDP's device."""
         return torch.Generator(self.device).manual_seed(seed)
 
+    def _count(self, evaluations: int) -> None:
+        with _COUNTING:  # samplers draw in several threads
+            self.energy_evaluations += evaluations
+
     def evaluate_energy(self, x: Tensor) -> Tensor:
         """E(x), shape (B,), counted."""
-        self.energy_evaluations += len(x)
+        self._count(len(x))
         return self.energy.energy(x)
 
     def evaluate_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇E(x), detached, counted once per state."""
-        self.energy_evaluations += len(x)
+        self._count(len(x))
         return self.energy.energy_and_gradient(x)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Sampler(ABC):
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         """N samples at once."""
 
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> list[Samples]:
+        return [self._draw(size, generator) for size in sizes]
+
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
         raise NotImplementedError(f"{type(self).__name__} has no reverse weights")
@@ -86,7 +90,7 @@ class Sampler(ABC):
             )
         total = n * oversample if resample else n
         sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
-        chunks = [self._draw(size, generator) for size in sizes]
+        chunks = self._draw_chunks(sizes, generator)
         samples = Samples(
             x=torch.cat([chunk.x for chunk in chunks]),
             log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
@@ -126,6 +130,31 @@ class ChainSampler(Sampler):
         rollout = self.mdp.rollout(self.policy, n, generator)
         used = self.mdp.energy_evaluations - before
         return Samples(x=rollout.x, log_weight=rollout.log_weight, energy_evaluations=used)
+
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> list[Samples]:
+        """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
+
+        Every chunk has a generator of its own, so the samples do not depend on the threads.
+        """
+        if len(sizes) == 1 or self.device.type != "cpu":
+            return super()._draw_chunks(sizes, generator)
+        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
+
+        def draw(size: int, seed: int) -> Samples:
+            with torch.no_grad():  # which is a thread's own
+                return self._draw(size, torch.Generator().manual_seed(seed))
+
+        before = self.mdp.energy_evaluations
+        with ThreadPoolExecutor(
+            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            chunks = list(pool.map(draw, sizes, seeds))
+        used = self.mdp.energy_evaluations - before
+        # Threads share the MDP's counter, so only the sum is known.
+        for chunk in chunks:
+            chunk.energy_evaluations = 0
+        chunks[0].energy_evaluations = used
+        return chunks
 
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
