@@ -164,10 +164,10 @@ def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
     options = [f"--seed={seed}"]
     output = output / Path(name).stem
     report = _trained(name, output, options)
-    folder = config_of(parse_run(config_arguments(name, [*options, f"--output={output}"]))).folder
+    config = config_of(parse_run(config_arguments(name, [*options, f"--output={output}"])))
+    folder, energy = config.folder, find(config.env).make_energy(**config.env_args)
     others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala}
-    _, agent = load_run(folder)
-    others |= {"oracle": _oracle} if agent.mdp.energy.has_value else {"then MALA": _then_mala}
+    others |= {"oracle": _oracle} if energy.has_value else {"then MALA": _then_mala}
     reports = {"vgs": report}
     for title, judge_other in others.items():
         # The oracle knows no training seed: one report serves all of them.
