@@ -27,6 +27,7 @@ class ControlNetwork(nn.Module):
         generator: initialises the weights.
     """
 
+    s: Tensor
     inverse_spread: Tensor
 
     # Adam moves every parameter at the same rate; gains have to reach 1 while weights stay small.
@@ -37,7 +38,6 @@ class ControlNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.width, steps, chain = width, mdp.num_steps, mdp.chain
-        like = {"device": mdp.device, "dtype": mdp.dtype}
         self.register_buffer("s", chain.s.clone(), persistent=False)
         variance = chain.S[:-1] + scale**2 / chain.A[:-1] ** 2
         self.register_buffer("inverse_spread", variance.rsqrt(), persistent=False)
@@ -45,16 +45,17 @@ class ControlNetwork(nn.Module):
         self.weights = nn.ParameterList()
         for fan_in in sizes[:-1]:
             weight = torch.randn(width, fan_in, generator=generator) / math.sqrt(fan_in)
-            self.weights.append(nn.Parameter(weight.to(**like)))
+            self.weights.append(nn.Parameter(weight.to(mdp.device, mdp.dtype)))
         frequency = torch.arange(1, width // 2 + 1) * (math.pi / 4)
         phase = torch.arange(steps).unsqueeze(-1) / steps * frequency
         features = torch.cat([phase.sin(), phase.cos()], -1)
         mixing = torch.randn(features.shape[1], depth * width, generator=generator)
         embedding = features @ mixing / math.sqrt(features.shape[1])
-        self.embedding = nn.Parameter(embedding.to(**like))
-        self.readout = nn.Parameter(torch.zeros(mdp.dim, width, **like))
-        self.offset = nn.Parameter(torch.zeros(steps, mdp.dim, **like))
-        self.gain = nn.Parameter(torch.zeros(steps, 1, **like))
+        self.embedding = nn.Parameter(embedding.to(mdp.device, mdp.dtype))
+        self.readout, self.offset, self.gain = (
+            nn.Parameter(torch.zeros(size, device=mdp.device, dtype=mdp.dtype))
+            for size in ((mdp.dim, width), (steps, mdp.dim), (steps, 1))
+        )
 
     def forward(self, x: Tensor, t: Tensor, slope: Tensor | None) -> Tensor:
         """u, shape (B, D), for states x (B, D) at steps t (B,).
@@ -108,4 +109,5 @@ class ControlPolicy:
         slope = self.mdp.evaluate_gradient(x.detach())[1] / self.mdp.temperature
         slope = torch.where(torch.isfinite(slope).all(-1, keepdim=True), slope, 0.0)
         norm = slope.norm(dim=-1, keepdim=True)
-        return slope * (self.max_gradient / norm.clamp_min(self.max_gradient))
+        bounded: Tensor = slope * (self.max_gradient / norm.clamp_min(self.max_gradient))
+        return bounded

@@ -179,4 +179,5 @@ def path_log_weight(
     log_ratio = 0.5 * (eps.square() - push.square()).sum(-1)  # (T, B)
     constant = mdp.effective_dim * (chain.log_a + mdp.rho.log()).sum()
     start = mdp.start.log_prob(states[0]).detach()
-    return log_ratio.sum(0) + constant - energy / mdp.temperature - start
+    log_w: Tensor = log_ratio.sum(0) + constant - energy / mdp.temperature - start
+    return log_w
