@@ -16,8 +16,10 @@ from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.agents.pretrained import load_pretrained, pretrained
 from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
+from vgs_rl.agents.sb3 import SB3Agent, SB3Config
 from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.tempering import ParallelTempering
+from vgs_rl.agents.tianshou_agents import TianshouAgent, TianshouConfig
 from vgs_rl.agents.trajectory_balance import LogVarianceConfig, TrajectoryBalanceConfig
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 
@@ -39,8 +41,12 @@ __all__ = [
     "PublishedNetwork",
     "RefinedSampler",
     "RunConfig",
+    "SB3Agent",
+    "SB3Config",
     "SMCSampler",
     "SoftBellman",
+    "TianshouAgent",
+    "TianshouConfig",
     "TrajectoryBalanceConfig",
     "ULASampler",
     "ValueGradientAgent",

@@ -101,7 +101,8 @@ class LibraryConfig(AgentConfig):
         require_positive("agent", reward_scale=self.reward_scale, lr=self.lr)
         for name in ("num_envs", "batch_size", "episodes", "epochs", "gradient_steps"):
             require_at_least("agent", 1, **{name: getattr(self, name)})
-        require_at_least("agent", self.num_envs, buffer_size=self.buffer_size)
+        if self.algorithm in SQUASHED:
+            require_at_least("agent", self.num_envs, buffer_size=self.buffer_size)
         require_at_least("agent", 0, learning_starts=self.learning_starts, ent_coef=self.ent_coef)
         for name in ("action_bound", "initial_std"):
             if getattr(self, name) is not None:

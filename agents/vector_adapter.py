@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class VectorAdapter:
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """One step of every row, as Gymnasium's, with float32 rewards in an array of their own."""
         clipped = np.clip(actions, self.low, self.high)
-        at_bound = np.count_nonzero((actions <= self.low) | (actions >= self.high))
+        at_bound = int(np.count_nonzero((actions <= self.low) | (actions >= self.high)))
         self.statistics.add_actions(at_bound, actions.size)
         observations, rewards, terminated, truncated, infos = self.env.step(clipped)
         rewards = (rewards * self.reward_scale).astype(np.float32)
@@ -123,12 +124,19 @@ class VectorAdapter:
         self._returns[ended] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's state and the returns so far."""
+        """The environment's state, the returns so far, and the source of random actions."""
         env: Any = self.env.unwrapped
-        return {"env": env.state_dict(), "returns": self._returns.tolist()}
+        random = env.single_action_space.np_random.bit_generator.state
+        return {
+            "env": env.state_dict(),
+            "returns": self._returns.tolist(),
+            "action_space": json.dumps(random),  # its integers have 128 bits
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         env: Any = self.env.unwrapped
         env.load_state_dict(state["env"])
         self._returns = np.array(state["returns"])
+        random = json.loads(state["action_space"])
+        env.single_action_space.np_random.bit_generator.state = random

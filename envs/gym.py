@@ -191,8 +191,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
     Infos: in every autoreset mode `log_weight` and `energy`, float64 arrays of shape (num_envs,),
     with the masks `_log_weight` and `_energy` of the episodes that ended in this step. In
-    SAME_STEP mode `final_obs`, shaped like the observations, holds the observations before the reset
-    and `final_info` the same figures again, both with masks.
+    SAME_STEP mode `final_obs`, shaped like the observations, holds those before the reset and
+    `final_info` the same figures again, both with masks.
 
     Attributes:
         mdp: the MDP underneath, shared with whoever fits its start or noise scales.
