@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
-from vgs_rl.networks import SiluPair
+from vgs_rl.networks import silu_pair
 from vgs_rl.pairs import NoisedPairPotential, hat_functions
 
 
@@ -237,9 +237,7 @@ class ClusterValue(nn.Module):
         width = len(self.second)
 
         def layer(z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-            shifted = (z.view(width, n, batch) + shift).view(width, -1)
-            pair: tuple[Tensor, Tensor] = SiluPair.apply(shifted)  # type: ignore[no-untyped-call]
-            return pair
+            return silu_pair((z.view(width, n, batch) + shift).view(width, -1))
 
         first, first_slope = layer(self.first @ torch.cat([scalars, squares]), shift[:width])
         second, second_slope = layer(self.second @ first, shift[width:])

@@ -50,6 +50,16 @@ class SiluPair(torch.autograd.Function):
         return torch.addcmul(grad_activation * slope, grad_slope, curvature)
 
 
+def silu_pair(z: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(z) and its derivative; without gradients it overwrites z, which costs less memory."""
+    if torch.is_grad_enabled():
+        pair: tuple[Tensor, Tensor] = SiluPair.apply(z)  # type: ignore[no-untyped-call]
+        return pair
+    gate = torch.sigmoid(z)
+    activation = z.mul_(gate)
+    return activation, torch.lerp(activation, activation.new_ones(()), gate, out=gate)
+
+
 class TimeConditionedMLP(nn.Module):
     """V(x, t) = -log N(x; 0, B_t I) tau + D · MLP(x / √B_t, t), the MLP starting at zero.
 
@@ -159,7 +169,7 @@ class TimeConditionedMLP(nn.Module):
             radii = noise + x.square() @ self.radius.square().T
             hidden = torch.cat([hidden, 0.5 * (radii / variance).log()], dim=-1)
         for weight, shift in zip(self.weights, shifts, strict=True):
-            hidden, slope = SiluPair.apply(torch.addmm(shift, hidden, weight.T))  # type: ignore[no-untyped-call]
+            hidden, slope = silu_pair(torch.addmm(shift, hidden, weight.T))
             slopes.append(slope)
         return hidden, slopes, spread, radii
 

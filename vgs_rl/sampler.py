@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.memory import keep_freed_memory
 from vgs_rl.weights import log_z_estimate, systematic_resample
 
 
@@ -123,7 +124,7 @@ class ChainSampler(Sampler):
         self.mdp, self.policy = mdp, policy
         self.device = mdp.device
         # A CPU's caches hold the activations of about this many rows; a GPU wants many.
-        self.chunk_size = 1024 if mdp.device.type == "cpu" else 65_536
+        self.chunk_size = 2048 if mdp.device.type == "cpu" else 65_536
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         before = self.mdp.energy_evaluations
@@ -138,6 +139,7 @@ class ChainSampler(Sampler):
         """
         if len(sizes) == 1 or self.device.type != "cpu":
             return super()._draw_chunks(sizes, generator)
+        keep_freed_memory()
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
 
         def draw(size: int, seed: int) -> Samples:
