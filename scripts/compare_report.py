@@ -14,7 +14,7 @@ from compare_jobs import BASELINES, Job
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vgs_rl import panels as draw
 from vgs_rl.evaluation import Report
@@ -220,7 +220,7 @@ def plot_learning(jobs: Sequence[Job], log_z: float | None, floor: float | None)
     gap = "ELBO  [nats]" if log_z is None else "$\\log Z$ - ELBO  [nats]"
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(9.6, 5.6), layout="constrained")
-        grid = figure.subplots(2, len(COUNTERS), sharey="row", squeeze=False)
+        grid = figure.subplots(2, len(COUNTERS), sharex="col", sharey="row", squeeze=False)
         for row, (tag, label) in enumerate((("eval/elbo", gap), ("eval/tvd_energy", "TVD-E"))):
             for axes, counter in zip(grid[row], COUNTERS, strict=True):
                 ends = []
@@ -279,6 +279,9 @@ def _draw_agent(
 def _scale(axes: Axes, *, logarithmic: bool, ends: Sequence[float]) -> None:
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     elif ends:  # what diverges, or never began, would flatten all the rest
         best = max(ends)
         reach = max(5.0, 3.0 * (best - float(np.median(ends))))
