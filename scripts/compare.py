@@ -123,8 +123,8 @@ def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
     mine = [job for job in jobs if job.env == env and job.finished]
     settings: dict[str, Any] = mine[0].settings
     energy = find(settings["env"]).make_energy(**settings.get("env_args", {}))
-    count = settings["evaluation"].get("validation_samples", EvaluationConfig.validation_samples)
-    curves = plot_learning(mine, energy.log_z, _curve_floor(energy, count))
+    evaluation = EvaluationConfig(**settings["evaluation"])
+    curves = plot_learning(mine, energy.log_z, _curve_floor(energy, evaluation))
     samples = {}
     for job in mine:
         file = job.folder / "samples.npy"
@@ -144,12 +144,13 @@ def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _curve_floor(energy: Any, n: int) -> float | None:
-    """TVD-E of n exact samples against what curves are measured with, where there are any."""
+def _curve_floor(energy: Any, evaluation: EvaluationConfig) -> float | None:
+    """TVD-E of as many exact samples against what curves are measured with, where there are any."""
     if not energy.can_sample:
         return None
-    progress = EnergyProgress(energy, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
+    # The runs' own reference: its outermost energy sets the width of the bins, so also the floor.
+    progress = EnergyProgress(energy, torch.Generator().manual_seed(evaluation.seed + 5))
+    generator, n = torch.Generator().manual_seed(0), evaluation.validation_samples
     draws = (energy.energy(energy.sample(n, generator)) for _ in range(8))
     return float(np.mean([progress.figures(e, None)["eval/tvd_energy"] for e in draws]))
 
