@@ -30,9 +30,9 @@ SQUASHED = ("SAC", "TD3", "DDPG")
 
 
 def require_library(module: str, extra: str) -> None:
-    """Raises an ImportError that names the extra, unless the library is installed."""
+    """Raises a ModuleNotFoundError that names the extra, unless the library is installed."""
     if importlib.util.find_spec(module) is None:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"this agent needs {module}, which is not installed: pip install 'vgs-rl[{extra}]'"
         )
 
@@ -296,7 +296,9 @@ class LibraryRandomness:
         """Restores :meth:`state_dict`."""
         name, keys, *rest = state["numpy"]
         version, words, gauss = state["python"]
-        loaded = {key: state[key].cpu() for key in ("torch", "cuda") if key in state}
+        loaded: dict[str, Any] = {
+            key: state[key].cpu() for key in ("torch", "cuda") if key in state
+        }
         loaded["numpy"] = (name, keys.cpu().numpy().astype(np.uint32), *rest)
         loaded["python"] = (version, tuple(words.tolist()), gauss)
         self._state = loaded

@@ -106,7 +106,7 @@ class SB3VecEnv(VecEnv):
 
     def _count(self, indices: int | Iterable[int] | None) -> int:
         if indices is None:
-            return self.num_envs
+            return int(self.num_envs)
         return 1 if isinstance(indices, int) else len(list(indices))
 
 

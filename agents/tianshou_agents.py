@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from vgs_rl.agents.library import (
@@ -108,12 +109,11 @@ class TianshouAgent(LibraryAgent):
     def _make_algorithm(self) -> Any:
         from vgs_rl.agents import tianshou_networks
 
-        single = SamplingVectorEnv(
-            self.mdp, action_bound=self.config.bound, features=self.config.features
-        )
+        actions = SamplingVectorEnv(self.mdp, action_bound=self.config.bound).single_action_space
+        assert isinstance(actions, Box)
         return tianshou_networks.make_algorithm(
             self.config,
-            single.single_action_space,
+            actions,
             self.observed.space.shape[0],
             entropy_coefficient=self.config.entropy_coefficient(self.mdp),
         )
@@ -229,7 +229,7 @@ class _AlgorithmState:
         }
         alpha = getattr(algorithm, "alpha", None)
         if isinstance(alpha, nn.Module):  # its optimiser is not among the algorithm's own
-            state["alpha_optimizer"] = alpha._optim.state_dict()
+            state["alpha_optimizer"] = algorithm.alpha._optim.state_dict()
         if hasattr(algorithm, "_cnt"):  # TD3's delay
             state["count"] = [algorithm._cnt, algorithm._last]
         if not self.on_policy and len(collector.buffer):

@@ -20,7 +20,7 @@ from tianshou.utils.net.continuous import (
     ContinuousCritic,
 )
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
 from vgs_rl.agents.library import LibraryConfig
 
@@ -122,7 +122,7 @@ def _critic(config: LibraryConfig, actions: Box, size: int) -> ContinuousCritic:
     return ContinuousCritic(preprocess_net=net)
 
 
-def _normal(parameters: tuple[Tensor, Tensor]) -> Independent:
+def _normal(parameters: tuple[Tensor, Tensor]) -> Distribution:
     return Independent(Normal(*parameters), 1)
 
 

@@ -98,6 +98,7 @@ class VectorAdapter:
     def reset(self, mask: Array | None = None, seed: int | None = None) -> Array:
         """Resets all rows, or those of a mask; returns the observations of all."""
         options = None if mask is None else {"reset_mask": mask}
+        observations: Array
         observations, _ = self.env.reset(seed=seed, options=options)
         self._returns[slice(None) if mask is None else mask] = 0.0
         return observations

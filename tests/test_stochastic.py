@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl import ChainSampler, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents import SB3Config, TianshouConfig
 from vgs_rl.agents.library import MeanControl
 from vgs_rl.agents.stochastic import (
     GaussianKernel,
@@ -324,3 +325,16 @@ def test_a_ready_made_mdp_is_shared_and_takes_no_further_arguments():
     assert SamplingVectorEnv(mdp).mdp is mdp is SamplingEnv(mdp).mdp
     with pytest.raises(ValueError, match="SamplingMDP takes no energy_args"):
         SamplingVectorEnv(mdp, num_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (SB3Config, r"needs stable_baselines3, .* pip install 'vgs-rl\[sb3\]'"),
+        (TianshouConfig, r"needs tianshou, .* pip install 'vgs-rl\[tianshou\]'"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(kind, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=message):
+        kind().build(make_mdp())
