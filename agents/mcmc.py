@@ -55,7 +55,8 @@ class MALAKernel:
     def _drift(self, gradient: Tensor) -> Tensor:
         if self.max_drift is None:
             return gradient
-        return gradient * (self.max_drift / gradient.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        norm: Tensor = gradient.norm(dim=-1, keepdim=True)
+        return gradient * (self.max_drift / norm).clamp_max(1.0)
 
     @torch.no_grad()
     def step(self, generator: torch.Generator, *, adapt: bool) -> Tensor:

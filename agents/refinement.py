@@ -28,7 +28,7 @@ class RefinedBuffer:
     def __init__(self, mdp: SamplingMDP, capacity: int, max_drift: float) -> None:
         self.mdp, self.capacity, self.max_drift = mdp, capacity, max_drift
         self.x = self.gradient = torch.empty(0)
-        self.step_size, self.acceptance = 1e-3, torch.zeros(())
+        self.step_size, self.acceptance = torch.tensor(1e-3), torch.zeros(())
 
     def __len__(self) -> int:
         return len(self.x)

@@ -444,14 +444,12 @@ def _widened(start: Start, factor: float) -> Iterator[None]:
     if factor == 1:
         yield
         return
-    gaussian = isinstance(start, GaussianStart)
-    widths = start.log_scale.data if gaussian else start.variances
-    before = widths.clone()
-    widths.add_(math.log(factor)) if gaussian else widths.mul_(factor**2)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    start.widen(factor)
     try:
         yield
     finally:
-        widths.copy_(before)
+        start.load_state_dict(before)
 
 
 @dataclass(kw_only=True)

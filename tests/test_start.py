@@ -91,3 +91,11 @@ def test_no_component_of_a_fit_is_narrower_than_the_noise():
     start = MixtureStart(Euclidean(2), components=4, scale=1.0, noise=0.5)
     start.fit(x, generator)
     assert float(start.variances.min()) >= 0.5
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "product"])
+def test_widening_multiplies_every_standard_deviation(kind: str) -> None:
+    start = make_start(StartConfig(kind=kind, scale=2.0, components=3), Euclidean(2))  # type: ignore[arg-type]
+    start.widen(1.5)
+    x = start.sample(50_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x.std(0), torch.full((2,), 3.0), rtol=0.02, atol=0)

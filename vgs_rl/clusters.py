@@ -61,6 +61,7 @@ class ClusterValue(nn.Module):
     density_mean: Tensor
     density_std: Tensor
     vector_std: Tensor
+    trap: Tensor
 
     def __init__(
         self,

@@ -102,10 +102,10 @@ class PublishedMLP(nn.Module):
     def _inputs(self, x: Tensor) -> Tensor:
         if self.features == "state" or self.particles is None:
             return x
-        positions = x.unflatten(-1, self.particles)
+        positions: Tensor = x.unflatten(-1, self.particles)
         squares = (positions[:, self.first] - positions[:, self.second]).square().sum(-1)
         lengths = (squares + 1).sqrt().sort(dim=-1).values
-        return lengths if self.features == "distances" else lengths.reciprocal()
+        return lengths.reciprocal() if self.features == "reciprocals" else lengths
 
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), detached."""

@@ -55,6 +55,10 @@ class Start(nn.Module, ABC):
         """Log density at x of shape (B, D), with respect to the space's own measure; (B,)."""
 
     @abstractmethod
+    def widen(self, factor: float) -> None:
+        """Multiplies every standard deviation by `factor`."""
+
+    @abstractmethod
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
         """Fits the density to states x of shape (B, D), by maximum likelihood.
 
@@ -90,6 +94,11 @@ class GaussianStart(Start):
         d = self.geometry.effective_dim
         log_norm = d * (self.log_scale + 0.5 * math.log(2 * math.pi))
         return -0.5 * x.square().sum(-1) * (-2 * self.log_scale).exp() - log_norm
+
+    @torch.no_grad()
+    def widen(self, factor: float) -> None:
+        """See :meth:`Start.widen`."""
+        self.log_scale.add_(math.log(factor))
 
     @torch.no_grad()
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
@@ -148,6 +157,10 @@ class MixtureStart(Start):
         squares = (deviation.square() / self.variances).sum(-1)
         log_norm = (2 * math.pi * self.variances).log().sum(-1)
         return torch.logsumexp(self.weights.log() - 0.5 * (squares + log_norm), dim=-1)
+
+    def widen(self, factor: float) -> None:
+        """See :meth:`Start.widen`."""
+        self.variances.mul_(factor**2)
 
     @torch.no_grad()
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
@@ -239,6 +252,10 @@ class ProductStart(Start):
         """Log w_ik N(x_i; m_ik, v_ik), shape (B, D, K)."""
         log_norm = self.weights.log() - 0.5 * (2 * math.pi * self.variances).log()
         return log_norm - 0.5 * (x.unsqueeze(-1) - self.means).square() / self.variances
+
+    def widen(self, factor: float) -> None:
+        """See :meth:`Start.widen`."""
+        self.variances.mul_(factor**2)
 
     @torch.no_grad()
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
