@@ -42,7 +42,7 @@ register("vgs_rl/HardFunnel10-v0", energy=HardFunnel10, mdp=_ve(30, 4.0, 2e-3, 8
 register("vgs_rl/ManyWell32-v0", energy=ManyWell32, mdp=_ve(20, 1.0, 1e-2, 3.0, "gaussian"))
 register("vgs_rl/DW4-v0", energy=DW4, mdp=_ve(60, 0.25, 1e-3, 2.7, "gaussian"))
 register("vgs_rl/LJ13-v0", energy=LJ13, mdp=_ve(100, 0.05, 1e-4, 1.15, "gaussian"))
-register("vgs_rl/LJ55-v0", energy=LJ55, mdp=_ve(100, 0.05, 1e-4, 1.3, "gaussian"))
+register("vgs_rl/LJ55-v0", energy=LJ55, mdp=_ve(100, 0.05, 1e-4, 1.35, "gaussian"))
 
 __all__ = [
     "DW4",

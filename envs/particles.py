@@ -225,7 +225,7 @@ class LennardJones(ParticleEnergy):
     """
 
     CORE = 0.7
-    shipped = {(13, 3): "lj13"}
+    shipped = {(13, 3): "lj13", (55, 3): "lj55"}
     published = {"epsilon": 1.0, "r_m": 1.0, "trap": 1.0}
 
     def __init__(

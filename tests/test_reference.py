@@ -15,6 +15,7 @@ from vgs_rl.agents.convergence import effective_draws
 from vgs_rl.envs import (
     DW4,
     LJ13,
+    LJ55,
     DoubleWellCluster,
     LennardJones,
     ParticleEnergy,
@@ -23,7 +24,7 @@ from vgs_rl.envs import (
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT.parent / "shared" / "data"
-SIZES = {DW4: (10_000, 20_000), LJ13: (10_000, 20_000)}
+SIZES = {DW4: (10_000, 20_000), LJ13: (10_000, 20_000), LJ55: (1_000, 4_000)}
 SPLITS = ("validation", "test")
 
 
@@ -76,11 +77,12 @@ def test_the_file_says_how_it_was_made_and_that_its_chains_agree(energy):
 
 
 def test_starts_from_the_solid_and_from_random_positions_agree():
-    diagnostics = LJ13().reference_notes()["diagnostics"]
-    for name, a in diagnostics["icosahedral_starts"].items():
-        b = diagnostics["random_starts"][name]
-        error = math.hypot(a["standard_error"], b["standard_error"])
-        assert abs(a["mean"] - b["mean"]) < 4 * error, name
+    for energy in (LJ13(), LJ55()):
+        diagnostics = energy.reference_notes()["diagnostics"]
+        for name, a in diagnostics["icosahedral_starts"].items():
+            b = diagnostics["random_starts"][name]
+            error = math.hypot(a["standard_error"], b["standard_error"])
+            assert abs(a["mean"] - b["mean"]) < 4 * error, name
 
 
 def test_virial_identity_and_all_other_checks_hold(energy):
