@@ -52,8 +52,10 @@ def load_pretrained(
     """
     path = FOLDER / f"{name}.pt" if str(name) in pretrained() else Path(name)
     if not path.is_file():
-        known = ", ".join(pretrained())
-        raise FileNotFoundError(f"no trained sampler {str(name)!r}: shipped are {known}")
+        known = ", ".join(pretrained()) or "none"
+        raise FileNotFoundError(
+            f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
+        )
     state = load_checkpoint(path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"

@@ -1,7 +1,7 @@
 """Judges trained runs again: their figures beside the floors of exact samples.
 
 python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
-python scripts/evaluate.py --pretrained DW4               a sampler that the package ships
+python scripts/evaluate.py --pretrained my_sampler.pt     an exported sampler, or a shipped name
 python scripts/evaluate.py RUN --export my_sampler.pt     one small file for load_sampler()
 """
 

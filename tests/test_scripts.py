@@ -169,7 +169,7 @@ def test_readme_example_registers_an_energy_from_another_folder(tmp_path: Path) 
 
 
 def test_readme_python_examples_run(tmp_path: Path) -> None:
-    for mark in ("gymnasium.make_vec", "ValueGradientAgent(mdp"):
+    for mark in ("envs.action_space.sample()", "ValueGradientAgent(mdp"):
         code = readme_block("python", mark)
         code = code.replace("updates=2000", "updates=3").replace("20_000", "500")
         (tmp_path / "example.py").write_text(code)

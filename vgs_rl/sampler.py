@@ -170,8 +170,8 @@ def load_sampler(name: str | Path, device: str = "auto") -> Sampler:
     """A trained sampler that the package ships, or one from an exported file.
 
     Args:
-        name: such as `DW4` (``vgs_rl.agents.pretrained()`` lists them), or the path of a file that
-            ``scripts/evaluate.py RUN --export FILE`` wrote.
+        name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
+            of a shipped one (``vgs_rl.agents.pretrained()`` lists them).
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
