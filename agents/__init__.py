@@ -8,13 +8,14 @@ from vgs_rl.agents.architecture import (
     PublishedNetwork,
 )
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.bootstrapping import TD0, SoftBellman
 from vgs_rl.agents.langevin import HMCSampler, ULASampler
 from vgs_rl.agents.mcmc import MALASampler, RefinedSampler
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.path_gradient import PISConfig
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.agents.pretrained import load_pretrained, pretrained
-from vgs_rl.agents.rules import TD0, GradientMatching, SoftBellman, ValueRule
+from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
 from vgs_rl.agents.sb3 import SB3Agent, SB3Config
 from vgs_rl.agents.smc import SMCSampler

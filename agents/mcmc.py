@@ -59,8 +59,15 @@ class MALAKernel:
         return gradient * (self.max_drift / norm).clamp_max(1.0)
 
     @torch.no_grad()
-    def step(self, generator: torch.Generator, *, adapt: bool) -> Tensor:
-        """One step of every chain; returns the acceptance rate, a scalar."""
+    def step(self, generator: torch.Generator, *, adapt: bool, downhill: bool = False) -> Tensor:
+        """One step of every chain; returns the acceptance rate, a scalar.
+
+        Args:
+            generator: source of randomness.
+            adapt: whether the step size follows the acceptance rate.
+            downhill: also accept every step that lowers the energy. Not exact, for a burn-in's
+                beginning: where forces are steep, a chain would otherwise never leave.
+        """
         h = self.step_size
         z = torch.randn(self.x.shape, generator=generator, device=self.x.device, dtype=self.x.dtype)
         z = self.geometry.project(z)
@@ -73,6 +80,8 @@ class MALAKernel:
             len(self.x), generator=generator, device=self.x.device, dtype=self.x.dtype
         )
         accepted = uniform.log() < log_ratio
+        if downhill:
+            accepted = accepted | (value < self.value)
         choose = accepted.unsqueeze(-1)
         self.x = torch.where(choose, proposal, self.x)
         self.gradient = torch.where(choose, gradient, self.gradient)
@@ -86,9 +95,9 @@ class MALAKernel:
 class MALASampler(Sampler):
     """MALA alone, with a given number of energy evaluations for all samples together.
 
-    Chains start from N(0, scale² I); the step size adapts in the first half, which is thrown
-    away; samples are states of the second half, evenly spaced over time. So a chain that does not
-    mix shows it: nothing is weighted.
+    Chains start from N(0, scale² I); the step size adapts in the first half, which is thrown away
+    (its own first half also takes every step downhill); samples are states of the second half,
+    evenly spaced over time. So a chain that does not mix shows it: nothing is weighted.
 
     Args:
         energy: the target.
@@ -96,6 +105,7 @@ class MALASampler(Sampler):
         chains: number of parallel chains, at most n.
         scale: standard deviation of the initial states.
         temperature: tau.
+        max_drift: bound of the norm of ∇E/tau in proposals; None leaves it.
         device: where the chains run.
     """
 
@@ -107,6 +117,7 @@ class MALASampler(Sampler):
         chains: int = 1_000,
         scale: float = 1.0,
         temperature: float = 1.0,
+        max_drift: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if chains < 1:
@@ -118,6 +129,7 @@ class MALASampler(Sampler):
             )
         self.energy, self.budget, self.chains = energy, energy_evaluations, chains
         self.scale, self.temperature, self.device = scale, temperature, torch.device(device)
+        self.max_drift = max_drift
         self.chunk_size = 2**62  # one call is one run: its budget is not split
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
@@ -128,11 +140,12 @@ class MALASampler(Sampler):
             self.energy.geometry.project(x) * self.scale,
             temperature=self.temperature,
             step_size=0.1 * self.scale**2,
+            max_drift=self.max_drift,
         )
         steps = self.budget // chains - 1
         burn_in = steps // 2
-        for _ in range(burn_in):
-            kernel.step(generator, adapt=True)
+        for k in range(burn_in):
+            kernel.step(generator, adapt=True, downhill=k < burn_in // 2)
         wanted = -(-n // chains)  # states to keep of each chain
         kept, done = [], 0
         for k in range(1, wanted + 1):

@@ -216,7 +216,14 @@ def _mala(folder: Path, report: Report) -> Report:
     budget = report.energy_evaluations + report.n_samples
     energy = agent.mdp.energy
     chains = min(1_000, budget // 20)
-    sampler = MALASampler(energy, budget, chains=chains, scale=config.agent.prior_std)
+    sampler = MALASampler(
+        energy,
+        budget,
+        chains=chains,
+        scale=config.agent.prior_std,
+        # Particles may start on top of each other.
+        max_drift=None if energy.symmetry is None else 100.0,
+    )
     begin = time.perf_counter()
     sampler.sample(report.n_samples, config.seed)
     seconds = time.perf_counter() - begin

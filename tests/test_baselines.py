@@ -16,6 +16,7 @@ from vgs_rl.agents.mcmc import MALAKernel
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.energy import Energy
 from vgs_rl.envs import GMM9, FourGauss, Gaussian, ManyWell
+from vgs_rl.envs.particles import LJ13
 from vgs_rl.networks import ExactValue
 from vgs_rl.sampler import Sampler, Samples
 from vgs_rl.weights import effective_sample_size
@@ -172,3 +173,11 @@ def test_a_bounded_drift_leaves_the_target_invariant() -> None:
         kernel.step(generator, adapt=False)
     torch.testing.assert_close(kernel.x.mean(0), torch.tensor([1.0, -2.0]), atol=0.05, rtol=0)
     torch.testing.assert_close(kernel.x.var(0), torch.tensor([0.5, 3.0]), atol=0, rtol=0.05)
+
+
+def test_mala_leaves_overlapping_particles() -> None:
+    energy = LJ13()
+    samples = MALASampler(energy, 800_000, chains=200, scale=0.7, max_drift=100.0).sample(400, 0)
+    reference = energy.energy(energy.reference("validation"))
+    error = energy.energy(samples.x).mean() - reference.mean()
+    assert abs(float(error)) < 0.3 * float(reference.std())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -275,6 +277,20 @@ class ProductStart(Start):
             self.weights.copy_(mass / mass.sum(-1, keepdim=True))
             self.means.copy_(mean)
             self.variances.copy_(torch.maximum(square, 1e-4 * spread))
+
+
+@contextmanager
+def widened(start: Start, factor: float) -> Iterator[None]:
+    """A start with `factor` times its widths, for the time being; weights stay exact."""
+    if factor == 1:
+        yield
+        return
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    start.widen(factor)
+    try:
+        yield
+    finally:
+        start.load_state_dict(before)
 
 
 class _quiet_convergence:
