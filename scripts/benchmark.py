@@ -35,6 +35,7 @@ from benchmark_table import (
     write_json,
     write_section,
 )
+from compare_jobs import make_jobs, run_job
 from jsonargparse import auto_cli
 
 from vgs_rl import find
@@ -121,6 +122,7 @@ COSTS = ("train_seconds", "env_steps", "energy_evaluations")
 def quality(
     configs: tuple[str, ...] = tuple(name for name in BOUNDS if name not in PARTICLES),
     seeds: tuple[int, ...] = (0, 1, 2),
+    agents: tuple[str, ...] = (),
     output: Path = Path("runs/benchmark"),
     json: Path | None = None,
     markdown: Path | None = None,
@@ -136,6 +138,8 @@ def quality(
     Args:
         configs: names of files in configs/, or paths of YAML files.
         seeds: training seeds; the table shows medians over them.
+        agents: further agents by their short names in compare.py, such as `sb3-ppo` or `pis`: each
+            gets a column, after as many seconds on the same MDP as the configuration's own agent.
         output: where the run folders go; finished runs there are read, not repeated.
         json: also write all reports to this file.
         markdown: also write the tables to this file, between its lines `<!-- SECTION:begin -->`
@@ -146,7 +150,7 @@ def quality(
     print_machine(size)
     tables, reports = [], []
     for name in configs:
-        runs = [_reports(name, seed, output) for seed in seeds]
+        runs = [_reports(name, seed, agents, output) for seed in seeds]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, BOUNDS.get(name, {}))
         first = next(iter(runs[0].values()))
@@ -159,7 +163,7 @@ def quality(
     write_json({"machine": size, "reports": contents}, json)
 
 
-def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
+def _reports(name: str, seed: int, agents: Sequence[str], output: Path) -> dict[str, Report]:
     """The reports of one configuration and seed, trained or read from an earlier call."""
     options = [f"--seed={seed}"]
     output = output / Path(name).stem
@@ -176,6 +180,19 @@ def _reports(name: str, seed: int, output: Path) -> dict[str, Report]:
         if not path.is_file():
             judge_other(folder, report).save(path)
         reports[title] = Report.from_json(path.read_text())
+    budget = {"seconds": report.train_seconds}
+    config_file = config_arguments(name)[1]
+    jobs = make_jobs([config_file], agents, [seed], budget, output / "agents") if agents else []
+    for job in jobs:
+        if job.agent not in agents:  # `uncontrolled`, which a comparison always has
+            continue
+        if not job.finished:
+            print(f"training {job.name} into {job.folder}")
+            job.file.parent.mkdir(parents=True, exist_ok=True)
+            job.file.write_text(job.text)
+            if not run_job(job):
+                raise SystemExit(130)
+        reports[job.agent] = Report.from_json((job.folder / "report.json").read_text())
     return reports
 
 

@@ -49,8 +49,9 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     readme = folder / "page.md"
     readme.write_text("above\n<!-- quality:begin -->\nstale\n<!-- quality:end -->\nbelow\n")
     options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
+    options += ["--agents=[pis]"]
     first = run("quality", *options, folder=folder)
-    for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle"):
+    for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle", "pis"):
         assert column in first
     assert "training tiny.yaml" in first
     again = run("quality", *options, folder=folder)
@@ -60,7 +61,7 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     assert "| tvd_energy |" in text
     reports = json.loads((folder / "out.json").read_text())["reports"]
     agents = [report["agent"] for report in reports]
-    assert len(reports) == 5 and "mala" in agents and "oracle posterior" in agents
+    assert len(reports) == 6 and {"mala", "oracle posterior", "pis"} < set(agents)
     mala = reports[agents.index("mala")]
     own = reports[0]
     assert mala["energy_evaluations"] == own["energy_evaluations"] + own["n_samples"]
