@@ -107,7 +107,7 @@ class PosteriorAverage:
         scale = mdp.chain.A[t].unsqueeze(-1)
         precision = 1 / (scale.square() * mdp.chain.S[t].unsqueeze(-1))
         centre = scale * x
-        energy = mdp.energy.energy(x_T) / tau
+        energy = mdp.evaluate_energy(x_T) / tau
         mean_x, mean_gradient = x_T.clone(), gradient.clone()
         counts = torch.bincount(t, minlength=mdp.num_steps).clamp_min(1)
 

@@ -52,10 +52,11 @@ def test_learning_raises_the_elbo_and_leaves_the_centre_of_mass() -> None:
     x = agent.sampler().sample(50, 1).x
     torch.testing.assert_close(x.view(50, 4, 2).mean(1), torch.zeros(50, 2), atol=1e-5, rtol=0)
     used = agent.counters.energy_evaluations
-    # 512 states and 300 MALA steps at first; then five refreshes; three MALA steps per update.
+    # 512 states and 300 MALA steps at first; then four refreshes; in every update the energies of
+    # its states and three MALA steps.
     at_first = 512 * 301
     refreshes = 4 * (64 + 512 * 11)
-    assert used == at_first + refreshes + 200 * 3 * 240
+    assert used == at_first + refreshes + 200 * (1 + 3) * 240
 
 
 def test_resuming_goes_on_bit_for_bit() -> None:

@@ -1,8 +1,10 @@
 """MCMC inside gradient matching: exact where it claims to be."""
 
+import pytest
 import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl.agents import GradientMatching
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.envs import Gaussian
 
@@ -45,7 +47,7 @@ def test_posterior_averages_count_their_energies() -> None:
     x = mdp.energy.sample(64, generator)
     gradient = mdp.energy.energy_and_gradient(x)[1]
     PosteriorAverage(mdp, steps=5, max_drift=10.0)(x, gradient, x, torch.arange(64) % 8, generator)
-    assert mdp.energy_evaluations == 5 * 64
+    assert mdp.energy_evaluations == (1 + 5) * 64  # where it starts, and every proposal
 
 
 def test_a_refined_buffer_moves_to_the_target_at_its_temperature() -> None:
@@ -81,3 +83,19 @@ def test_resampling_leaves_out_what_is_not_finite() -> None:
     x[5] = torch.nan
     rows = resample(x, log_weight, 300, 0.0, torch.Generator().manual_seed(0)).flatten()
     assert sorted(set(rows.tolist())) == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"references": 4096, "posterior_steps": 2}, "not both: got 4096 and 2"),
+        (
+            {"refine_steps": 5, "start_spread": 1.3},
+            r"must be 1 with refine_steps, got 1\.0 and 1\.3",
+        ),
+        ({"first_refine_steps": 5}, "first_refine_steps needs refine_steps above 0"),
+    ],
+)
+def test_contradictory_options_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradientMatching(**options)  # type: ignore[arg-type]
