@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.clusters import ClusterValue
@@ -16,13 +14,6 @@ from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.published import PublishedFeatures, PublishedMLP
 
 LearnedValue = TimeConditionedMLP | ClusterValue | PublishedMLP
-
-
-class ScoreNetwork(Protocol):
-    """What gradient matching needs beside the value."""
-
-    def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """∇V_t(x), shape (B, D), and the mixture of its targets, (B, D) or (B, 1)."""
 
 
 @dataclass(kw_only=True)

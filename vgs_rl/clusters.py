@@ -26,7 +26,7 @@ class ClusterValue(nn.Module):
       before any training.
     - ρ_i = Σ_j b(r_ij) are sums over neighbours of Gaussian radial functions b, and v_i =
       Σ_j b(r_ij) r_ij/|r_ij| the same as vectors; both are standardised per step
-      (:meth:`calibrate`). The vectors matter most: V has to follow ½ ∂_S V = ½(ΔV - ‖∇V‖²), and
+      (:meth:`calibrate`). The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and
       ‖∇E‖² is a sum of squared vectors of that form.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
 

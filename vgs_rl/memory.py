@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed, for the whole process; elsewhere it does nothing.
 
     By default it gives blocks of activations back to the system and faults them in again, page by
-    page, with the next operation: a third of the time of sampling from a small network. The cost
-    is that peak memory stays with the process.
+    page, with the next operation, which sampling from a small network feels. The cost is that peak
+    memory stays with the process.
 
     Returns:
         Whether the C library took the settings.

@@ -23,19 +23,18 @@ class NoisedPairPotential(nn.Module):
     Args:
         energy: supplies u = ``energy.pair_potential(r)`` and d.
         noise: S at every step, shape (T,).
-        reach: end of the table; by default 4 plus what the noise may add, in units of distance.
-        cells: number of its cells.
+        cells: number of the table's cells, from 0 to REACH plus six standard deviations of r.
     """
 
     table: Tensor
 
-    def __init__(
-        self, energy: Energy, noise: Tensor, *, reach: float | None = None, cells: int = 500
-    ) -> None:
+    REACH = 8.0  # of the pair potentials, in units of distance
+
+    def __init__(self, energy: Energy, noise: Tensor, *, cells: int = 500) -> None:
         super().__init__()
         assert energy.symmetry is not None
         widest = math.sqrt(2 * float(noise.max()))
-        self.reach = reach or 8.0 + 6.0 * widest
+        self.reach = self.REACH + 6.0 * widest
         self.cells, self.step = cells, self.reach / cells
         r = torch.linspace(0.0, self.reach, cells + 1, dtype=torch.float64)
         # Enough levels that interpolating between them changes U by less than training does.

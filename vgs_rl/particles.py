@@ -103,8 +103,7 @@ def geometric_cost(x: Tensor, y: Tensor, starts: int = 1) -> Tensor:
     local minimum: π by linear assignment and R by orthogonal Procrustes alternate until π stays,
     which never raises the cost. The first π matches particles by their sorted distances to all
     others, which neither R nor π changes: so the bound is invariant, and 0 between images of one
-    configuration. Further starts are fixed orthogonal matrices; on LJ-13, 24 of them lower the
-    distance of two sets by 5 %.
+    configuration. Further starts are fixed orthogonal matrices, and tighten it.
 
     Args:
         x: centred positions, shape (N, n, d).
