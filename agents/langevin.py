@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.mcmc import MALAKernel
+from vgs_rl.agents.mcmc import MALAKernel, spaced_states
 from vgs_rl.agents.tempering import ParallelTempering
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
@@ -140,30 +138,6 @@ class ULASampler(Sampler):
         )
         used += kernel.energy_evaluations
         return Samples(x=x[:n], log_weight=None, energy_evaluations=used)
-
-
-def spaced_states(
-    step: Callable[[], object], states: Callable[[], Tensor], steps: int, wanted: int
-) -> Tensor:
-    """Runs chains for `steps` steps and keeps `wanted` states of each, evenly spaced over time.
-
-    Args:
-        step: moves all chains once.
-        states: their current states, shape (C, D).
-        steps: number of steps; where it is below `wanted`, states repeat.
-        wanted: states to keep of each chain.
-
-    Returns:
-        All states of the first chain, then of the second …, shape (C · wanted, D).
-    """
-    kept, done = [], 0
-    for k in range(1, wanted + 1):
-        until = steps * k // wanted
-        for _ in range(until - done):
-            step()
-        done = until
-        kept.append(states())
-    return torch.stack(kept, 1).flatten(0, 1)
 
 
 class HMCSampler(ParallelTempering):

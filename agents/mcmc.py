@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -146,16 +148,37 @@ class MALASampler(Sampler):
         burn_in = steps // 2
         for k in range(burn_in):
             kernel.step(generator, adapt=True, downhill=k < burn_in // 2)
-        wanted = -(-n // chains)  # states to keep of each chain
-        kept, done = [], 0
-        for k in range(1, wanted + 1):
-            until = (steps - burn_in) * k // wanted
-            for _ in range(until - done):
-                kernel.step(generator, adapt=False)
-            done = until
-            kept.append(kernel.x)
-        x = torch.stack(kept, 1).flatten(0, 1)[:n]
+        x = spaced_states(
+            lambda: kernel.step(generator, adapt=False),
+            lambda: kernel.x,
+            steps - burn_in,
+            -(-n // chains),
+        )[:n]
         return Samples(x=x, log_weight=None, energy_evaluations=kernel.energy_evaluations)
+
+
+def spaced_states(
+    step: Callable[[], object], states: Callable[[], Tensor], steps: int, wanted: int
+) -> Tensor:
+    """Runs chains for `steps` steps and keeps `wanted` states of each, evenly spaced over time.
+
+    Args:
+        step: moves all chains once.
+        states: their current states, shape (C, D).
+        steps: number of steps; where it is below `wanted`, states repeat.
+        wanted: states to keep of each chain.
+
+    Returns:
+        All states of the first chain, then of the second …, shape (C · wanted, D).
+    """
+    kept, done = [], 0
+    for k in range(1, wanted + 1):
+        until = steps * k // wanted
+        for _ in range(until - done):
+            step()
+        done = until
+        kept.append(states())
+    return torch.stack(kept, 1).flatten(0, 1)
 
 
 class RefinedSampler(Sampler):
