@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class LibraryConfig(AgentConfig):
     then `gradient_steps` gradient steps from the replay buffer.
 
     Args:
+        algorithm: `PPO`, `A2C`, `SAC`, `TD3` or `DDPG`.
         policy_noise: `environment`: the MDP keeps its noise and the policy is evaluated by its
             mean. `policy`: the MDP's noise is off, the policy is the kernel, and training
             maximises return plus tau times entropy, which is minus the KL divergence. Either way
@@ -75,7 +76,9 @@ class LibraryConfig(AgentConfig):
         options: further keyword arguments of the library's own class, over ours.
     """
 
-    algorithm: str = "PPO"
+    library: ClassVar[str]
+
+    algorithm: Literal["PPO", "A2C", "SAC", "TD3", "DDPG"] = "PPO"
     policy_noise: PolicyNoise = "environment"
     num_envs: int = 256
     gamma: float = 1.0
@@ -96,6 +99,12 @@ class LibraryConfig(AgentConfig):
     learning_starts: int = 0
     polyak: float = 0.005
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Such as `sb3-ppo`, and `sb3-ppo-kernel` where the policy is the kernel."""
+        suffix = "-kernel" if self.policy_noise == "policy" else ""
+        return f"{self.library}-{self.algorithm.lower()}{suffix}"
 
     def __post_init__(self) -> None:
         require_positive("agent", reward_scale=self.reward_scale, lr=self.lr)

@@ -127,13 +127,13 @@ class GradientMatching(ValueRule):
         require_positive("GradientMatching", max_drift=self.max_drift)
         if self.references and self.posterior_steps:
             raise ValueError(
-                "GradientMatching averages targets over references or by posterior_steps, not both: "
-                f"got {self.references} and {self.posterior_steps}"
+                "GradientMatching averages targets over references or by posterior_steps, "
+                f"not both: got {self.references} and {self.posterior_steps}"
             )
         if self.refine_steps and (self.first_spread != 1 or self.start_spread != 1):
             raise ValueError(
-                "GradientMatching.first_spread and start_spread are of the weighted buffer and must "
-                f"be 1 with refine_steps, got {self.first_spread} and {self.start_spread}"
+                "GradientMatching.first_spread and start_spread are of the weighted buffer and "
+                f"must be 1 with refine_steps, got {self.first_spread} and {self.start_spread}"
             )
         if self.first_refine_steps and not self.refine_steps:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,19 +26,9 @@ from vgs_rl.mdp import Policy, SamplingMDP
 
 @dataclass(kw_only=True)
 class SB3Config(LibraryConfig):
-    """An algorithm of Stable-Baselines3.
+    """An algorithm of Stable-Baselines3."""
 
-    Args:
-        algorithm: `PPO`, `A2C`, `SAC`, `TD3` or `DDPG`.
-    """
-
-    algorithm: Literal["PPO", "A2C", "SAC", "TD3", "DDPG"] = "PPO"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Such as `sb3-ppo`, and `sb3-ppo-kernel` where the policy is the kernel."""
-        suffix = "-kernel" if self.policy_noise == "policy" else ""
-        return f"sb3-{self.algorithm.lower()}{suffix}"
+    library: ClassVar[str] = "sb3"
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> SB3Agent:
         """The untrained agent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,19 +26,9 @@ from vgs_rl.mdp import Policy, SamplingMDP
 
 @dataclass(kw_only=True)
 class TianshouConfig(LibraryConfig):
-    """An algorithm of tianshou 2, with networks and defaults as in :class:`SB3Config`.
+    """An algorithm of tianshou 2, with networks and defaults as in :class:`SB3Config`."""
 
-    Args:
-        algorithm: `PPO`, `A2C`, `SAC`, `TD3` or `DDPG`.
-    """
-
-    algorithm: Literal["PPO", "A2C", "SAC", "TD3", "DDPG"] = "PPO"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Such as `tianshou-ppo`, and `tianshou-ppo-kernel` where the policy is the kernel."""
-        suffix = "-kernel" if self.policy_noise == "policy" else ""
-        return f"tianshou-{self.algorithm.lower()}{suffix}"
+    library: ClassVar[str] = "tianshou"
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> TianshouAgent:
         """The untrained agent."""
