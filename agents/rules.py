@@ -160,7 +160,10 @@ class GradientMatching(ValueRule):
         if agent.counters.updates % self.refresh_every == 0:
             self._refresh(agent)
         mdp, chain, tau = agent.mdp, agent.mdp.chain, agent.mdp.temperature
-        t = torch.arange(self.batch_size, device=mdp.device) % mdp.num_steps
+        # Every step equally often, whether the batch is larger than T or smaller.
+        rank = torch.arange(self.batch_size, device=mdp.device, dtype=torch.float64)
+        rank += torch.rand(1, device=mdp.device, generator=agent.generator)
+        t = (rank * (mdp.num_steps / self.batch_size)).long().clamp_max(mdp.num_steps - 1)
         x, denoising, target_score = self._scores(agent, t)
         network = agent.network
         assert not isinstance(network, PublishedMLP)  # the configuration refuses it
