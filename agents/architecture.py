@@ -124,6 +124,7 @@ class ClusterNetwork(NetworkConfig):
         scalars: density channels.
         vectors: vector channels.
         width: units of the MLP's two layers.
+        pooled: units of the two layers that see all particles at once; 0 leaves them out.
         knots: spline knots in log S of every coefficient that depends on t.
     """
 
@@ -133,6 +134,7 @@ class ClusterNetwork(NetworkConfig):
     scalars: int = 16
     vectors: int = 8
     width: int = 48
+    pooled: int = 0
     knots: int = 10
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ class ClusterNetwork(NetworkConfig):
             raise ValueError(f"network.near must be in [0, reach), got {self.near}")
         require_at_least("network", 1, radial=self.radial, scalars=self.scalars)
         require_at_least("network", 1, vectors=self.vectors, width=self.width)
+        require_at_least("network", 0, pooled=self.pooled)
         require_at_least("network", 2, knots=self.knots)
 
     def build(
@@ -157,6 +160,7 @@ class ClusterNetwork(NetworkConfig):
             scalars=self.scalars,
             vectors=self.vectors,
             width=self.width,
+            pooled=self.pooled,
             knots=self.knots,
             temperature=mdp.temperature,
             generator=generator,

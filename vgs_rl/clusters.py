@@ -19,7 +19,8 @@ class ClusterValue(nn.Module):
 
     With y = A_t x_t (the terminal state under noise of variance A_t² S_t) and r_ij its distances,
 
-        V = β_t Σ_{i<j} U_t(r_ij) + ½ κ_t ‖y‖² + Σ_i [ w_t · ρ_i + o_t · MLP_t(P ρ_i, ‖Q v_i‖²) ]
+        V = β_t Σ_{i<j} U_t(r_ij) + ½ κ_t ‖y‖² + Σ_i [ w_t · ρ_i + o_t · h_i ] + o'_t · MLP'_t(h̄)
+        h_i = MLP_t(P ρ_i, ‖Q v_i‖²),  h̄ = Σ_i h_i / n
 
     - U_t is the pair potential noised by itself (:class:`NoisedPairPotential`), κ_t starts at the
       trap's exact k / (1 + k A_t² S_t), β_t at 1 and all the rest at 0: so V_t → E as t → T,
@@ -28,6 +29,8 @@ class ClusterValue(nn.Module):
       Σ_j b(r_ij) r_ij/|r_ij| the same as vectors; both are standardised per step
       (:meth:`calibrate`). The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and
       ‖∇E‖² is a sum of squared vectors of that form.
+    - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
+      of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
 
     Invariant to translation, rotation, reflection and permutation, by construction. The gradient
@@ -45,6 +48,7 @@ class ClusterValue(nn.Module):
         scalars: number of density channels (rows of P).
         vectors: number of vector channels (rows of Q).
         width: units of the MLP's two layers.
+        pooled: units of the two layers of MLP'; 0 leaves it out.
         knots: spline knots in log S.
         temperature: tau.
         generator: initialises the weights.
@@ -75,6 +79,7 @@ class ClusterValue(nn.Module):
         scalars: int = 16,
         vectors: int = 8,
         width: int = 48,
+        pooled: int = 0,
         knots: int = 10,
         temperature: float = 1.0,
         generator: torch.Generator,
@@ -115,6 +120,13 @@ class ClusterValue(nn.Module):
         self.shift = nn.Parameter(torch.randn(knots, 2 * width, generator=generator))
         self.readout = nn.Parameter(torch.zeros(knots, width))
         self.linear = nn.Parameter(torch.zeros(knots, radial))
+        self.pooled = pooled
+        if pooled:
+            self.pooled_first = uniform(pooled, width, 2.0)
+            self.pooled_second = uniform(pooled, pooled)
+            shift = torch.randn(knots, 2 * pooled, generator=generator)
+            self.pooled_shift = nn.Parameter(shift)
+            self.pooled_readout = nn.Parameter(torch.zeros(knots, pooled))
         self.strength = nn.Parameter(torch.zeros(knots, 2))  # β - 1, and κ relative to its unit
         self.offset = nn.Parameter(torch.zeros(steps))
         odds = (prior_std**2 / noise).float()
@@ -246,6 +258,9 @@ class ClusterValue(nn.Module):
         linear = self._coefficients(self.linear, t).unsqueeze(1)  # (K, 1, B)
         value = (readout * second.view(width, n, batch)).sum((0, 1))
         value = value + (linear * density).sum((0, 1))
+        if self.pooled:
+            whole, by_mean = self._whole(second.view(width, n, batch).mean(1), t)
+            value, readout = value + whole, readout + by_mean.unsqueeze(1) / n
         flow = (readout * second_slope.view(width, n, batch)).view(width, -1)
         flow = (self.second.T @ flow) * first_slope
         flow = self.first.T @ flow
@@ -255,6 +270,15 @@ class ClusterValue(nn.Module):
         by_vector = self.vector_mix.T @ by_channel.view(len(by_square), -1)
         by_vector = by_vector.view(radial, self.d, n, batch)
         return value, by_density * inverse, by_vector * inverse_vector
+
+    def _whole(self, mean: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The part of the whole configuration (B,), and its gradient by h̄, both (width, B)."""
+        shift = self._coefficients(self.pooled_shift, t)
+        readout = self._coefficients(self.pooled_readout, t)
+        first, first_slope = silu_pair(self.pooled_first @ mean + shift[: self.pooled])
+        second, second_slope = silu_pair(self.pooled_second @ first + shift[self.pooled :])
+        by_first = (self.pooled_second.T @ (readout * second_slope)) * first_slope
+        return (readout * second).sum(0), self.pooled_first.T @ by_first
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """V, shape (B,), and ∇V, shape (B, D); in parts that fit the cache."""
