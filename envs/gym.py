@@ -12,7 +12,8 @@ With `noise=False` the action is the push v_t, x_{t+1} = a_t x_t + sigma_t v_t, 
 policy is the sampling kernel. The reward is -tau (½‖v_t‖² + ½ D log 2π - D log a_t), so that
 maximum-entropy RL with entropy coefficient tau and discount 1 maximises tau (ELBO - H(pi_0)):
 exactly KL minimisation. The info then holds `log_path` in place of `log_weight`, which lacks what
-the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t).
+the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t). Where the start has no
+density, as at noised data, the info holds `log_path` too: it lacks -log pi_0(x_0), for good.
 """
 
 from __future__ import annotations
@@ -355,8 +356,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
 
 def _weight_key(episodes: Episodes) -> str:
-    """Without noise the policy's density is lacking, and what is left is no weight."""
-    return "log_weight" if episodes.noise else "log_path"
+    """Where the policy's or the start's density is lacking, what is left is no weight."""
+    complete = episodes.noise and episodes.mdp.start.has_density
+    return "log_weight" if complete else "log_path"
 
 
 def _terminal_infos(outcome: Outcome, key: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Energy(nn.Module, ABC):
         log_z: log ∫ exp(-E(x)) dx at tau = 1, or None where it is unknown.
         symmetry: the particle symmetry of E, or None.
         mode_probabilities: exact expectations, shape (M,), of :meth:`mode_indicators`, or None.
+        data: rows that the energy is learned from, shape (N, D), or None; chains may start there.
 
     Example:
         >>> class Ring(Energy):
@@ -49,6 +50,7 @@ class Energy(nn.Module, ABC):
     log_z: float | None = None
     symmetry: Particles | None = None
     mode_probabilities: Tensor | None = None
+    data: Tensor | None = None
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
