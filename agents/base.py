@@ -113,7 +113,7 @@ class Agent(ABC):
         total = budget.updates
         finished = False
         with (
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             tqdm(
                 total=total or 100,
                 initial=self.counters.updates if total else 0,
@@ -160,10 +160,7 @@ class Agent(ABC):
         return scalars
 
     def _fraction(self, budget: BudgetConfig) -> float:
-        used = asdict(self.counters)
-        limits = {name: limit for name, limit in asdict(budget).items() if limit is not None}
-        fractions: list[float] = [used[name] / limit for name, limit in limits.items()]
-        return min(1.0, max(fractions))
+        return budget.fraction(asdict(self.counters))
 
     def _set_progress(self, budget: BudgetConfig) -> bool:
         self.progress = self._fraction(budget)
@@ -266,7 +263,7 @@ def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag, read between updates; the second one interrupts."""
     pressed = False
 

@@ -32,6 +32,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, Outcome
@@ -180,8 +181,12 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         if outcome.energy is not None and outcome.log_weight is not None:
             info[_weight_key(self._episodes)] = float(outcome.log_weight[0])
             info["energy"] = float(outcome.energy[0])
+            self._finished(self._episodes.x, outcome.ended)
         reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
         return self._episodes.observation()[0], reward, ended, False, info
+
+    def _finished(self, x: Tensor, ended: Array) -> None:
+        """Called with the state (1, D) at an episode's end, for subclasses."""
 
 
 class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
@@ -320,6 +325,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         observation = episodes.observation()
         key = _weight_key(episodes)
         infos = _terminal_infos(outcome, key)
+        if infos:
+            self._finished(episodes.x, outcome.ended)
         if infos and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["final_obs"], infos["_final_obs"] = observation, outcome.ended.copy()
             infos["final_info"], infos["_final_info"] = (
@@ -330,6 +337,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
             observation = episodes.observation()
         truncated = np.zeros(self.num_envs, np.bool_)
         return observation, outcome.reward, outcome.ended, truncated, infos
+
+    def _finished(self, x: Tensor, ended: Array) -> None:
+        """Called with all states (n, D) where some episodes ended, for subclasses."""
 
     @property
     def is_default(self) -> bool:

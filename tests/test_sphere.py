@@ -218,15 +218,16 @@ class Digits(VonMisesFisher):
 
     def __init__(self, n: int = 40) -> None:
         super().__init__()
-        self.data = self.sample(n, torch.Generator().manual_seed(0))
+        self.rows = self.sample(n, torch.Generator().manual_seed(0))
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.rows
 
 
 class Bowl(Energy):
     dim = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.data = torch.tensor([[1.0, 0.0], [-1.0, 2.0]])
+    data = torch.tensor([[1.0, 0.0], [-1.0, 2.0]])
 
     def energy(self, x):
         return 0.5 * x.square().sum(-1)

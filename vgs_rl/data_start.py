@@ -41,7 +41,7 @@ class DataStart(Start):
                 f"data must lie on the {type(geometry).__name__}, got a row off it by {gap:.2g}"
             )
         self.chain = chain
-        self.register_buffer("data", data.detach().clone(), persistent=False)
+        self.register_buffer("data", data.detach(), persistent=False)
         self.register_buffer("factor", torch.ones(()))
 
     def rows(self, n: int, generator: torch.Generator) -> Tensor:

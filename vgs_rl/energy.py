@@ -35,7 +35,6 @@ class Energy(nn.Module, ABC):
         log_z: log ∫ exp(-E(x)) dx at tau = 1, or None where it is unknown.
         symmetry: the particle symmetry of E, or None.
         mode_probabilities: exact expectations, shape (M,), of :meth:`mode_indicators`, or None.
-        data: rows that the energy is learned from, shape (N, D), or None; chains may start there.
 
     Example:
         >>> class Ring(Energy):
@@ -50,7 +49,6 @@ class Energy(nn.Module, ABC):
     log_z: float | None = None
     symmetry: Particles | None = None
     mode_probabilities: Tensor | None = None
-    data: Tensor | None = None
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
@@ -64,6 +62,11 @@ class Energy(nn.Module, ABC):
     def geometry(self) -> Geometry:
         """The space that the target lives on; Euclidean R^D unless a subclass says otherwise."""
         return Euclidean(self.dim)
+
+    @property
+    def data(self) -> Tensor | None:
+        """Rows that the energy is learned from, shape (N, D), or None; chains may start there."""
+        return None
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x), shape (B,), and ∇E(x), shape (B, D), both detached.
