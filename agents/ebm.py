@@ -63,7 +63,7 @@ class EBMConfig:
     pretrain_steps: int = 0
     pretrain_lr: float = 1e-3
     warmup: int = 0
-    agent_updates: int = 1
+    agent_updates: int = 2
 
     def __post_init__(self) -> None:
         for name in ("pretrain_steps", "warmup", "agent_updates"):

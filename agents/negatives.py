@@ -87,7 +87,8 @@ class AgentNegatives(NegativesConfig):
     """Any agent: its episodes end where the negatives are.
 
     Args:
-        agent: the agent; by default the value-gradient sampler with TD(0). A rule that keeps
+        agent: the agent; by default the value-gradient sampler with TD(0), whose `prior_std`
+            should be about the data's own per coordinate (1/√D on the sphere). A rule that keeps
             energies or their gradients in a buffer cannot follow an energy that moves.
     """
 

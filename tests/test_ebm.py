@@ -77,7 +77,9 @@ def plane(negatives, *, num_steps=10, learner=None, **options):
 SAMPLERS = {
     "vgs": AgentNegatives(),
     "vgs-soft": AgentNegatives(
-        agent=ValueGradientConfig(rule=SoftBellman(batch_size=32), final_lr=1.0)
+        agent=ValueGradientConfig(
+            rule=SoftBellman(batch_size=64), final_lr=1.0, ema=0.9, warmup=0, prior_std=2.0
+        )
     ),
     "langevin": LangevinNegatives(steps=20, step_size=0.02),
     "persistent": LangevinNegatives(steps=10, step_size=0.02, persistent=True, chains=1024),
@@ -118,7 +120,7 @@ def test_the_autoencoder_energy_is_the_papers_formula():
     out = energy.decoder(latent / latent.norm(dim=-1, keepdim=True))
     error = x - out / out.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(energy(x), 9 * error.square().sum(-1) / 0.1)
-    assert float(energy(x).max()) <= 9 * 4 / 0.1
+    assert float(energy(x).detach().max()) <= 9 * 4 / 0.1
     assert energy.geometry.effective_dim == 271
 
 
@@ -164,10 +166,10 @@ def test_pretraining_lowers_the_reconstruction_error():
     energy = AutoencoderEnergy(6, hidden=(32,), latent=2)
     energy.attach(caps())
     learner = EnergyLearner(energy)
-    before = float(energy.pretraining_loss(energy.data))
+    before = float(energy.pretraining_loss(energy.data).detach())
     after = float(learner.pretrain(150, 3e-3))
     assert after < 0.5 * before
-    assert learner.counters.updates == 0 and float(energy.scale) == 1.0
+    assert learner.counters.updates == 0 and float(energy.scale.detach()) == 1.0
 
 
 # --- contrastive divergence -----------------------------------------------------------------------
@@ -320,7 +322,7 @@ def test_impossible_learners_are_refused_by_name(options, message):
 @pytest.mark.parametrize("name", ["vgs", "vgs-soft", "langevin", "persistent"])
 def test_the_energy_tells_data_from_noise_whoever_samples(name):
     trainer = EBMTrainer(eight(), plane(SAMPLERS[name]))
-    trainer.learn(BudgetConfig(updates=150), progress_bar=False)
+    trainer.learn(BudgetConfig(updates=200), progress_bar=False)
     generator = torch.Generator().manual_seed(1)
     outside = 6 * torch.rand(2000, 2, generator=generator) - 3
     scores = trainer.score(torch.cat([eight(2000, seed=5), outside]))
@@ -373,12 +375,13 @@ def test_evaluations_of_sampler_and_energy_are_counted_apart():
     # Rollout: 128 + 128 by the last drift; target: as far as last steps were drawn; draw: 10 + 10.
     assert trainer.negatives.counters.energy_evaluations == trainer.mdp.energy_evaluations > 276
     assert trainer.counters.env_steps == (128 + 10) * 10
+    assert trainer.counters.energy_evaluations == trainer.mdp.energy_evaluations + 30
 
 
 @pytest.mark.parametrize("name", ["vgs", "langevin", "persistent", "pis", "sb3"])
 def test_resumed_training_is_bit_identical(name, tmp_path):
     learner = ContrastiveConfig(
-        batch_size=16, replay_size=40, replay_fraction=0.25, guard_every=2, max_gap=0.05, gamma=0.1
+        batch_size=16, replay_size=40, replay_fraction=0.25, guard_every=2, max_gap=0.01, gamma=0.1
     )  # a guard that acts, so that what it did is resumed too
     config = plane(SAMPLERS[name], learner=learner, warmup=1, agent_updates=2)
 
@@ -394,6 +397,7 @@ def test_resumed_training_is_bit_identical(name, tmp_path):
     second.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
     second.learn(BudgetConfig(updates=12), progress_bar=False)
     assert straight.learner.counters == second.learner.counters
+    assert straight.learner.counters.rollbacks > 0
     assert straight.negatives.counters == second.negatives.counters
     for a, b in zip(states(straight), states(second), strict=True):
         assert torch.equal(a, b)

@@ -49,7 +49,8 @@ class BudgetConfig:
     def fraction(self, used: Mapping[str, float]) -> float:
         """How much of it counters of these names have used, in [0, 1]."""
         limits = {name: limit for name, limit in vars(self).items() if limit is not None}
-        return min(1.0, max(used[name] / limit for name, limit in limits.items()))
+        fractions: list[float] = [used[name] / limit for name, limit in limits.items()]
+        return min(1.0, max(fractions))
 
 
 @dataclass(kw_only=True)

@@ -195,7 +195,7 @@ class EnergyLearner:
     def _step(self, loss: Tensor, present: Tensor) -> Tensor:
         """Adam's step, or none; returns the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parameters = list(self.energy.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         usable = torch.isfinite(norm + loss.detach()) & (norm <= self.config.max_gradient_norm)
@@ -229,7 +229,7 @@ class EnergyLearner:
         for _ in range(steps):
             loss = self.energy.pretraining_loss(self.rows(self.config.batch_size))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         self._good = self._snapshot()
         return loss.detach()
