@@ -52,7 +52,9 @@ class EBMConfig:
         pretrain_steps: steps on the energy's own loss before the loop (autoencoders).
         pretrain_lr: their learning rate.
         warmup: the agent's updates on the first energy before that learns.
-        agent_updates: the agent's updates before each one of the energy.
+        agent_updates: the agent's updates whenever it is its turn.
+        energy_updates: the energy's updates, each on new negatives, until it is the agent's turn
+            again; above 1 where an update of the agent is a whole iteration of a library.
     """
 
     energy: EnergyConfig = field(default_factory=MLPEnergyConfig)
@@ -64,10 +66,12 @@ class EBMConfig:
     pretrain_lr: float = 1e-3
     warmup: int = 0
     agent_updates: int = 2
+    energy_updates: int = 1
 
     def __post_init__(self) -> None:
         for name in ("pretrain_steps", "warmup", "agent_updates"):
             require_at_least("ebm", 0, **{name: getattr(self, name)})
+        require_at_least("ebm", 1, energy_updates=self.energy_updates)
         require_positive("ebm", pretrain_lr=self.pretrain_lr)
 
 
@@ -178,10 +182,12 @@ class EBMTrainer:
         return finished
 
     def update(self) -> dict[str, Tensor]:
-        """The sampler's updates, one draw, one update of E; returns scalars to log."""
+        """One update of E on new negatives, after the sampler's own where it is its turn."""
         if not self._prepared:
             self._prepare()
-        scalars = self.negatives.train(self.config.agent_updates)
+        scalars: dict[str, Tensor] = {}
+        if self.counters.updates % self.config.energy_updates == 0:
+            scalars = self.negatives.train(self.config.agent_updates)
         scalars = scalars | self.learner.update(self.negatives.draw(self.config.learner.fresh))
         if self.learner.take_restart():
             self.negatives.restart()

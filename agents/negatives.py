@@ -79,7 +79,7 @@ class NegativesConfig(ABC):
 def _td_agent() -> ValueGradientConfig:
     """The value-gradient agent as it follows a moving energy: TD(0), a constant rate."""
     rule = TD0(batch_size=128, noise_scale=1.0, control_variate=True)
-    return ValueGradientConfig(drift="bellman", rule=rule, ema=0.9, lr=1e-3, final_lr=1.0, warmup=0)
+    return ValueGradientConfig(drift="bellman", rule=rule, ema=0.9, lr=3e-3, final_lr=1.0, warmup=0)
 
 
 @dataclass(kw_only=True)
@@ -248,6 +248,7 @@ class LangevinNegativeSampler(NegativeSampler):
             kernel.step(self.generator)
         self.counters.env_steps += config.steps * len(x)
         self.counters.energy_evaluations += kernel.energy_evaluations
+        mdp.energy_evaluations += kernel.energy_evaluations
         return kernel.x
 
     def restart(self) -> None:

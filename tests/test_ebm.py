@@ -1,7 +1,9 @@
 """Energies that learn: networks, contrastive divergence and its guards, the loop, environments."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -414,6 +416,15 @@ def test_same_seed_same_numbers_and_the_global_rng_is_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_agent_and_energy_take_turns():
+    trainer = EBMTrainer(
+        eight(), plane(AgentNegatives(), warmup=4, agent_updates=3, energy_updates=5)
+    )
+    trainer.learn(BudgetConfig(updates=11), progress_bar=False)
+    assert trainer.negatives.counters.updates == 4 + 3 * 3
+    assert trainer.learner.counters.updates == 11
+
+
 @pytest.mark.parametrize("name", ["vgs", "persistent"])
 def test_a_collapse_restarts_the_sampler(name):
     learner = ContrastiveConfig(batch_size=16, guard_every=1, min_spread=1e9)  # all is collapse
@@ -636,3 +647,9 @@ def test_a_library_model_trains_the_energy_through_the_environment():
 def test_mdp_with_learned_energy_and_no_data_is_refused_for_a_data_start():
     with pytest.raises(ValueError, match="start.kind 'data' needs an energy with data"):
         SamplingMDP(MLPEnergy(2, hidden=(4,)), two_steps())
+
+
+def test_readme_snippet_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.S) if "EBMTrainer(" in s]
+    exec(snippet.replace("updates=100", "updates=2").replace("steps=200", "steps=2"), {})
