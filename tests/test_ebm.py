@@ -279,10 +279,10 @@ def test_an_explosion_rolls_back_to_the_last_good_state_and_halves_the_rate():
 
 
 def test_a_collapse_empties_the_replay_and_asks_for_a_restart():
-    learner = learner_of(replay_size=64, replay_fraction=0.0)
+    learner = learner_of(replay_size=64, replay_fraction=0.5)
     learner.update(noise())
     assert len(learner.replay) == 32 and not learner.take_restart()
-    learner.update(torch.ones(32, 2))
+    learner.update(torch.ones(16, 2))  # beside 16 of the replay, which are apart
     assert learner.counters.collapses == 1 and learner.take_restart()
     assert len(learner.replay) == 0 and learner.counters.rollbacks == 0
     with torch.no_grad():

@@ -174,8 +174,9 @@ class EnergyLearner:
         self._lost += (~present).sum()
         with torch.no_grad():
             gap = away.mean() - data.mean()
-            spread = _spread(x) / self._data_spread
-            same = away.std() <= SAME_ENERGY * away.abs().max()
+            fresh = len(negatives)  # the replay would hide a collapse
+            spread = _spread(x[:fresh]) / self._data_spread
+            same = away[:fresh].std() <= SAME_ENERGY * away[:fresh].abs().max()
             if self.counters.updates % config.guard_every == 0:
                 self._guard(torch.stack([gap, spread, same.to(gap), self._skipped]))
         return {
