@@ -9,8 +9,10 @@ from vgs_rl.agents.architecture import (
 )
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.bootstrapping import TD0, SoftBellman
+from vgs_rl.agents.ebm import EBMConfig, EBMTrainer
 from vgs_rl.agents.langevin import HMCSampler, ULASampler
 from vgs_rl.agents.mcmc import MALASampler, RefinedSampler
+from vgs_rl.agents.negatives import AgentNegatives, LangevinNegatives, NegativesConfig
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.path_gradient import PISConfig
 from vgs_rl.agents.policy import ValueGradientPolicy
@@ -28,14 +30,19 @@ __all__ = [
     "TD0",
     "Agent",
     "AgentConfig",
+    "AgentNegatives",
     "AnnealedSampler",
     "ClusterNetwork",
+    "EBMConfig",
+    "EBMTrainer",
     "ExactSampler",
     "GradientMatching",
     "HMCSampler",
+    "LangevinNegatives",
     "LogVarianceConfig",
     "MALASampler",
     "MLPNetwork",
+    "NegativesConfig",
     "NetworkConfig",
     "PISConfig",
     "ParallelTempering",

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.config import BudgetConfig, EvaluationConfig
-from vgs_rl.mdp import SamplingMDP
+from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
+from vgs_rl.weights import effective_sample_size
 
 
 @dataclass(kw_only=True)
@@ -112,7 +113,7 @@ class Agent(ABC):
         total = budget.updates
         finished = False
         with (
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             tqdm(
                 total=total or 100,
                 initial=self.counters.updates if total else 0,
@@ -126,10 +127,7 @@ class Agent(ABC):
             shown: dict[str, str] = {}
             began = time.perf_counter() - self.counters.seconds
             while not (finished := self._set_progress(budget)):
-                used = self.mdp.energy_evaluations
-                scalars = self._train_step()
-                self.counters.updates += 1
-                self.counters.energy_evaluations += self.mdp.energy_evaluations - used
+                scalars = self.update()
                 self.counters.seconds = time.perf_counter() - began
                 updates = self.counters.updates
                 if updates % evaluation.log_every == 0:
@@ -153,11 +151,16 @@ class Agent(ABC):
             folder.flush()
         return finished
 
+    def update(self) -> dict[str, Tensor]:
+        """One gradient step, counted; returns scalars to log, as tensors."""
+        used = self.mdp.energy_evaluations
+        scalars = self._train_step()
+        self.counters.updates += 1
+        self.counters.energy_evaluations += self.mdp.energy_evaluations - used
+        return scalars
+
     def _fraction(self, budget: BudgetConfig) -> float:
-        used = asdict(self.counters)
-        limits = {name: limit for name, limit in asdict(budget).items() if limit is not None}
-        fractions: list[float] = [used[name] / limit for name, limit in limits.items()]
-        return min(1.0, max(fractions))
+        return budget.fraction(asdict(self.counters))
 
     def _set_progress(self, budget: BudgetConfig) -> bool:
         self.progress = self._fraction(budget)
@@ -168,10 +171,20 @@ class Agent(ABC):
             folder.record(scalars, **asdict(self.counters))
 
     def _validate(self, evaluation: EvaluationConfig, folder: RunFolder | None) -> float:
-        """ELBO and friends on fresh samples; saves the best checkpoint and the last."""
+        """ELBO and friends on fresh samples; saves the best checkpoint and the last.
+
+        Without weights (a start that has no density) no checkpoint is better than another: the
+        ELBO is NaN, and only the last one is saved.
+        """
         # A fixed validation seed: checkpoints are compared on the same noise.
         samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
-        assert samples.log_weight is not None
+        if samples.log_weight is None:
+            if folder is not None:
+                folder.histogram(
+                    "eval/energy", self.mdp.energy.energy(samples.x), self.counters.env_steps
+                )
+                folder.save("last", self.state_dict())
+            return float("nan")
         log_weight = samples.log_weight.double()
         elbo = float(log_weight.mean())
         if folder is None:
@@ -236,8 +249,21 @@ class Agent(ABC):
         self.generator.set_state(state["generator"].cpu())
 
 
+def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:
+    """Scalars of training episodes, to log; those of weights only where there are any."""
+    scalars = {
+        "rollout/return": -rollout.cost.detach().mean(),
+        "rollout/energy": rollout.energy.detach().mean(),
+    }
+    if mdp.start.has_density:
+        log_weight = rollout.log_weight.detach()
+        scalars["rollout/elbo"] = log_weight.mean()
+        scalars["rollout/path_ess"] = effective_sample_size(log_weight)
+    return scalars
+
+
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag, read between updates; the second one interrupts."""
     pressed = False
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.rules import ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.start import GaussianStart, widened
@@ -100,7 +101,7 @@ class TrajectoryRule(ValueRule):
             for _ in range(self.passes)
         ]
         self._order, self._cursor = torch.cat(orders), 0
-        self._scalars = agent.rollout_scalars(rollout)
+        self._scalars = rollout_scalars(agent.mdp, rollout)
         if self._start_optimizer is not None and isinstance(mdp.start, GaussianStart):
             self._fit_start(agent, mdp.start)
 
@@ -129,15 +130,18 @@ class TrajectoryRule(ValueRule):
         last = t + 1 == mdp.num_steps
         if agent.config.drift == "posterior":
             slope = agent.average.gradient(x, t)
-            control = -chain.s[t].unsqueeze(-1) / tau * mdp.geometry.project(slope)
+            control = -chain.s[t].unsqueeze(-1) / tau * mdp.geometry.tangent(slope, x)
         else:
             slope = agent.average.gradient(a * x, torch.where(last, t, t + 1))
             rows = last.nonzero().squeeze(-1)
             if len(rows):
                 slope = slope.index_copy(0, rows, mdp.evaluate_gradient((a * x)[rows])[1])
-            control = -sigma / tau * mdp.geometry.project(slope)
+            control = -sigma / tau * mdp.geometry.tangent(slope, x)
         rho = mdp.rho[t].unsqueeze(-1)
-        x_next = a * x + sigma * (control + rho * eps)  # (K, B, D)
+        if mdp.geometry.linear:
+            x_next = a * x + sigma * (control + rho * eps)  # (K, B, D)
+        else:
+            x_next = mdp.geometry.move(x, control + rho * eps, sigma)
         value = self._value(agent, x_next, t + 1)
         constant = mdp.effective_dim * (chain.log_a[t] + mdp.rho[t].log())
         return value, control, constant
@@ -192,7 +196,7 @@ class TD0(TrajectoryRule):
     def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
         """See the class."""
         mdp = agent.mdp
-        eps = mdp.noise(len(x), agent.generator).unsqueeze(0)
+        eps = mdp.noise_at(x, agent.generator).unsqueeze(0)
         value, control, constant = self._step_terms(agent, x, t, eps)
         rho = mdp.rho[t]
         if self.control_variate:
@@ -225,7 +229,7 @@ class SoftBellman(TrajectoryRule):
     def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
         """See the class."""
         mdp, tau = agent.mdp, agent.mdp.temperature
-        eps = mdp.noise(self.draws * len(x), agent.generator).view(self.draws, *x.shape)
+        eps = mdp.noise_at(x.repeat(self.draws, 1), agent.generator).view(self.draws, *x.shape)
         value, control, constant = self._step_terms(agent, x, t, eps)
         push = control + mdp.rho[t].unsqueeze(-1) * eps
         log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant

@@ -100,7 +100,7 @@ class ControlPolicy:
         """u_t(x) with a slope that is already known; t is one step or one per row."""
         steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
         control: Tensor = self.network(x, steps, slope)
-        return self.mdp.geometry.project(control)
+        return self.mdp.geometry.tangent(control, x)
 
     def slope(self, x: Tensor) -> Tensor | None:
         """∇E(x)/tau with bounded norm, detached, shape (B, D); 0 where it is not finite."""

@@ -17,7 +17,8 @@ class LangevinKernel:
 
     On N(0, v) at tau = 1 the chain's own stationary variance is v / (1 - h/(4 v)), and it diverges
     from h = 4 v on. Reference: Roberts and Tweedie, Bernoulli 2 (1996). A step to where the energy
-    or its gradient is not finite is not taken.
+    or its gradient is not finite is not taken. On a sphere the step is tangent and follows the
+    geodesic.
 
     Attributes:
         x: states, shape (B, D).
@@ -44,14 +45,19 @@ class LangevinKernel:
         energy, gradient = self.energy.energy_and_gradient(x)
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
-        return self.energy.geometry.project(gradient) / self.temperature, finite
+        return self.energy.geometry.tangent(gradient, x) / self.temperature, finite
 
     @torch.no_grad()
     def step(self, generator: torch.Generator) -> None:
         """One step of every chain."""
         x, h = self.x, self.step_size
         z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        proposal = x - 0.5 * h * self.slope + h.sqrt() * self.energy.geometry.project(z)
+        space = self.energy.geometry
+        if space.linear:
+            proposal = x - 0.5 * h * self.slope + h.sqrt() * space.project(z)
+        else:
+            drift = -0.5 * h * self.slope + h.sqrt() * space.tangent(z, x)
+            proposal = space.move(x, drift, torch.ones_like(h))
         slope, finite = self._evaluate(proposal)
         taken = finite.unsqueeze(-1)
         self.x = torch.where(taken, proposal, x)
@@ -90,6 +96,7 @@ class ULASampler(Sampler):
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
+        energy.geometry.require_linear("ULASampler")
         require_at_least("ULASampler", 1, chains=chains)
         require_positive("ULASampler", scale=scale, temperature=temperature)
         if step_size is not None:

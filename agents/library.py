@@ -224,7 +224,7 @@ class MeanControl:
         """u_t(x), shape (B, D)."""
         mean, _ = self.parameters(x, t)
         u = self.bound * mean.tanh() if self.squashed else mean.clamp(-self.bound, self.bound)
-        return self.mdp.geometry.project(u)
+        return self.mdp.geometry.tangent(u, x)
 
 
 def make_policy(

@@ -40,6 +40,7 @@ class MALAKernel:
     ) -> None:
         self.energy, self.temperature, self.acceptance = energy, temperature, acceptance
         self.geometry: Geometry = energy.geometry
+        self.geometry.require_linear("MALA")
         self.x = x
         self.max_drift = max_drift
         self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)

@@ -57,7 +57,7 @@ def oracle_sampler(
     generator = mdp.generator(seed)
     x = mdp.energy.sample(n_fit, generator).to(mdp.dtype)
     if fit_start and mdp.config.start.learned:
-        mdp.start.fit(mdp.noised_marginal(x, 0, generator)[0], generator)
+        mdp.start.fit(mdp.noised(x, 0, generator), generator)
     mdp.rho.fill_(1.0)
     if drift == "posterior" if fit_noise_scale is None else fit_noise_scale:
         mdp.fit_noise_scale(policy, x, generator)

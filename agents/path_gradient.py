@@ -15,14 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
 from vgs_rl.agents.control import ControlNetwork, ControlPolicy
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain
 from vgs_rl.sampler import ChainSampler
-from vgs_rl.weights import effective_sample_size
 
 
 @dataclass(kw_only=True)
@@ -126,15 +125,11 @@ class PathAgent(Agent):
         # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
         self.optimizer.found_inf = (~torch.isfinite(norm + loss.detach())).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        log_weight = rollout.log_weight.detach()
         return {
             "train/loss": loss.detach(),
             "train/gradient_norm": norm,
             "train/learning_rate": torch.tensor(self.rates[0] * factor),
-            "rollout/elbo": log_weight.mean(),
-            "rollout/return": -rollout.cost.detach().mean(),
-            "rollout/energy": rollout.energy.detach().mean(),
-            "rollout/path_ess": effective_sample_size(log_weight),
+            **rollout_scalars(self.mdp, rollout),
         }
 
     def _rate_factor(self) -> float:

@@ -42,4 +42,4 @@ class ValueGradientPolicy:
                 slope = self.value.gradient(ahead, t + 1)
             else:
                 slope = self.mdp.evaluate_gradient(ahead)[1]
-        return self.mdp.geometry.project(slope) * (-step / tau)
+        return self.mdp.geometry.tangent(slope, x) * (-step / tau)

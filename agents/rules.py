@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.checks import require_at_least, require_positive
@@ -148,7 +149,13 @@ class GradientMatching(ValueRule):
             )
 
     def setup(self, agent: ValueGradientAgent) -> None:
-        """An empty buffer."""
+        """An empty buffer.
+
+        Raises:
+            ValueError: on a sphere, and with a start whose density is unknown.
+        """
+        agent.mdp.geometry.require_linear("GradientMatching")
+        agent.mdp.start.require_density("GradientMatching")
         self._buffer = WeightedBuffer(self.capacity, self.least_ess)
         self._refined = RefinedBuffer(agent.mdp, self.capacity, self.max_drift)
         self._posterior = PosteriorAverage(agent.mdp, self.posterior_steps, self.max_drift)
@@ -227,7 +234,7 @@ class GradientMatching(ValueRule):
             size, generator = self.refresh_size, agent.generator
             x = resample(rollout.x, rollout.log_weight, size, self.least_ess, generator)
             self._refined.add(x, self.refine_steps, generator)
-            self._scalars = agent.rollout_scalars(rollout)
+            self._scalars = rollout_scalars(agent.mdp, rollout)
         self._scalars["train/refinement_acceptance"] = self._refined.acceptance
 
     def _refresh_weighted(self, agent: ValueGradientAgent) -> None:
@@ -241,7 +248,7 @@ class GradientMatching(ValueRule):
                 rollout = agent.rollout(size)
             x, log_weight = rollout.x, rollout.log_weight
             gradient = agent.mdp.energy.energy_and_gradient(x)[1]  # E was counted already
-            self._scalars = agent.rollout_scalars(rollout)
+            self._scalars = rollout_scalars(agent.mdp, rollout)
         self._buffer.add(x, gradient, log_weight)
         if not len(self._buffer):
             raise FloatingPointError(

@@ -51,6 +51,7 @@ class SMCSampler(Sampler):
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         if pilot < 0 or pilot == 1:
             raise ValueError(f"pilot must be 0 or at least 2, got {pilot}")
+        mdp.start.require_density("SMC")
         self.mdp, self.policy, self.threshold = mdp, policy, threshold
         self.device = mdp.device
         self.trust = torch.ones(mdp.num_steps, device=mdp.device, dtype=mdp.dtype)

@@ -73,6 +73,7 @@ class TemperingKernel:
             )
         if leapfrog_steps < 1:
             raise ValueError(f"leapfrog_steps must be at least 1, got {leapfrog_steps}")
+        energy.geometry.require_linear("parallel tempering")
         self.energy, self.leapfrog_steps, self.acceptance = energy, leapfrog_steps, acceptance
         self.temperatures = temperatures.to(x)
         self.step_size = step_size * self.temperatures.sqrt()

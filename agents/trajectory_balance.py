@@ -78,6 +78,12 @@ class OffPolicyPathAgent(PathAgent):
 
     config: OffPolicyPathConfig
 
+    def _setup(self) -> None:
+        name = self.config.name
+        self.mdp.geometry.require_linear(f"agent {name}")
+        self.mdp.start.require_density(f"agent {name}")
+        super()._setup()
+
     def _loss(self) -> tuple[Tensor, Rollout]:
         recorder = _Recorder(self.policy)
         with torch.no_grad():

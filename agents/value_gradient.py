@@ -30,7 +30,6 @@ from vgs_rl.clusters import ClusterValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain, plot_value
 from vgs_rl.sampler import ChainSampler
-from vgs_rl.weights import effective_sample_size
 
 
 @dataclass(kw_only=True)
@@ -144,26 +143,16 @@ class ValueGradientAgent(Agent):
             self.policy, n, self.generator, noise_scale=noise_scale, keep_states=keep_states
         )
 
-    def rollout_scalars(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Scalars of training episodes, to log."""
-        log_weight = rollout.log_weight
-        return {
-            "rollout/elbo": log_weight.mean(),
-            "rollout/return": -rollout.cost.mean(),
-            "rollout/energy": rollout.energy.mean(),
-            "rollout/path_ess": effective_sample_size(log_weight),
-        }
-
     def refit_start(self, x: Tensor, *, rate: float) -> None:
         """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised."""
         if self.mdp.config.start.learned:
-            noised, _ = self.mdp.noised_marginal(x, 0, self.generator)
+            noised = self.mdp.noised(x, 0, self.generator)
             self.mdp.start.fit(noised, self.generator, rate=rate)
 
     def calibrate(self, x: Tensor) -> None:
         """Lets a network that standardises its features see target-like states x (B, D), noised."""
         t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
-        noised, _ = self.mdp.noised_marginal(x, t, self.generator)
+        noised = self.mdp.noised(x, t, self.generator)
         for network in (self.network, self.average):
             if isinstance(network, ClusterValue):
                 network.calibrate(noised, t)

@@ -3,6 +3,7 @@
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.envs.check import CheckError, CheckReport, check_energy
 from vgs_rl.envs.check_vector import check_vector_env
+from vgs_rl.envs.ebm import EBMEnv, EBMVectorEnv, digits_energy
 from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
 from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
@@ -43,6 +44,18 @@ register("vgs_rl/ManyWell32-v0", energy=ManyWell32, mdp=_ve(20, 1.0, 1e-2, 3.0, 
 register("vgs_rl/DW4-v0", energy=DW4, mdp=_ve(60, 0.25, 1e-3, 2.7, "gaussian"))
 register("vgs_rl/LJ13-v0", energy=LJ13, mdp=_ve(100, 0.05, 1e-4, 1.15, "gaussian"))
 register("vgs_rl/LJ55-v0", energy=LJ55, mdp=_ve(100, 0.05, 1e-4, 1.35, "gaussian"))
+register(
+    "vgs_rl/EBMDigits-v0",
+    energy=digits_energy,
+    mdp=MDPConfig(
+        chain="ve",
+        num_steps=10,
+        schedule=ScheduleConfig(kind="constant", first=1e-3),
+        start=StartConfig(kind="data"),
+    ),
+    env="vgs_rl.envs.ebm:EBMEnv",
+    vector_env="vgs_rl.envs.ebm:EBMVectorEnv",
+)
 
 __all__ = [
     "DW4",
@@ -54,6 +67,8 @@ __all__ = [
     "CheckError",
     "CheckReport",
     "DoubleWellCluster",
+    "EBMEnv",
+    "EBMVectorEnv",
     "EasyFunnel10",
     "FourGauss",
     "Funnel",
@@ -69,4 +84,5 @@ __all__ = [
     "SamplingVectorEnv",
     "check_energy",
     "check_vector_env",
+    "digits_energy",
 ]

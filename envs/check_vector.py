@@ -433,7 +433,7 @@ def _check_sampling(
             np.allclose(observations[:, -1], t / total),
             f"expected the last observation entry to be t/T = {t / total:g} at step {t}",
         )
-        control = actions.sample()
+        control, x = actions.sample(), torch.from_numpy(observations[:, :-1]).double()
         observations, rewards, terminated, truncated, infos = env.step(control)
         expect(not truncated.any(), "expected no truncation")
         expect(
@@ -442,14 +442,14 @@ def _check_sampling(
         )
         rho, log_a = float(mdp.rho[t]), float(mdp.chain.log_a[t])
         spread = mdp.effective_dim * (0.5 * (rho**2 - 1) - math.log(rho) - log_a)
-        u = mdp.geometry.project(torch.as_tensor(control, dtype=torch.float64)).numpy()
+        u = mdp.geometry.tangent(torch.as_tensor(control, dtype=torch.float64), x).numpy()
         expected_cost += mdp.temperature * (0.5 * np.square(u).sum(-1) + spread)
         cost -= rewards
     if mode is AutoresetMode.SAME_STEP:
         observations = infos["final_obs"]
     x = torch.from_numpy(observations[:, :-1].copy()).to(mdp.device, mdp.dtype)
     energy = mdp.energy.energy(x).detach().double().cpu().numpy()
-    for key in ("log_weight", "energy"):
+    for key in ("log_weight" if mdp.start.has_density else "log_path", "energy"):
         expect(
             key in infos and bool(infos[f"_{key}"].all()) and bool(np.isfinite(infos[key]).all()),
             f"expected finite infos['{key}'] with its mask on the last step",

@@ -31,7 +31,7 @@ class Episodes:
     `t` is one integer while all rows agree, which spares the MDP its gather by row and the device
     a round trip; otherwise an array. It lives on the host; -1 marks rows that were never reset.
     Without `noise` the controls are the pushes of a stochastic policy, and log w lacks its
-    density.
+    density; without a density of the start it lacks that.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Episodes:
         return observation
 
     def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The actions on the geometry's space, shape (n, D); they may share the array's memory."""
+        """The actions, tangent at x_t, shape (n, D); they may share the array's memory."""
         array = np.require(actions, np.float32, ["C", "W"])
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
-        return self.mdp.geometry.project(control.to(self.mdp.device, self.mdp.dtype))
+        return self.mdp.geometry.tangent(control.to(self.mdp.device, self.mdp.dtype), self.x)
 
     @torch.no_grad()
     def reset(self, rows: Array | None = None) -> None:
@@ -107,12 +107,12 @@ class Episodes:
         assert self.generator is not None
         if rows is None or rows.all():
             self.x, self.t = self.mdp.reset(self.n, self.generator).x, 0
-            self.log_weight = -self.mdp.start.log_prob(self.x)
+            self.log_weight = self.mdp.initial_log_weight(self.x)
             return
         index = self._index(rows)
         x = self.mdp.reset(len(index), self.generator).x
         self.x = self.x.index_copy(0, index, x)
-        self.log_weight = self.log_weight.index_copy(0, index, -self.mdp.start.log_prob(x))
+        self.log_weight = self.log_weight.index_copy(0, index, self.mdp.initial_log_weight(x))
         self._set_t(np.where(rows, 0, self.t))
 
     @torch.no_grad()

@@ -12,7 +12,8 @@ With `noise=False` the action is the push v_t, x_{t+1} = a_t x_t + sigma_t v_t, 
 policy is the sampling kernel. The reward is -tau (½‖v_t‖² + ½ D log 2π - D log a_t), so that
 maximum-entropy RL with entropy coefficient tau and discount 1 maximises tau (ELBO - H(pi_0)):
 exactly KL minimisation. The info then holds `log_path` in place of `log_weight`, which lacks what
-the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t).
+the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t). Where the start has no
+density, as at noised data, the info holds `log_path` too: it lacks -log pi_0(x_0), for good.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, Outcome
@@ -179,8 +181,12 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         if outcome.energy is not None and outcome.log_weight is not None:
             info[_weight_key(self._episodes)] = float(outcome.log_weight[0])
             info["energy"] = float(outcome.energy[0])
+            self._finished(self._episodes.x, outcome.ended)
         reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
         return self._episodes.observation()[0], reward, ended, False, info
+
+    def _finished(self, x: Tensor, ended: Array) -> None:
+        """Called with the state (1, D) at an episode's end, for subclasses."""
 
 
 class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
@@ -319,6 +325,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         observation = episodes.observation()
         key = _weight_key(episodes)
         infos = _terminal_infos(outcome, key)
+        if infos:
+            self._finished(episodes.x, outcome.ended)
         if infos and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos["final_obs"], infos["_final_obs"] = observation, outcome.ended.copy()
             infos["final_info"], infos["_final_info"] = (
@@ -329,6 +337,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
             observation = episodes.observation()
         truncated = np.zeros(self.num_envs, np.bool_)
         return observation, outcome.reward, outcome.ended, truncated, infos
+
+    def _finished(self, x: Tensor, ended: Array) -> None:
+        """Called with all states (n, D) where some episodes ended, for subclasses."""
 
     @property
     def is_default(self) -> bool:
@@ -355,8 +366,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
 
 def _weight_key(episodes: Episodes) -> str:
-    """Without noise the policy's density is lacking, and what is left is no weight."""
-    return "log_weight" if episodes.noise else "log_path"
+    """Where the policy's or the start's density is lacking, what is left is no weight."""
+    complete = episodes.noise and episodes.mdp.start.has_density
+    return "log_weight" if complete else "log_path"
 
 
 def _terminal_infos(outcome: Outcome, key: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.energy import Energy, Particles
-from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry
+from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
 from vgs_rl.sampler import ChainSampler, Sampler, Samples, load_sampler
@@ -27,6 +27,7 @@ __all__ = [
     "Samples",
     "SamplingMDP",
     "ScheduleConfig",
+    "Sphere",
     "StartConfig",
     "find",
     "load_sampler",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,12 @@ class BudgetConfig:
                 "budget needs at least one of updates, env_steps, energy_evaluations, seconds"
             )
         require_positive("budget", **limits)
+
+    def fraction(self, used: Mapping[str, float]) -> float:
+        """How much of it counters of these names have used, in [0, 1]."""
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        fractions: list[float] = [used[name] / limit for name, limit in limits.items()]
+        return min(1.0, max(fractions))
 
 
 @dataclass(kw_only=True)

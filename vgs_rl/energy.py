@@ -63,6 +63,11 @@ class Energy(nn.Module, ABC):
         """The space that the target lives on; Euclidean R^D unless a subclass says otherwise."""
         return Euclidean(self.dim)
 
+    @property
+    def data(self) -> Tensor | None:
+        """Rows that the energy is learned from, shape (N, D), or None; chains may start there."""
+        return None
+
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x), shape (B,), and ∇E(x), shape (B, D), both detached.
 

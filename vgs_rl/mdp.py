@@ -15,6 +15,12 @@ transition  x_{t+1} = a_t x_t + sigma_t v_t,  v_t ~ pi(· | x_t, t)
 cost        tau (½‖v_t‖² + ½ D log 2π - D log a_t + log pi(v_t)), plus E(x_T) on the last step
 log-ratio   D log a_t + log N(v_t; 0, I) - log pi(v_t), plus -E(x_T)/tau: minus cost over tau
 pi = N(u_t, rho_t² I) is the MDP with its noise on.
+
+On the unit sphere a = 1, controls and noise are tangent at x_t, steps follow geodesics and D is the
+sphere's own dimension; all formulas stay exact (:class:`~vgs_rl.geometry.Sphere`).
+
+A start whose density is unknown (noised data) has no log w: what stands in its place lacks
+-log pi_0(x_0), and ELBO, log Z and importance weights are not to be had from it.
 """
 
 from __future__ import annotations
@@ -30,8 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
+from vgs_rl.data_start import DataStart, noise_on
 from vgs_rl.energy import Energy, probe
-from vgs_rl.start import StartConfig, make_start
+from vgs_rl.start import Start, StartConfig, make_start
 
 _COUNTING = threading.Lock()
 
@@ -105,7 +112,7 @@ class Rollout(NamedTuple):
 
     Attributes:
         x: terminal states x_T, shape (B, D).
-        log_weight: log w, shape (B,).
+        log_weight: log w, shape (B,); without -log pi_0(x_0) where the start has no density.
         cost: summed cost (minus the return), shape (B,).
         energy: E(x_T), shape (B,).
         states: x_0 … x_T, shape (T + 1, B, D), if asked for.
@@ -136,7 +143,8 @@ class SamplingMDP(nn.Module):
 
     Raises:
         TypeError: if `energy` is not an :class:`Energy`.
-        ValueError: if it does not return finite values of shape (B,).
+        ValueError: if it does not return finite values of shape (B,), or chain and start do not
+            fit its geometry.
     """
 
     rho: Tensor
@@ -159,18 +167,29 @@ class SamplingMDP(nn.Module):
         object.__setattr__(self, "energy", energy)
         self.energy: Energy
         self.geometry = energy.geometry
+        if not self.geometry.linear and config.chain != "ve":
+            raise ValueError(
+                f"chain must be 've' on a {type(self.geometry).__name__}, where states cannot be "
+                f"scaled, got {config.chain!r}"
+            )
         self.dim = energy.dim
         self.effective_dim = self.geometry.effective_dim
         self.temperature = config.temperature
         self.num_steps = config.num_steps
         exact = Chain.build(config.schedule, config.chain, config.num_steps)
         self.chain = exact.to(self.device, dtype)
-        self.start = make_start(config.start, self.geometry, float(exact.S[0])).to(
-            self.device, dtype
-        )
+        self.start = self._make_start(exact).to(self.device, dtype)
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
+
+    def _make_start(self, chain: Chain) -> Start:
+        if self.config.start.kind != "data":
+            return make_start(self.config.start, self.geometry, float(chain.S[0]))
+        if self.energy.data is None:
+            name = type(self.energy).__name__
+            raise ValueError(f"start.kind 'data' needs an energy with data, {name} has none")
+        return DataStart(self.geometry, self.energy.data, chain)
 
     def generator(self, seed: int) -> torch.Generator:
         """A new generator on this MDP's device."""
@@ -191,9 +210,21 @@ class SamplingMDP(nn.Module):
         return self.energy.energy_and_gradient(x)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normal noise on the geometry's space, shape (n, D)."""
+        """Standard normal noise on a linear space, shape (n, D)."""
+        self.geometry.require_linear("noise that belongs to no state")
         z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
         return self.geometry.project(z)
+
+    def noise_at(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise in the directions that the space has at x, both (B, D)."""
+        if self.geometry.linear:
+            return self.noise(len(x), generator)
+        z = torch.randn(x.shape, generator=generator, device=self.device, dtype=self.dtype)
+        return self.geometry.tangent(z, x)
+
+    def initial_log_weight(self, x: Tensor) -> Tensor:
+        """-log pi_0 at states x_0 of shape (B, D), or 0 where the start has no density; (B,)."""
+        return -self.start.log_prob(x) if self.start.has_density else x.new_zeros(len(x))
 
     def reset(self, n: int, generator: torch.Generator) -> State:
         """N states at t = 0, drawn from pi_0."""
@@ -223,7 +254,7 @@ class SamplingMDP(nn.Module):
         if generator is None:
             step = self._pushed(state, control)
         else:
-            step = self._move(state, control, self.noise(len(state.x), generator), self.rho)
+            step = self._move(state, control, self.noise_at(state.x, generator), self.rho)
         x, next_t = step.state
         if isinstance(next_t, int):
             if next_t < self.num_steps:
@@ -249,7 +280,7 @@ class SamplingMDP(nn.Module):
         if isinstance(t, Tensor):
             a, sigma, rho = a.unsqueeze(-1), sigma.unsqueeze(-1), rho.unsqueeze(-1)
         push = torch.addcmul(control, rho, eps)
-        x_next = torch.addcmul(a * x, sigma, push)
+        x_next = self.geometry.move(a * x, push, sigma)
         cost = 0.5 * control.square().sum(-1) + (spread - constant)
         if self.temperature != 1.0:
             cost = cost * self.temperature
@@ -276,7 +307,7 @@ class SamplingMDP(nn.Module):
         assert isinstance(t, int)
         if isinstance(policy, KernelPolicy):
             return self._pushed(state, *policy.draw(x, t, generator))
-        return self._move(state, policy(x, t), self.noise(len(x), generator), rho)
+        return self._move(state, policy(x, t), self.noise_at(x, generator), rho)
 
     def rollout(
         self,
@@ -298,7 +329,7 @@ class SamplingMDP(nn.Module):
             keep_states: also return x_0 … x_T.
         """
         x = self.start.sample(n, generator)
-        log_weight = -self.start.log_prob(x)
+        log_weight = self.initial_log_weight(x)
         cost = torch.zeros_like(log_weight)
         states = [x]
         rho = self.rho * noise_scale
@@ -318,13 +349,15 @@ class SamplingMDP(nn.Module):
         """Log w of episodes drawn backwards from terminal states x of shape (B, D).
 
         Where x ~ p exactly, the mean is the EUBO, an upper bound of log Z (THEORY).
+
+        Raises:
+            ValueError: if the start has no density.
         """
+        self.start.require_density("reverse_log_weight")
         energy = self.evaluate_energy(x)
         log_weight = -energy / self.temperature
         for t in reversed(range(self.num_steps)):
-            x_next = x
-            x = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
-            push = (x_next - self.chain.a[t] * x) / self.chain.sigma[t]  # u + rho eps
+            x, push = self._step_back(x, t, generator)
             if isinstance(policy, KernelPolicy):
                 step = self._pushed(State(x, t), push, policy.log_density(push, x, t))
                 log_weight = log_weight + step.log_ratio
@@ -334,10 +367,33 @@ class SamplingMDP(nn.Module):
             log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return log_weight - self.start.log_prob(x)
 
+    def _step_back(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One noising step: x_t, and the push u + rho eps at x_t that leads back to x_{t+1} = x."""
+        a, s, sigma = self.chain.a[t], self.chain.s[t], self.chain.sigma[t]
+        if self.geometry.linear:
+            before = x / a + s * self.noise(len(x), generator)
+            return before, (x - a * before) / sigma
+        before, arriving = self.geometry.geodesic(x, self.noise_at(x, generator), s)
+        return before, -arriving
+
+    def noised(self, x: Tensor, t: int | Tensor, generator: torch.Generator) -> Tensor:
+        """States x_t, shape (B, D), given terminal states x, shape (B, D).
+
+        On a linear space one draw of the marginal; elsewhere the T - t steps are simulated.
+
+        Args:
+            x: terminal states x_T.
+            t: one step, or one per row, shape (B,).
+            generator: source of the noise.
+        """
+        if self.geometry.linear:
+            return self.noised_marginal(x, t, generator)[0]
+        return noise_on(self.geometry, self.chain, x, t, generator)
+
     def noised_marginal(
         self, x: Tensor, t: int | Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """States x_t given terminal states, without simulating the chain.
+        """States x_t given terminal states, without simulating the chain; linear spaces only.
 
         Args:
             x: terminal states x_T, shape (B, D).
@@ -376,6 +432,11 @@ class SamplingMDP(nn.Module):
         """
         estimates = []
         for t in range(self.num_steps):
+            if not self.geometry.linear:
+                x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
+                squares = (push - policy(x_t, t)).square().sum(-1).mean() / self.effective_dim
+                estimates.append(squares.sqrt())
+                continue
             x_next, _ = self.noised_marginal(x, t + 1, generator)
             x_t = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
             mean = self.chain.a[t] * x_t + self.chain.sigma[t] * policy(x_t, t)

@@ -176,7 +176,7 @@ def density_image(
         return np.asarray(np.exp(0.5 * (log_density - np.nanmax(log_density))))
     if exact is None:
         return None
-    noised = array(mdp.noised_marginal(exact, t, generator)[0][:, :2])
+    noised = array(mdp.noised(exact, t, generator)[:, :2])
     counts = np.histogram2d(noised[:, 1], noised[:, 0], bins=56, range=(view.y, view.x))[0]
     return np.asarray(np.sqrt(_smooth(_smooth(counts).T).T))
 

@@ -324,7 +324,7 @@ def _states_at(mdp: SamplingMDP, policy: Policy, generator: torch.Generator, t: 
     """States at step t: exactly noised ones where there are exact samples, else the chain's."""
     if mdp.energy.can_sample and mdp.temperature == 1.0:
         x = mdp.energy.sample(4_000, generator).to(mdp.dtype)
-        return mdp.noised_marginal(x, t, generator)[0]
+        return mdp.noised(x, t, generator)
     with uncounted(mdp):
         states = mdp.rollout(policy, 1_000, generator, keep_states=True).states
     assert states is not None

@@ -65,6 +65,8 @@ def register(
     energy: EnergyFactory,
     energy_args: Mapping[str, Any] | None = None,
     mdp: MDPConfig | None = None,
+    env: str = "vgs_rl.envs.gym:SamplingEnv",
+    vector_env: str = "vgs_rl.envs.gym:SamplingVectorEnv",
 ) -> Target:
     """Registers a target under a Gymnasium id, for `gymnasium.make`, `make_vec`, `--env`, configs.
 
@@ -76,6 +78,8 @@ def register(
         energy: an :class:`Energy` class, or a function that returns one.
         energy_args: keyword arguments for `energy`.
         mdp: default chain, schedule and start.
+        env: import path of the single environment, for energies that need one of their own.
+        vector_env: import path of the vector environment.
 
     Raises:
         ValueError: if the id is not of that form.
@@ -105,8 +109,8 @@ def register(
     gymnasium.registry.pop(id, None)
     gymnasium.register(
         id=id,
-        entry_point="vgs_rl.envs.gym:SamplingEnv",
-        vector_entry_point="vgs_rl.envs.gym:SamplingVectorEnv",
+        entry_point=env,
+        vector_entry_point=vector_env,
         kwargs={"target": id},
     )
     return target

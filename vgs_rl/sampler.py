@@ -116,12 +116,14 @@ def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
 
 
 class ChainSampler(Sampler):
-    """Runs a policy through an MDP: every RL agent's sampler."""
+    """Runs a policy through an MDP: every RL agent's sampler.
 
-    has_reverse_weights = True
+    Its samples have weights unless the MDP's start has no density.
+    """
 
     def __init__(self, mdp: SamplingMDP, policy: Policy) -> None:
         self.mdp, self.policy = mdp, policy
+        self.has_reverse_weights = mdp.start.has_density
         self.device = mdp.device
         # A CPU's caches hold the activations of about this many rows; a GPU wants many.
         self.chunk_size = 2048 if mdp.device.type == "cpu" else 65_536
@@ -130,7 +132,8 @@ class ChainSampler(Sampler):
         before = self.mdp.energy_evaluations
         rollout = self.mdp.rollout(self.policy, n, generator)
         used = self.mdp.energy_evaluations - before
-        return Samples(x=rollout.x, log_weight=rollout.log_weight, energy_evaluations=used)
+        log_weight = rollout.log_weight if self.mdp.start.has_density else None
+        return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=used)
 
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> list[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.geometry import Geometry
+from vgs_rl.geometry import Geometry, Sphere
 
 
 @dataclass(kw_only=True)
@@ -23,13 +23,15 @@ class StartConfig:
         kind: `gaussian` is N(0, scale² I), as published; `mixture` is a Gaussian mixture with
             diagonal covariances, fitted by EM to noised states (until then N(0, scale² I));
             `product` is the same for each coordinate by itself, independent of the others: K^D
-            modes at the cost of K.
+            modes at the cost of K; `uniform` is the uniform density on a sphere; `data` are rows
+            of the energy's own ``data``, noised by the chain. The last has no known density, and
+            with it log-weights, ELBO and log Z are not available.
         scale: s_0, the initial standard deviation per coordinate.
         learned: whether an agent may fit the start; False keeps the given scale.
         components: number of components of `mixture`, or of each coordinate's in `product`.
     """
 
-    kind: Literal["gaussian", "mixture", "product"] = "gaussian"
+    kind: Literal["gaussian", "mixture", "product", "uniform", "data"] = "gaussian"
     scale: float = 1.0
     learned: bool = True
     components: int = 10
@@ -42,7 +44,13 @@ class StartConfig:
 
 
 class Start(nn.Module, ABC):
-    """A density on the geometry's space, with an exact sampler."""
+    """A density on the geometry's space, with an exact sampler.
+
+    Attributes:
+        has_density: whether :meth:`log_prob` is known.
+    """
+
+    has_density: bool = True
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -55,6 +63,11 @@ class Start(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x of shape (B, D), with respect to the space's own measure; (B,)."""
+
+    def require_density(self, what: str) -> None:
+        """Raises a ValueError that names `what` needs a density, unless there is one."""
+        if not self.has_density:
+            raise ValueError(f"{what} needs a start with a density, got {type(self).__name__}")
 
     @abstractmethod
     def widen(self, factor: float) -> None:
@@ -75,6 +88,7 @@ class GaussianStart(Start):
     """N(0, s_0² I); ``log_scale`` is a parameter, so s_0 may also be learned by gradients."""
 
     def __init__(self, geometry: Geometry, scale: float) -> None:
+        geometry.require_linear("start.kind 'gaussian'")
         super().__init__(geometry)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
@@ -279,6 +293,37 @@ class ProductStart(Start):
             self.variances.copy_(torch.maximum(square, 1e-4 * spread))
 
 
+class UniformStart(Start):
+    """The uniform density on a sphere; there is nothing to fit."""
+
+    anchor: Tensor
+
+    def __init__(self, geometry: Geometry) -> None:
+        if not isinstance(geometry, Sphere):
+            raise ValueError(
+                f"start.kind 'uniform' needs a Sphere as geometry, got {type(geometry).__name__}"
+            )
+        super().__init__(geometry)
+        self.log_area = geometry.log_area
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # device and dtype
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Start.sample`."""
+        device, dtype = self.anchor.device, self.anchor.dtype
+        z = torch.randn(n, self.geometry.dim, generator=generator, device=device, dtype=dtype)
+        return self.geometry.project(z)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`Start.log_prob`."""
+        return x.new_full((len(x),), -self.log_area)
+
+    def widen(self, factor: float) -> None:
+        """Does nothing: it is as wide as the sphere."""
+
+    def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
+        """Does nothing."""
+
+
 @contextmanager
 def widened(start: Start, factor: float) -> Iterator[None]:
     """A start with `factor` times its widths, for the time being; weights stay exact."""
@@ -310,7 +355,15 @@ class _quiet_convergence:
 
 
 def make_start(config: StartConfig, geometry: Geometry, noise: float = 0.0) -> Start:
-    """The start distribution that `config` describes; `noise` is the chain's S_0."""
+    """The start distribution that `config` describes; `noise` is the chain's S_0.
+
+    Raises:
+        ValueError: if the kind does not fit the geometry, or is `data`, which needs more than that.
+    """
+    if config.kind == "data":
+        raise ValueError("start.kind 'data' is made from data and chain: see DataStart")
+    if config.kind == "uniform":
+        return UniformStart(geometry)
     if config.kind == "mixture":
         return MixtureStart(geometry, config.components, config.scale, noise)
     if config.kind == "product":
