@@ -133,7 +133,7 @@ def test_calibration_standardises_the_descriptors() -> None:
     network, x = make_network(energy, CHAINS["ve"]), states(energy, 1200)
     t = torch.arange(1200) % 12
     network.calibrate(x, t)
-    density, vector = network.descriptors(network._positions(x, t))
+    density, vector = network.descriptors(network._positions(x, t) / network.unit[t])
     rows = t == 3
     seen = network.density_std[3] > 0.05
     scaled = (density[:, :, rows].flatten(1).T - network.density_mean[3]) / network.density_std[3]

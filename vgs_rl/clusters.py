@@ -25,10 +25,11 @@ class ClusterValue(nn.Module):
     - U_t is the pair potential noised by itself (:class:`NoisedPairPotential`), κ_t starts at the
       trap's exact k / (1 + k A_t² S_t), β_t at 1 and all the rest at 0: so V_t → E as t → T,
       before any training.
-    - ρ_i = Σ_j b(r_ij) are sums over neighbours of Gaussian radial functions b, and v_i =
-      Σ_j b(r_ij) r_ij/|r_ij| the same as vectors; both are standardised per step
-      (:meth:`calibrate`). The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and
-      ‖∇E‖² is a sum of squared vectors of that form.
+    - ρ_i = Σ_j b(r_ij / l_t) are sums over neighbours of Gaussian radial functions b, and v_i =
+      Σ_j b(r_ij / l_t) r_ij/|r_ij| the same as vectors; both are standardised per step
+      (:meth:`calibrate`). l_t² = 1 + A_t² S_t / prior_std²: what noise blurs is not resolved.
+      The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and ‖∇E‖² is a sum of
+      squared vectors of that form.
     - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
@@ -42,7 +43,7 @@ class ClusterValue(nn.Module):
         chain: supplies T, A_t and S_t.
         energy: the target; a particle system with a `pair_potential(r)` and a `trap`.
         prior_std: rough standard deviation per coordinate, for the initial mixture of targets.
-        near: smallest distance that the radial functions resolve.
+        near: smallest distance that the radial functions resolve, at l_t = 1.
         reach: largest one.
         radial: number of radial functions.
         scalars: number of density channels (rows of P).
@@ -62,6 +63,7 @@ class ClusterValue(nn.Module):
     centres: Tensor
     basis: Tensor
     scale: Tensor
+    unit: Tensor
     density_mean: Tensor
     density_std: Tensor
     vector_std: Tensor
@@ -103,6 +105,7 @@ class ClusterValue(nn.Module):
         self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
+        self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
         self.register_buffer("density_mean", torch.zeros(steps, radial))
         self.register_buffer("density_std", torch.ones(steps, radial))
         self.register_buffer("vector_std", torch.ones(steps, radial))
@@ -292,11 +295,12 @@ class ClusterValue(nn.Module):
     def _sweep_part(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         y = self._positions(x, t)
         energy, force = self._pair_forces(y, t)
-        learned, by_density, by_vector = self._environment(y, t)
+        z = y / self.unit[t]
+        learned, by_density, by_vector = self._environment(z, t)
         strength = self._coefficients(self.strength, t)
         trap = self.trap[t] + strength[1]
-        gradient = _PullBack.apply(self, y, by_density, by_vector)  # type: ignore[no-untyped-call]
-        gradient = gradient + (1 + strength[0]) * force + trap * y
+        gradient = _PullBack.apply(self, z, by_density, by_vector)  # type: ignore[no-untyped-call]
+        gradient = gradient / self.unit[t] + (1 + strength[0]) * force + trap * y
         value = (1 + strength[0]) * energy + 0.5 * trap * y.square().sum((0, 1)) + learned
         gradient = (gradient * self.scale[t]).view(self.n * self.d, len(x)).T
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
@@ -317,7 +321,7 @@ class ClusterValue(nn.Module):
     def calibrate(self, x: Tensor, t: Tensor) -> None:
         """Sets each step's standardisation from states x (B, D) at steps t (B,), all steps in t."""
         steps = len(self.density_mean)
-        density, vector = self.descriptors(self._positions(x, t))
+        density, vector = self.descriptors(self._positions(x, t) / self.unit[t])
         count = torch.bincount(t, minlength=steps).unsqueeze(-1)
 
         def average(values: Tensor) -> Tensor:  # (K, B) to (T, K)
