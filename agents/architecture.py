@@ -126,6 +126,8 @@ class ClusterNetwork(NetworkConfig):
         width: units of the MLP's two layers.
         pooled: units of the two layers that see all particles at once; 0 leaves them out.
         knots: spline knots in log S of every coefficient that depends on t.
+        relax: above 0, descriptors of relaxed positions join: by so many times the noise's
+            variance along the noised pair forces.
     """
 
     near: float = 0.0
@@ -136,6 +138,7 @@ class ClusterNetwork(NetworkConfig):
     width: int = 48
     pooled: int = 0
     knots: int = 10
+    relax: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive("network", reach=self.reach)
@@ -145,6 +148,7 @@ class ClusterNetwork(NetworkConfig):
         require_at_least("network", 1, vectors=self.vectors, width=self.width)
         require_at_least("network", 0, pooled=self.pooled)
         require_at_least("network", 2, knots=self.knots)
+        require_at_least("network", 0, relax=self.relax)
 
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
@@ -162,6 +166,7 @@ class ClusterNetwork(NetworkConfig):
             width=self.width,
             pooled=self.pooled,
             knots=self.knots,
+            relax=self.relax,
             temperature=mdp.temperature,
             generator=generator,
         )

@@ -78,6 +78,8 @@ class GradientMatching(ValueRule):
         references: terminal states that each target is averaged over, by their posterior
             probability of having been noised into x_t; 0 uses x_t's own x_T alone. Unbiased (it
             is the expectation over which of them it was), and in few dimensions far less noisy.
+            Beside posterior_steps, step t takes the share 1 - 1/ESS_t of its targets from these
+            averages, ESS_t being the effective number of references there.
         refine_steps: above 0, the buffer is a persistent set of `capacity` equally weighted states
             instead: at every refresh `refresh_size` chain samples, drawn by weight, replace random
             ones, and all move by so many MALA steps. For targets that MCMC explores locally.
@@ -126,11 +128,6 @@ class GradientMatching(ValueRule):
             posterior_steps=self.posterior_steps,
         )
         require_positive("GradientMatching", max_drift=self.max_drift)
-        if self.references and self.posterior_steps:
-            raise ValueError(
-                "GradientMatching averages targets over references or by posterior_steps, "
-                f"not both: got {self.references} and {self.posterior_steps}"
-            )
         if self.refine_steps and (self.first_spread != 1 or self.start_spread != 1):
             raise ValueError(
                 "GradientMatching.first_spread and start_spread are of the weighted buffer and "
@@ -159,6 +156,10 @@ class GradientMatching(ValueRule):
         self._buffer = WeightedBuffer(self.capacity, self.least_ess)
         self._refined = RefinedBuffer(agent.mdp, self.capacity, self.max_drift)
         self._posterior = PosteriorAverage(agent.mdp, self.posterior_steps, self.max_drift)
+        self._share = torch.ones(agent.mdp.num_steps, device=agent.mdp.device)
+        self._shared = agent.mdp.num_steps  # first step without a share
+        # Beside posterior_steps, references serve where S is large.
+        self._precision = torch.float32 if self.posterior_steps else torch.float64
         self._scalars: dict[str, Tensor] = {}
         self._refreshes = 0
 
@@ -195,14 +196,18 @@ class GradientMatching(ValueRule):
         x_T, gradient = self._draw(max(len(t), self.references), agent)
         x, z = mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
         scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
-        if self.references:
-            posterior = _posterior(x, x_T, scale, spread)
-            z = (x - posterior @ x_T / scale) / spread.sqrt()
-            gradient = posterior @ gradient
+        mean, slope = x_T[: len(t)], gradient[: len(t)]
         if self.posterior_steps:
-            mean, gradient = self._posterior(x_T, gradient, x, t, agent.generator)
+            mean, slope = self._posterior(mean, slope, x, t, agent.generator)
+        if self.references:
+            k = math.ceil(self._shared * len(t) / mdp.num_steps)  # t ascends
+            posterior = _posterior(x[:k], x_T, scale[:k], spread[:k], self._precision)
+            share = self._share[t[:k]].unsqueeze(-1)
+            mean = torch.cat([torch.lerp(mean[:k], posterior @ x_T, share), mean[k:]])
+            slope = torch.cat([torch.lerp(slope[:k], posterior @ gradient, share), slope[k:]])
+        if self.references or self.posterior_steps:
             z = (x - mean / scale) / spread.sqrt()
-        return x, mdp.temperature * z / spread.sqrt(), scale * gradient[: len(t)]
+        return x, mdp.temperature * z / spread.sqrt(), scale * slope
 
     def _draw(self, n: int, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
         """N terminal states with their ∇E, distributed as the target, both (n, D)."""
@@ -222,7 +227,24 @@ class GradientMatching(ValueRule):
         if not self._refreshes:
             agent.calibrate(self._draw(self.start_size, agent)[0])
         agent.refit_noise_scale(self._draw(self.refresh_size, agent)[0], rate=0.3)
+        if self.references and self.posterior_steps:
+            self._measure_share(agent)
         self._refreshes += 1
+
+    def _measure_share(self, agent: ValueGradientAgent) -> None:
+        """The share of the references in each step's targets, from their effective number.
+
+        It is fixed before states are drawn: a share that knew the state's own x_T would bias.
+        """
+        chain, steps = agent.mdp.chain, agent.mdp.num_steps
+        t = torch.arange(4 * steps, device=agent.mdp.device) // 4
+        x_T, _ = self._draw(max(len(t), self.references), agent)
+        x, _ = agent.mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
+        scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
+        weights = _posterior(x, x_T, scale, spread, torch.float64)
+        inverse = weights.square().sum(-1).view(steps, 4).mean(-1)  # of the effective number
+        self._share = torch.where(inverse < 0.9, 1 - inverse, 0.0)
+        self._shared = int((self._share > 0).nonzero().amax()) + 1 if self._share.any() else 0
 
     def _refresh_refined(self, agent: ValueGradientAgent) -> None:
         """Chain samples by weight into the persistent set, which then moves by MALA."""
@@ -275,6 +297,8 @@ class GradientMatching(ValueRule):
             "buffer": self._buffer.state_dict(),
             "refined": self._refined.state_dict(),
             "posterior_log_step": self._posterior.log_step,
+            "share": self._share,
+            "shared": self._shared,
             "refreshes": self._refreshes,
             "scalars": self._scalars,
         }
@@ -284,17 +308,18 @@ class GradientMatching(ValueRule):
         self._buffer.load_state_dict(state["buffer"])
         self._refined.load_state_dict(state["refined"])
         self._posterior.log_step = state["posterior_log_step"].clone()
+        self._share, self._shared = state["share"].clone(), state["shared"]
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
 
 
-def _posterior(x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor) -> Tensor:
+def _posterior(x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor, dtype: torch.dtype) -> Tensor:
     """Probability of each terminal state (M, D), equally likely before, given x (B, D): (B, M).
 
     `scale` A_t and `spread` S_t have shape (B, 1).
     """
-    # -‖x - x_T / A‖² / 2S without what does not depend on x_T, as one product; in double, since
-    # at small S the squares are large and all but cancel.
-    x, x_T, scale, spread = x.double(), x_T.double(), scale.double(), spread.double()
+    # -‖x - x_T / A‖² / 2S without what does not depend on x_T, as one product; in double where
+    # S is small, since the squares are large then and all but cancel.
+    x, x_T, scale, spread = (z.to(dtype) for z in (x, x_T, scale, spread))
     left = torch.cat([x / (scale * spread), -0.5 / (scale.square() * spread)], dim=-1)
     right = torch.cat([x_T, x_T.square().sum(-1, keepdim=True)], dim=-1)
     logits = left @ right.T

@@ -33,6 +33,7 @@ def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) 
         width=12,
         pooled=10,
         knots=4,
+        relax=0.3,
         generator=generator,
     ).double()
     if trained:
@@ -133,7 +134,7 @@ def test_calibration_standardises_the_descriptors() -> None:
     network, x = make_network(energy, CHAINS["ve"]), states(energy, 1200)
     t = torch.arange(1200) % 12
     network.calibrate(x, t)
-    density, vector = network.descriptors(network._positions(x, t) / network.unit[t])
+    density, vector = network.descriptors(network.places(network._positions(x, t), t))
     rows = t == 3
     seen = network.density_std[3] > 0.05
     scaled = (density[:, :, rows].flatten(1).T - network.density_mean[3]) / network.density_std[3]
@@ -163,10 +164,12 @@ def test_the_noised_pair_potential_is_the_expectation_that_it_claims(
         shifted[:, 0] += distance
         weight = (-energy.pair_potential(shifted.norm(dim=-1))).exp()
         samples.append(-weight.mean().log())
-    value, slope = table(r, torch.tensor([0]))
+    value, slope, curvature = table(r, torch.tensor([0]))
     torch.testing.assert_close(value.flatten(), torch.stack(samples), rtol=0.01, atol=0.02)
     above, below = (table(r + h, torch.tensor([0]))[0] for h in (1e-5, -1e-5))
     torch.testing.assert_close((above - below) / 2e-5, slope, rtol=1e-5, atol=1e-5)
+    above, below = (table(r + h, torch.tensor([0]))[1] for h in (1e-5, -1e-5))
+    torch.testing.assert_close((above - below) / 2e-5, curvature, rtol=1e-5, atol=1e-4)
 
 
 def test_two_particles_have_their_exact_value() -> None:

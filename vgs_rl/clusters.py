@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,28 @@ from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
 from vgs_rl.networks import silu_pair
 from vgs_rl.pairs import NoisedPairPotential, hat_functions
+
+
+class Places(NamedTuple):
+    """What a sweep needs of positions at their steps; none of it takes a gradient.
+
+    Attributes:
+        y: positions in units of l_t, shape (n, d, B).
+        relaxed: the same of the relaxed positions.
+        unit: l_t, one or (B,).
+        step: length of the relaxation, one or (B,).
+        energy: Σ_{i<j} U_t, shape (B,).
+        force: its gradient, shape (n, d, B).
+        stiffness: per round the unit vectors, U_t'/r and U_t'' - U_t'/r of its pairs.
+    """
+
+    y: Tensor
+    relaxed: Tensor | None
+    unit: Tensor
+    step: Tensor
+    energy: Tensor
+    force: Tensor
+    stiffness: list[tuple[Tensor, Tensor, Tensor]]
 
 
 class ClusterValue(nn.Module):
@@ -30,6 +53,9 @@ class ClusterValue(nn.Module):
       (:meth:`calibrate`). l_t² = 1 + A_t² S_t / prior_std²: what noise blurs is not resolved.
       The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and ‖∇E‖² is a sum of
       squared vectors of that form.
+    - With `relax` > 0 both are taken at y and at y - relax A_t² S_t ∇_y Σ U_t: the posterior mean
+      of the terminal state is a relaxed y, and differences between forces there and here are
+      what the expansion of V in S holds next, coupling neighbours of neighbours.
     - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
@@ -51,6 +77,7 @@ class ClusterValue(nn.Module):
         width: units of the MLP's two layers.
         pooled: units of the two layers of MLP'; 0 leaves it out.
         knots: spline knots in log S.
+        relax: length of the relaxation, 0 for none; about 0.3 is stable among twelve neighbours.
         temperature: tau.
         generator: initialises the weights.
 
@@ -64,6 +91,7 @@ class ClusterValue(nn.Module):
     basis: Tensor
     scale: Tensor
     unit: Tensor
+    relaxation: Tensor
     density_mean: Tensor
     density_std: Tensor
     vector_std: Tensor
@@ -83,6 +111,7 @@ class ClusterValue(nn.Module):
         width: int = 48,
         pooled: int = 0,
         knots: int = 10,
+        relax: float = 0.0,
         temperature: float = 1.0,
         generator: torch.Generator,
     ) -> None:
@@ -106,9 +135,12 @@ class ClusterValue(nn.Module):
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
-        self.register_buffer("density_mean", torch.zeros(steps, radial))
-        self.register_buffer("density_std", torch.ones(steps, radial))
-        self.register_buffer("vector_std", torch.ones(steps, radial))
+        self.relaxed = relax > 0
+        self.register_buffer("relaxation", (relax * noise).float(), False)
+        channels = 2 * radial if self.relaxed else radial
+        self.register_buffer("density_mean", torch.zeros(steps, channels))
+        self.register_buffer("density_std", torch.ones(steps, channels))
+        self.register_buffer("vector_std", torch.ones(steps, channels))
         trap = float(getattr(energy, "trap", 0.0))
         self.register_buffer("trap", (trap / (1 + trap * noise)).float(), False)
 
@@ -116,13 +148,13 @@ class ClusterValue(nn.Module):
             weight = torch.rand(rows, columns, generator=generator) * 2 - 1
             return nn.Parameter(weight * gain / math.sqrt(columns))
 
-        self.density_mix = uniform(scalars, radial, 2.0)
-        self.vector_mix = uniform(vectors, radial, 2.0)
+        self.density_mix = uniform(scalars, channels, 2.0)
+        self.vector_mix = uniform(vectors, channels, 2.0)
         self.first = uniform(width, scalars + vectors, 2.0)
         self.second = uniform(width, width)
         self.shift = nn.Parameter(torch.randn(knots, 2 * width, generator=generator))
         self.readout = nn.Parameter(torch.zeros(knots, width))
-        self.linear = nn.Parameter(torch.zeros(knots, radial))
+        self.linear = nn.Parameter(torch.zeros(knots, channels))
         self.pooled = pooled
         if pooled:
             self.pooled_first = uniform(pooled, width, 2.0)
@@ -161,9 +193,8 @@ class ClusterValue(nn.Module):
         r = difference.square().sum(1).clamp_min(1e-8).sqrt()
         return r, difference / r.unsqueeze(1)
 
-    @torch.no_grad()
-    def descriptors(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """ρ of shape (K, n, B) and v of shape (K, d, n, B), not standardised."""
+    def _describe(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """ρ of shape (K, n, B) and v of shape (K, d, n, B) at positions y in units of l_t."""
         density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
         vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
         twice = torch.cat([y, y])
@@ -179,8 +210,8 @@ class ClusterValue(nn.Module):
         n = self.n
         return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
 
-    def pull_back(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
-        """Transposed Jacobian of the descriptors: (K, n, B) and (K, d, n, B) to (n, d, B)."""
+    def _pull(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
+        """Transposed Jacobian of :meth:`_describe`: (K, n, B) and (K, d, n, B) to (n, d, B)."""
         out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
         twice, density = torch.cat([y, y]), torch.cat([density, density], 1)
         vector = torch.cat([vector, vector], 2)
@@ -202,8 +233,8 @@ class ClusterValue(nn.Module):
             out[k : k + rows] -= force
         return out[: self.n] + out[self.n :]
 
-    def push_forward(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobian of the descriptors times a direction (n, d, B)."""
+    def _push(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobian of :meth:`_describe` times a direction (n, d, B)."""
         density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
         vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
         twice, both = torch.cat([y, y]), torch.cat([direction, direction])
@@ -224,23 +255,69 @@ class ClusterValue(nn.Module):
         return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
 
     @torch.no_grad()
-    def _pair_forces(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_{i<j} U_t, shape (B,), and its gradient, shape (n, d, B)."""
+    def places(self, y: Tensor, t: int | Tensor) -> Places:
+        """Where descriptors are taken at y (n, d, B), and the pair potential there."""
         total = y.new_zeros(y.shape[-1])
         out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
         twice = torch.cat([y, y])
+        stiffness = []
         for k, rows in self._rounds:
             r, unit = self._pairs(twice, k, rows)
-            u, slope = self.pairs(r, t)
+            u, slope, curvature = self.pairs(r, t)
             total += u.sum(0)
             force = slope.unsqueeze(1) * unit
             out[:rows] += force
             out[k : k + rows] -= force
-        return total, out[: self.n] + out[self.n :]
+            if self.relaxed:
+                across = slope / r
+                stiffness.append((unit, across, curvature - across))
+        force = out[: self.n] + out[self.n :]
+        unit, step = self.unit[t], self.relaxation[t]
+        relaxed = (y - step * force) / unit if self.relaxed else None
+        return Places(y / unit, relaxed, unit, step, total, force, stiffness)
 
-    def _environment(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _hessian(self, places: Places, direction: Tensor) -> Tensor:
+        """Hessian of Σ U_t times a direction (n, d, B)."""
+        out = direction.new_zeros(2 * self.n, *direction.shape[1:])
+        twice = torch.cat([direction, direction])
+        for (k, rows), (unit, across, along) in zip(self._rounds, places.stiffness, strict=True):
+            moved = twice[:rows] - twice[k : k + rows]
+            stretch = along * (unit * moved).sum(1)
+            force = (across.unsqueeze(1) * moved).addcmul_(stretch.unsqueeze(1), unit)
+            out[:rows] += force
+            out[k : k + rows] -= force
+        return out[: self.n] + out[self.n :]
+
+    @torch.no_grad()
+    def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
+        """ρ of shape (C, n, B) and v of shape (C, d, n, B), not standardised."""
+        density, vector = self._describe(places.y)
+        if places.relaxed is None:
+            return density, vector
+        more = self._describe(places.relaxed)
+        return torch.cat([density, more[0]]), torch.cat([vector, more[1]])
+
+    def pull_back(self, places: Places, density: Tensor, vector: Tensor) -> Tensor:
+        """Transposed Jacobian of the descriptors by y: (C, n, B), (C, d, n, B) to (n, d, B)."""
+        K = self.radial
+        out = self._pull(places.y, density[:K], vector[:K])
+        if places.relaxed is not None:
+            more = self._pull(places.relaxed, density[K:], vector[K:])
+            out = out + more - places.step * self._hessian(places, more)
+        return out / places.unit
+
+    def push_forward(self, places: Places, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobian of the descriptors by y, times a direction (n, d, B)."""
+        density, vector = self._push(places.y, direction / places.unit)
+        if places.relaxed is None:
+            return density, vector
+        direction = direction - places.step * self._hessian(places, direction)
+        more = self._push(places.relaxed, direction / places.unit)
+        return torch.cat([density, more[0]]), torch.cat([vector, more[1]])
+
+    def _environment(self, places: Places, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
-        density, vector = self.descriptors(y)
+        density, vector = self.descriptors(places)
         radial, n, batch = density.shape
         inverse = 1 / _columns(self.density_std, t).unsqueeze(1)  # (K, 1, B)
         density = (density - _columns(self.density_mean, t).unsqueeze(1)) * inverse
@@ -294,14 +371,13 @@ class ClusterValue(nn.Module):
 
     def _sweep_part(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         y = self._positions(x, t)
-        energy, force = self._pair_forces(y, t)
-        z = y / self.unit[t]
-        learned, by_density, by_vector = self._environment(z, t)
+        places = self.places(y, t)
+        learned, by_density, by_vector = self._environment(places, t)
         strength = self._coefficients(self.strength, t)
         trap = self.trap[t] + strength[1]
-        gradient = _PullBack.apply(self, z, by_density, by_vector)  # type: ignore[no-untyped-call]
-        gradient = gradient / self.unit[t] + (1 + strength[0]) * force + trap * y
-        value = (1 + strength[0]) * energy + 0.5 * trap * y.square().sum((0, 1)) + learned
+        back = _PullBack.apply(self, places, by_density, by_vector)  # type: ignore[no-untyped-call]
+        gradient = back + (1 + strength[0]) * places.force + trap * y
+        value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
         gradient = (gradient * self.scale[t]).view(self.n * self.d, len(x)).T
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
@@ -321,11 +397,11 @@ class ClusterValue(nn.Module):
     def calibrate(self, x: Tensor, t: Tensor) -> None:
         """Sets each step's standardisation from states x (B, D) at steps t (B,), all steps in t."""
         steps = len(self.density_mean)
-        density, vector = self.descriptors(self._positions(x, t) / self.unit[t])
+        density, vector = self.descriptors(self.places(self._positions(x, t), t))
         count = torch.bincount(t, minlength=steps).unsqueeze(-1)
 
         def average(values: Tensor) -> Tensor:  # (K, B) to (T, K)
-            total = values.new_zeros(steps, self.radial).index_add_(0, t, values.T.contiguous())
+            total = values.new_zeros(steps, len(values)).index_add_(0, t, values.T.contiguous())
             return total / count
 
         mean = average(density.mean(1))
@@ -338,27 +414,25 @@ class ClusterValue(nn.Module):
 
 
 class _PullBack(torch.autograd.Function):
-    """:meth:`ClusterValue.pull_back`, linear in its cotangents; y takes no gradient."""
+    """:meth:`ClusterValue.pull_back`, linear in its cotangents; positions take no gradient."""
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         network: ClusterValue,
-        y: Tensor,
+        places: Places,
         density: Tensor,
         vector: Tensor,
     ) -> Tensor:
-        ctx.network = network  # type: ignore[attr-defined]
-        ctx.save_for_backward(y)
-        return network.pull_back(y, density, vector)
+        ctx.network, ctx.places = network, places  # type: ignore[attr-defined]
+        return network.pull_back(places, density, vector)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        density, vector = ctx.network.push_forward(y, grads[0])  # type: ignore[attr-defined]
-        return None, None, density, vector
+        network, places = ctx.network, ctx.places  # type: ignore[attr-defined]
+        return None, None, *network.push_forward(places, grads[0])
 
 
 def _columns(table: Tensor, t: int | Tensor) -> Tensor:

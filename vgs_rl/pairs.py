@@ -73,8 +73,8 @@ class NoisedPairPotential(nn.Module):
         slope[0] = 0.0  # U is even in r
         return torch.stack([u, slope], dim=-1)
 
-    def forward(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        """U_t(r) and U_t'(r) at distances r (rows, B), steps t one or (B,): (rows, B)."""
+    def forward(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """U_t(r), U_t'(r) and U_t''(r) at distances r (rows, B), steps t one or (B,)."""
         u = r / self.step
         cell = u.detach().long().clamp_max(self.cells - 1)
         f = u - cell
@@ -86,7 +86,9 @@ class NoisedPairPotential(nn.Module):
         rise = u1 - u0
         c2, c3 = 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
         value = u0 + f * (m0 + f * (c2 + f * c3)) + beyond * m1
-        return value, (m0 + f * (2 * c2 + 3 * f * c3)) / self.step
+        slope = (m0 + f * (2 * c2 + 3 * f * c3)) / self.step
+        curvature = (2 * c2 + 6 * f * c3) * ((beyond == 0) / self.step**2)
+        return value, slope, curvature
 
 
 def _bessel(dims: int, k: Tensor) -> tuple[Tensor, Tensor]:
