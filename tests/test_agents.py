@@ -103,11 +103,15 @@ def test_soft_backup_is_exact_in_expectation_of_its_exponential_for_the_bellman_
         assert ((weights.mean(0) - exact).abs() < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("references", [0, 512])
-def test_score_targets_are_unbiased_for_the_value_gradient(references: int) -> None:
-    rule = GradientMatching(batch_size=256, references=references)
+@pytest.mark.parametrize(("references", "posterior_steps"), [(0, 0), (512, 0), (512, 4)])
+def test_score_targets_are_unbiased_for_the_value_gradient(
+    references: int, posterior_steps: int
+) -> None:
+    rule = GradientMatching(batch_size=256, references=references, posterior_steps=posterior_steps)
     mdp = small_mdp(GMM9(), num_steps=4)
     agent = small_agent(rule, mdp)
+    if posterior_steps:  # both kinds of averages at once
+        rule._share.fill_(0.6)
     generator = mdp.generator(0)
     for step in range(mdp.num_steps):
         t = torch.full((256,), step)
@@ -139,6 +143,20 @@ def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() 
         exact = mdp.energy.value_gradient(x, 0, mdp.chain)
         noise.append([float((s - exact).square().mean()) for s in (denoising, target_score)])
     assert all(averaged < 0.1 * single for single, averaged in zip(*noise, strict=True))
+
+
+def test_references_share_targets_only_where_many_of_them_count() -> None:
+    rule = GradientMatching(batch_size=64, references=256, posterior_steps=2)
+    schedule = ScheduleConfig(kind="geometric", first=500.0, last=1e-4)
+    mdp = SamplingMDP(GMM9(), MDPConfig(chain="ve", num_steps=12, schedule=schedule))
+    agent = small_agent(rule, mdp)
+    rule._share.zero_()
+    x_T = mdp.energy.sample(256, mdp.generator(0))
+    rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(256))
+    rule._measure_share(agent)
+    assert float(rule._share[0]) > 0.9
+    assert rule._shared < 12 and bool((rule._share[rule._shared :] == 0).all())
+    assert bool((rule._share[:-1] >= rule._share[1:] - 0.05).all())
 
 
 def test_references_fewer_than_the_batch_are_refused_by_name() -> None:

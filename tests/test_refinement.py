@@ -88,7 +88,6 @@ def test_resampling_leaves_out_what_is_not_finite() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"references": 4096, "posterior_steps": 2}, "not both: got 4096 and 2"),
         (
             {"refine_steps": 5, "start_spread": 1.3},
             r"must be 1 with refine_steps, got 1\.0 and 1\.3",
