@@ -8,11 +8,13 @@ python scripts/detect.py mvtec --folder DIR        (pictures; --features: the au
 from __future__ import annotations
 
 import json
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from vgs_rl.agents.outliers import OUTLIER_METHODS, OutlierConfig, OutlierDetector
+from vgs_rl.checkpoint import write_text
 from vgs_rl.detection import detection_figures, mean_figures
 from vgs_rl.detection_plots import plot_detections
 from vgs_rl.envs import anomaly
@@ -21,11 +23,15 @@ from vgs_rl.report import Figure
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints a table, or JSON."""
+    """Prints a table, and writes JSON."""
     options = _parse(arguments)
+    out = sys.stderr if options.json == "-" else sys.stdout
     start = time.perf_counter()
-    data_sets = _load(options)
-    print(f"data and features: {time.perf_counter() - start:.1f} s", flush=True)
+    try:
+        data_sets = _load(options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(f"data and features: {time.perf_counter() - start:.1f} s", file=out, flush=True)
     table: dict[str, dict[str, Figure]] = {}
     for method in OUTLIER_METHODS:
         start, each = time.perf_counter(), []
@@ -42,13 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
             name: {label: round(value, 3) for label, value in figure.details["classes"].items()}
             for name, figure in table[method].items()
         }
-        print(f"{method:22} {shown} {time.perf_counter() - start:.1f} s\n    {classes}", flush=True)
+        seconds = f"{time.perf_counter() - start:.1f} s"
+        print(f"{method:22} {shown} {seconds}\n    {classes}", file=out, flush=True)
     if options.json:
         content = {
             method: {name: {"value": f.value, **f.details} for name, f in figures.items()}
             for method, figures in table.items()
         }
-        print(json.dumps(content, indent=2))
+        text = json.dumps(content, indent=2)
+        print(text) if options.json == "-" else write_text(Path(options.json), text)
 
 
 def _parse(arguments: list[str] | None) -> Namespace:
@@ -60,7 +68,7 @@ def _parse(arguments: list[str] | None) -> Namespace:
     parser.add_argument("--folder", type=Path, help="where MVTec-AD is")
     parser.add_argument("--features", action="store_true", help="read the authors' feature files")
     parser.add_argument("--figures", type=Path, help="folder for pictures of scores")
-    parser.add_argument("--json", action="store_true", help="print JSON, too")
+    parser.add_argument("--json", help="write the figures as JSON, too; - for standard output")
     options = parser.parse_args(arguments)
     if options.data == "mvtec" and options.folder is None:
         parser.error("mvtec needs --folder")

@@ -1,11 +1,15 @@
+import json
+import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vgs_rl.agents.outliers import OUTLIER_METHODS
 from vgs_rl.detection import LabelledFeatures, score_features
 from vgs_rl.detection_plots import plot_detections
 from vgs_rl.envs import anomaly
@@ -164,6 +168,14 @@ def test_a_missing_package_names_its_extra(monkeypatch):
         anomaly.lite0_grids(torch.zeros(1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ModuleNotFoundError, match=r"timm.*vgs-rl\[mvtec\]"):
         anomaly.b4_extractor()
+
+
+def test_optional_libraries_are_imported_only_when_needed():
+    code = (
+        "import sys, vgs_rl.envs.anomaly, vgs_rl.agents.outliers;"
+        "assert not {'skimage', 'timm', 'torchvision', 'efficientnet_lite_pytorch'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_data_that_contradict_themselves_are_refused_by_name(brick):
@@ -451,3 +463,19 @@ def test_detections_are_drawn_with_masks_and_shared_colours(brick):
     assert len(set(heat)) == 1 and heat[0][0] == pytest.approx(low)
     with pytest.raises(ValueError, match="data must be grids with images and masks"):
         plot_detections(score, anomaly.load_digits(0).test)
+
+
+def test_the_command_prints_every_detectors_figures(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, str(Path(__file__).parents[1] / "scripts/detect.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("digits", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert set(table) == set(OUTLIER_METHODS)
+    assert all(len(row["auroc_image"]["classes"]) == 10 for row in table.values())
+    values = {method: row["auroc_image"]["value"] for method, row in table.items()}
+    assert values["local_outlier_factor"] > 0.93 and values["one_class_svm"] > 0.88
+    failed = run("mvtec", "--folder", "nowhere")
+    assert failed.returncode == 1 and failed.stderr.startswith("error: MVTec-AD is not at nowhere")

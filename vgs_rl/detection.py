@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class LabelledFeatures:
     def select(self, chosen: Tensor) -> LabelledFeatures:
         """The images of a mask of shape (N,), bool, or of indices, shape (n,)."""
         rows = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
-        changed = {}
+        changed: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):

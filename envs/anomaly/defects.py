@@ -99,7 +99,8 @@ def _region(image: Tensor, low: float, high: float, generator: torch.Generator) 
         phase = _uniform(0, 2 * math.pi, generator)
         rim = rim + 0.12 * torch.cos(waves * angle + phase)
     distance = radius * rim - (along.square() + across.square()).sqrt()  # positive inside
-    return (distance / (0.15 * radius + 1.0)).clamp(0, 1)
+    opacity: Tensor = (distance / (0.15 * radius + 1.0)).clamp(0, 1)
+    return opacity
 
 
 def _scratch(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

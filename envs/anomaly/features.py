@@ -55,6 +55,9 @@ class Extractor(nn.Module):
         std: standard deviation likewise.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: Callable[[Tensor], Sequence[Tensor]],
