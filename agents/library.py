@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.stochastic import GaussianKernel, Parameters, SquashedGaussianKernel
 from vgs_rl.agents.vector_adapter import EpisodeStatistics
-from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.checks import require_at_least, require_module, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import Policy, SamplingMDP
@@ -31,10 +30,7 @@ SQUASHED = ("SAC", "TD3", "DDPG")
 
 def require_library(module: str, extra: str) -> None:
     """Raises a ModuleNotFoundError that names the extra, unless the library is installed."""
-    if importlib.util.find_spec(module) is None:
-        raise ModuleNotFoundError(
-            f"this agent needs {module}, which is not installed: pip install 'vgs-rl[{extra}]'"
-        )
+    require_module("this agent", module, extra)
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 IMPORTS = """
-import vgs_rl, vgs_rl.envs, vgs_rl.agents, gymnasium
+import vgs_rl, vgs_rl.envs, vgs_rl.envs.anomaly, vgs_rl.agents, gymnasium
 assert "site" in vgs_rl.__file__ and "site" in vgs_rl.envs.__file__, vgs_rl.__file__
 assert gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2).reset(seed=0)[0].shape == (2, 3)
 """

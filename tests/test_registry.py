@@ -20,9 +20,9 @@ MODULES = sorted(
     {"vgs_rl"}
     | {info.name for info in pkgutil.walk_packages(vgs_rl.__path__, "vgs_rl.")}
     | {
-        f"vgs_rl.{room}.{path.stem}"
+        ".".join(("vgs_rl", *path.relative_to(ROOT).with_suffix("").parts))
         for room in ("envs", "agents")
-        for path in (ROOT / room).glob("*.py")
+        for path in (ROOT / room).rglob("*.py")
         if path.stem != "__init__"
     }
 )

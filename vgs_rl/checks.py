@@ -1,7 +1,8 @@
-"""Checks of configured numbers: one clear error that names the field and the value."""
+"""Checks of configured numbers and installed packages: one clear error that names the culprit."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 
@@ -17,3 +18,11 @@ def require_at_least(section: str, least: float, **fields: float) -> None:
     for name, value in fields.items():
         if not (math.isfinite(value) and value >= least):
             raise ValueError(f"{section}.{name} must be at least {least:g}, got {value}")
+
+
+def require_module(purpose: str, module: str, extra: str) -> None:
+    """Raises a ModuleNotFoundError that names the extra, unless the module is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(
+            f"{purpose} needs {module}, which is not installed: pip install 'vgs-rl[{extra}]'"
+        )

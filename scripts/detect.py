@@ -1,0 +1,88 @@
+"""Anomaly detection by classical detectors: image and pixel AUROC of each on the same features.
+
+python scripts/detect.py digits
+python scripts/detect.py textures --figures runs/detect
+python scripts/detect.py mvtec --folder DIR        (pictures; --features: the authors' files)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from vgs_rl.agents.outliers import OUTLIER_METHODS, OutlierConfig, OutlierDetector
+from vgs_rl.checkpoint import write_text
+from vgs_rl.detection import detection_figures, mean_figures
+from vgs_rl.detection_plots import plot_detections
+from vgs_rl.envs import anomaly
+from vgs_rl.plots import save_figure
+from vgs_rl.report import Figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints a table, and writes JSON."""
+    options = _parse(arguments)
+    out = sys.stderr if options.json == "-" else sys.stdout
+    start = time.perf_counter()
+    try:
+        data_sets = _load(options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(f"data and features: {time.perf_counter() - start:.1f} s", file=out, flush=True)
+    table: dict[str, dict[str, Figure]] = {}
+    for method in OUTLIER_METHODS:
+        start, each = time.perf_counter(), []
+        for data in data_sets:
+            detector = OutlierDetector(method, data.train, OutlierConfig(max_rows=options.max_rows))
+            each.append(detection_figures(detector, getattr(data, options.split)))
+            if options.figures and data.is_grid and data.test.images is not None:
+                options.figures.mkdir(parents=True, exist_ok=True)
+                path = options.figures / f"{data.class_name}-{method}.png"
+                save_figure(plot_detections(detector, data.test), path)
+        table[method] = mean_figures(each)
+        shown = {name: f"{figure.value:.3f}" for name, figure in table[method].items()}
+        classes = {
+            name: {label: round(value, 3) for label, value in figure.details["classes"].items()}
+            for name, figure in table[method].items()
+        }
+        seconds = f"{time.perf_counter() - start:.1f} s"
+        print(f"{method:22} {shown} {seconds}\n    {classes}", file=out, flush=True)
+    if options.json:
+        content = {
+            method: {name: {"value": f.value, **f.details} for name, f in figures.items()}
+            for method, figures in table.items()
+        }
+        text = json.dumps(content, indent=2)
+        print(text) if options.json == "-" else write_text(Path(options.json), text)
+
+
+def _parse(arguments: list[str] | None) -> Namespace:
+    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("data", choices=("digits", "textures", "mvtec"))
+    parser.add_argument("--seed", type=int, default=0, help="of splits, crops and defects")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--max-rows", type=int, default=4_000, help="rows that detectors fit on")
+    parser.add_argument("--folder", type=Path, help="where MVTec-AD is")
+    parser.add_argument("--features", action="store_true", help="read the authors' feature files")
+    parser.add_argument("--figures", type=Path, help="folder for pictures of scores")
+    parser.add_argument("--json", help="write the figures as JSON, too; - for standard output")
+    options = parser.parse_args(arguments)
+    if options.data == "mvtec" and options.folder is None:
+        parser.error("mvtec needs --folder")
+    return options
+
+
+def _load(options: Namespace) -> list[anomaly.AnomalyData]:
+    if options.data == "digits":
+        return [anomaly.load_digits(digit, seed=options.seed) for digit in anomaly.DIGITS]
+    if options.data == "textures":
+        return [anomaly.load_texture(each, seed=options.seed) for each in anomaly.TEXTURES]
+    load = anomaly.load_mvtec_features if options.features else anomaly.load_mvtec
+    return [load(options.folder, seed=options.seed)]
+
+
+if __name__ == "__main__":
+    main()
