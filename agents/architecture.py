@@ -135,7 +135,7 @@ class ClusterNetwork(NetworkConfig):
     radial: int = 16
     scalars: int = 16
     vectors: int = 8
-    width: int = 48
+    width: int = 128
     pooled: int = 0
     knots: int = 10
     relax: float = 0.0

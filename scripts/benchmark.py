@@ -39,7 +39,7 @@ from compare_jobs import make_jobs, run_job
 from jsonargparse import auto_cli
 
 from vgs_rl import find
-from vgs_rl.agents import MALASampler, RefinedSampler, ValueGradientConfig, load_run
+from vgs_rl.agents import Agent, MALASampler, RefinedSampler, ValueGradientConfig, load_run
 from vgs_rl.agents.run import (
     ceilings,
     config_of,
@@ -210,14 +210,22 @@ def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
     return report
 
 
+def _others(agent: Agent, report: Report) -> int:
+    """Samples of what stands beside the run: a quarter of particles, which cost so much more."""
+    return report.n_samples // (4 if agent.mdp.energy.symmetry is not None else 1)
+
+
 def _resampled(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
-    resampled = judge(config, find(config.env), agent, resample=True)
+    n = _others(agent, report)
+    resampled = judge(config, find(config.env), agent, n=n, resample=True)
     return _costing_as(report, resampled, "vgs, resampled")
 
 
 def _smc(folder: Path, report: Report) -> Report:
-    return _costing_as(report, judge_smc(*load_run(folder)), "vgs, SMC")
+    config, agent = load_run(folder)
+    smc = judge_smc(config, agent, n=_others(agent, report))
+    return _costing_as(report, smc, "vgs, SMC")
 
 
 def _costing_as(report: Report, other: Report, agent: str) -> Report:
@@ -252,7 +260,8 @@ def _mala(folder: Path, report: Report) -> Report:
 def _then_mala(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
     sampler = RefinedSampler(agent.sampler(), agent.mdp.energy, steps=10)
-    refined = judge(config, find(config.env), agent, sampler=sampler)
+    n = _others(agent, report)
+    refined = judge(config, find(config.env), agent, n=n, sampler=sampler)
     return _costing_as(report, refined, "vgs, then MALA")
 
 

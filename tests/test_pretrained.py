@@ -1,0 +1,24 @@
+"""The samplers that the package ships."""
+
+import math
+
+import pytest
+import torch
+
+import vgs_rl
+from vgs_rl.agents.pretrained import FOLDER, load_pretrained, pretrained
+
+
+def test_every_particle_system_ships_a_sampler() -> None:
+    assert pretrained() == ["DW4", "LJ13", "LJ55"]
+    assert sum((FOLDER / f"{name}.pt").stat().st_size for name in pretrained()) < 3e6
+
+
+@pytest.mark.parametrize("name", ["DW4", "LJ13", "LJ55"])
+def test_a_shipped_sampler_reaches_the_elbo_of_its_report(name: str) -> None:
+    n = {"DW4": 2000, "LJ13": 200}.get(name, 12)
+    log_weight = vgs_rl.load_sampler(name, device="cpu").sample(n, 1).log_weight
+    _, _, report = load_pretrained(name, "cpu")
+    assert log_weight is not None and bool(torch.isfinite(log_weight).all())
+    error = float(log_weight.std()) / math.sqrt(n)
+    assert abs(float(log_weight.mean()) - report.figures["elbo"].value) < 5 * error
