@@ -193,6 +193,20 @@ class EnergyLearner:
             "train/collapses": torch.tensor(self.counters.collapses),
         }
 
+    def update_alone(self) -> dict[str, Tensor]:
+        """One gradient step on the energy's own `pretraining_loss`; returns scalars to log."""
+        x = self.rows(self.config.batch_size)
+        loss = self.energy.pretraining_loss(x)
+        norm = self._step(loss, torch.ones(1, dtype=torch.bool, device=x.device))
+        self.counters.updates += 1
+        self.counters.energy_evaluations += len(x)
+        return {
+            "train/ebm_loss": loss.detach(),
+            "train/ebm_gradient_norm": norm,
+            "train/ebm_learning_rate": torch.tensor(self.lr),
+            "train/ebm_skipped_updates": self._skipped.clone(),
+        }
+
     def _step(self, loss: Tensor, present: Tensor) -> Tensor:
         """Adam's step, or none; returns the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
