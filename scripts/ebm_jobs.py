@@ -252,7 +252,7 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
             "--ebm.negatives=NoNegatives",
             "--ebm.pretrain_steps=0",
             f"--ebm.learner.lr={config.ebm.pretrain_lr}",
-            f"--budget={json.dumps({'updates': updates})}",
+            *_budget(updates=updates),
         ]
     report = job.reference_report()
     fresh, batch = config.ebm.learner.fresh, config.ebm.learner.batch_size
@@ -260,12 +260,17 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
     steps = max(1, round(each / fresh) - 1)  # a walk of n steps evaluates n + 1 states
     walk = asdict(config.comparison.langevin(steps, persistent=job.method != "langevin"))
     negatives = {"class_path": "LangevinNegatives", "init_args": walk}
-    budget = {"energy_evaluations": report.energy_evaluations}
     return [
         *arguments,
         f"--ebm.negatives={json.dumps(negatives)}",
-        f"--budget={json.dumps(budget)}",
+        *_budget(energy_evaluations=report.energy_evaluations),
     ]
+
+
+def _budget(**limit: int) -> list[str]:
+    """Options that replace every limit by this one."""
+    limits = dict.fromkeys(BudgetConfig.__dataclass_fields__) | limit
+    return [f"--budget={json.dumps(limits)}"]
 
 
 def build(config: DetectorConfig) -> tuple[AnomalyData, EBMTrainer]:

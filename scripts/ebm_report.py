@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmark_table import Table, markdown_table
-from ebm_jobs import DetectorConfig, Job
+from ebm_jobs import DetectorConfig, Job, build, config_of, detector_parser
 
+from vgs_rl.agents.base import Counters
+from vgs_rl.agents.detection import judge_detector, load_energy
 from vgs_rl.agents.outliers import OutlierConfig, OutlierDetector
+from vgs_rl.agents.pretrained import counters_of
 from vgs_rl.checkpoint import write_text
+from vgs_rl.config import ConfigError, parse, read_yaml
 from vgs_rl.detection import detection_figures, mean_figures
 from vgs_rl.report import Report
 
@@ -74,6 +79,56 @@ def _entry(method: str, seed: int, reports: Sequence[Report]) -> dict[str, Any]:
         "updates": sum(report.details.get("updates", 0) for report in reports),
         "guards": sum(report.details.get(name, 0) for report in reports for name in guards),
     }
+
+
+def is_detector(run: Path) -> bool:
+    """Whether a run folder is one of a detector experiment."""
+    file = run / "config.yaml"
+    return file.is_file() and "ebm" in read_yaml(file)
+
+
+def judge_runs(
+    runs: Sequence[Path],
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    device: str = "auto",
+) -> dict[str, Report]:
+    """Reports of trained detectors, each on its own data, by run folder.
+
+    Args:
+        runs: run folders.
+        checkpoint: `best` or `last`.
+        split: `test` or `validation`.
+        device: where to score.
+
+    Raises:
+        ConfigError: if there is no such split.
+        FileNotFoundError: if a checkpoint is missing.
+        ValueError: if one is damaged or does not fit.
+    """
+    if split not in ("test", "validation"):
+        raise ConfigError(f"--split must be test or validation, got {split!r}")
+    reports = {}
+    for run in runs:
+        arguments = ["--config", str(run / "config.yaml"), f"--device={device}"]
+        config = config_of(parse(detector_parser(), arguments))
+        data, trainer = build(config)
+        state = load_energy(run, trainer, checkpoint)
+        done = run / "report.json"
+        if done.is_file():  # what the whole training has cost, not the checkpoint's part
+            report = Report.from_json(done.read_text())
+            trainer.counters = counters_of(report)
+        else:
+            trainer.counters = Counters(**state["counters"])
+        reports[str(run)] = judge_detector(
+            trainer,
+            getattr(data, split),
+            target=f"{data.name}-{data.class_name}",
+            seed=config.seed,
+            validation=state.get("validation"),
+        )
+    return reports
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> Table:

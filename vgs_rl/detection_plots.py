@@ -147,7 +147,8 @@ def plot_detector_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
                 name = tag.removeprefix("eval/").partition("_")[2]
                 axes.plot(*zip(*points, strict=True), color=COLOURS.get(name), lw=1.3, label=name)
             axes.set(xlabel="updates", title=title)
-            axes.legend()
+            if axes.lines:
+                axes.legend()
     return figure
 
 
