@@ -351,3 +351,48 @@ def test_sources_name_their_parts_and_refuse_what_they_do_not_have(tmp_path):
     assert isinstance(anomaly.DigitsSource().load("3", 0).test, LabelledFeatures)
     with pytest.raises(FileNotFoundError, match="MVTec-AD is not at"):
         anomaly.MVTecSource(folder=tmp_path).load("all", 0)
+
+
+# --- MVTec-AD -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mvtec_folder(tmp_path):
+    """Two small classes in MVTec-AD's layout."""
+    from PIL import Image
+
+    source = np.random.default_rng(0)
+    for name in ("bottle", "tile"):
+        for place, count in {"train/good": 6, "test/good": 2, "test/crack": 2}.items():
+            folder = tmp_path / "mvtec" / name / place
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = source.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03}.png")
+        folder = tmp_path / "mvtec" / name / "ground_truth/crack"
+        folder.mkdir(parents=True)
+        mask = np.zeros((40, 40), dtype=np.uint8)
+        mask[:20, :10] = 255
+        for i in range(2):
+            Image.fromarray(mask).save(folder / f"{i:03}_mask.png")
+    return tmp_path / "mvtec"
+
+
+def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
+    mvtec_folder, script, monkeypatch, capsys
+):
+    from vgs_rl.envs.anomaly import mvtec
+
+    monkeypatch.setattr(mvtec, "b4_grids", lambda: toy_grids)  # its weights would be downloaded
+    monkeypatch.chdir(mvtec_folder.parent)
+    config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
+    shared = [each for each in TINY if "held_out" not in each]
+    options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
+    assert script.main([*config, *shared, *options]) == 0, capsys.readouterr().err
+    assert "auroc_pixel by class" in capsys.readouterr().out
+    content = json.loads(Path("runs/mvtec/table.json").read_text())
+    assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
+    for entry in content["reports"]:
+        for name in ("auroc_image", "auroc_pixel"):
+            assert set(entry["figures"][name]["classes"]) == {"bottle", "tile"}
+    assert Path("runs/mvtec/all/vgs/0/figures/heat_maps.png").is_file()
