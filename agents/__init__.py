@@ -12,7 +12,12 @@ from vgs_rl.agents.bootstrapping import TD0, SoftBellman
 from vgs_rl.agents.ebm import EBMConfig, EBMTrainer
 from vgs_rl.agents.langevin import HMCSampler, ULASampler
 from vgs_rl.agents.mcmc import MALASampler, RefinedSampler
-from vgs_rl.agents.negatives import AgentNegatives, LangevinNegatives, NegativesConfig
+from vgs_rl.agents.negatives import (
+    AgentNegatives,
+    LangevinNegatives,
+    NegativesConfig,
+    NoNegatives,
+)
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.path_gradient import PISConfig
 from vgs_rl.agents.policy import ValueGradientPolicy
@@ -44,6 +49,7 @@ __all__ = [
     "MLPNetwork",
     "NegativesConfig",
     "NetworkConfig",
+    "NoNegatives",
     "PISConfig",
     "ParallelTempering",
     "PublishedNetwork",

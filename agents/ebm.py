@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vgs_rl.agents.base import Counters, interruptible
-from vgs_rl.agents.negatives import AgentNegatives, NegativesConfig
+from vgs_rl.agents.negatives import AgentNegatives, NegativesConfig, NoNegatives
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.config import BudgetConfig, allow_subclasses
@@ -47,7 +47,8 @@ class EBMConfig:
         energy: what E is: `class_path` of an :class:`~vgs_rl.learned.EnergyConfig`.
         on_sphere: whether data are unit vectors, and the sampler moves on the unit sphere.
         mdp: how a negative moves; `start.kind: data` begins at data noised by the chain.
-        negatives: who samples: `AgentNegatives` (any agent), or `LangevinNegatives`.
+        negatives: who samples: `AgentNegatives` (any agent), `LangevinNegatives`, or
+            `NoNegatives`, which leaves the contrast out: E learns by its own loss alone.
         learner: how E learns.
         pretrain_steps: steps on the energy's own loss before the loop (autoencoders).
         pretrain_lr: their learning rate.
@@ -84,6 +85,7 @@ class EBMTrainer:
         negatives: the sampler.
         learner: E's optimiser, replay and guards.
         counters: updates of E; transitions and evaluations of everything together.
+        drawn: the last update's new negatives, shape (M, D); empty before the first.
 
     Args:
         data: what E learns, shape (N, D); unit vectors if `on_sphere`.
@@ -123,6 +125,7 @@ class EBMTrainer:
         self.negatives = config.negatives.build(self.mdp, seed=seed + 1)
         self.learner = EnergyLearner(self.energy, config.learner, seed=seed + 2)
         self.counters = Counters()
+        self.drawn = self.learner.data[:0]
         self._prepared = False
 
     def learn(
@@ -169,11 +172,12 @@ class EBMTrainer:
                     values = {name: float(value) for name, value in scalars.items()}
                     if folder is not None:
                         folder.record(values, **asdict(self.counters))
-                    bar.set_postfix({"gap": f"{values['train/energy_gap']:.3g}"}, refresh=False)
+                    shown = values.get("train/energy_gap", values["train/ebm_loss"])
+                    bar.set_postfix({"gap or loss": f"{shown:.3g}"}, refresh=False)
+                stop = callback is not None and callback(self) is False
                 if folder is not None and updates % save_every == 0:
                     folder.save("last", self.state_dict())
                 bar.update(1)
-                stop = callback is not None and callback(self) is False
                 if stop or interrupted():
                     break
         if folder is not None:
@@ -188,7 +192,11 @@ class EBMTrainer:
         scalars: dict[str, Tensor] = {}
         if self.counters.updates % self.config.energy_updates == 0:
             scalars = self.negatives.train(self.config.agent_updates)
-        scalars = scalars | self.learner.update(self.negatives.draw(self.config.learner.fresh))
+        if isinstance(self.config.negatives, NoNegatives):
+            scalars = self.learner.update_alone()
+        else:
+            self.drawn = self.negatives.draw(self.config.learner.fresh)
+            scalars = scalars | self.learner.update(self.drawn)
         if self.learner.take_restart():
             self.negatives.restart()
         used = self.negatives.counters

@@ -1,4 +1,4 @@
-"""Who makes an energy-based model's negatives: an agent that learns, or Langevin walks."""
+"""Who makes an energy-based model's negatives: an agent that learns, Langevin walks, or nobody."""
 
 from __future__ import annotations
 
@@ -265,3 +265,31 @@ class LangevinNegativeSampler(NegativeSampler):
         super().load_state_dict(state)
         self.x = state["x"].clone()
         self.generator.set_state(state["generator"].cpu())
+
+
+@dataclass(kw_only=True)
+class NoNegatives(NegativesConfig):
+    """No contrast: E learns by its own `pretraining_loss` alone, a plain autoencoder for instance.
+
+    What contrastive training is compared with.
+    """
+
+    @property
+    def name(self) -> str:
+        """`plain`."""
+        return "plain"
+
+    def build(self, mdp: SamplingMDP, *, seed: int) -> NoNegativeSampler:
+        """See :meth:`NegativesConfig.build`."""
+        return NoNegativeSampler(mdp)
+
+
+class NoNegativeSampler(NegativeSampler):
+    """Draws nothing."""
+
+    def draw(self, n: int) -> Tensor:
+        """Shape (0, D)."""
+        return torch.empty(0, self.mdp.dim, device=self.mdp.device, dtype=self.mdp.dtype)
+
+    def restart(self) -> None:
+        """Nothing to forget."""

@@ -5,6 +5,8 @@ python scripts/benchmark.py sampling                         samples/s, memory, 
 python scripts/benchmark.py oracle --configs '[gmm9]'        ceilings of schedule, drift and start
 python scripts/benchmark.py quality --configs '[gmm9]'       trains over seeds; figures and bounds
 python scripts/benchmark.py steps                            T against quality, with a picture
+python scripts/benchmark.py ebm                              an update of an energy-based model
+python scripts/benchmark.py stability                        10,000 of them at three rates
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from benchmark_ebm import ebm, stability
 from benchmark_speed import env, sampling
 from benchmark_table import (
     Table,
@@ -368,4 +371,4 @@ def steps(
 
 if __name__ == "__main__":
     commands = {"env": env, "quality": quality, "oracle": oracle, "sampling": sampling}
-    auto_cli({**commands, "steps": steps})
+    auto_cli({**commands, "steps": steps, "ebm": ebm, "stability": stability})

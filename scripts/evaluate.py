@@ -3,6 +3,7 @@
 python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 python scripts/evaluate.py --pretrained my_sampler.pt     an exported sampler, or a shipped name
 python scripts/evaluate.py RUN --export my_sampler.pt     one small file for load_sampler()
+python scripts/evaluate.py RUN [RUN ...] [--split validation]     detectors of train_ebm.py
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from ebm_report import is_detector, judge_runs
 from jsonargparse import ArgumentParser
 
 from vgs_rl.agents.pretrained import counters_of, export_sampler, load_pretrained
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
     add("--resample", type=bool, default=False, help="importance-resample the samples")
     add("--smc", type=bool, default=False, help="also judge SMC with the learned value as twist")
     add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
+    add("--split", type=str, default="test", help="of a detector's data: test or validation")
     add("--device", type=str, default="auto", help="auto, cpu or cuda")
     add("--json", type=str | None, default=None, help="write the reports here; - is stdout")
     sys.path.insert(0, "")
@@ -45,6 +48,17 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("give at least one run folder, or --pretrained NAME")
         if options.export is not None and len(options.runs) != 1:
             raise ConfigError(f"--export needs exactly one run folder, got {len(options.runs)}")
+        detectors = [run for run in options.runs if is_detector(run)]
+        if detectors and len(detectors) < len(names):
+            raise ConfigError("detectors and samplers are judged by different figures: call twice")
+        if detectors:
+            columns = judge_runs(
+                detectors,
+                checkpoint=options.checkpoint,
+                split=options.split,
+                device=options.device,
+            )
+            names = []
         for run in names:
             if run is options.pretrained:
                 config, agent, trained = load_pretrained(run, options.device)
@@ -62,7 +76,7 @@ def main(arguments: list[str]) -> int:
                 export_sampler(yaml, agent, report, options.export)
             if options.smc:
                 columns[f"{title}, SMC"] = judge_smc(config, agent, n=options.n)
-        if options.ceiling:
+        if options.ceiling and not detectors:
             columns |= ceilings(config)
         text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)
         if options.json == "-":

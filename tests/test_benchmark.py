@@ -86,3 +86,19 @@ def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
     options = ["--name=tiny.yaml", "--n=500", "--repeats=1", "--published_width=16"]
     out = run("sampling", *options, folder=folder)
     assert "samples_per_s" in out and "peak memory" in out
+
+
+def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) -> None:
+    config = (ROOT / "configs/ebm_digits.yaml").read_text().replace("[256, 256]", "[16]")
+    (folder / "small.yaml").write_text(config)
+    options = ["--name=small.yaml", "--dim=20", "--rows=32", "--updates=2", "--json=out.json"]
+    run("ebm", *options, folder=folder)
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    assert [row["negatives"] for row in rows] == ["vgs", "langevin", "langevin-persistent"]
+    most = max(row["evaluations"] for row in rows)
+    assert min(row["evaluations"] for row in rows) > 0.7 * most
+    run("stability", "--name=small.yaml", "--updates=12", "--json=out.json", folder=folder)
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    rates = [row["learning rate"] for row in rows]
+    assert rates == pytest.approx([rates[1] / 10, rates[1], 10 * rates[1]])
+    assert all(row["finite"] == "True" and row["updates"] == 12 for row in rows)

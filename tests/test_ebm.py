@@ -520,6 +520,19 @@ def test_what_cannot_follow_a_moving_energy_is_refused():
         EBMConfig(agent_updates=-1)
 
 
+def test_data_noise_is_fresh_and_stays_in_the_space():
+    energy = AutoencoderEnergyConfig(hidden=(8,), latent=2).build(6, on_sphere=True, seed=0)
+    energy.attach(caps())
+    learner = EnergyLearner(energy, ContrastiveConfig(batch_size=64, data_noise=0.1))
+    rows = caps(64)
+    noised = learner._noised(rows)
+    torch.testing.assert_close(noised.norm(dim=-1), torch.ones(64))
+    assert 0.1 < float((noised - rows).norm(dim=-1).mean()) < 0.3
+    assert not torch.equal(learner._noised(rows), noised)
+    with pytest.raises(ValueError, match="learner.data_noise must be at least 0, got -1"):
+        ContrastiveConfig(data_noise=-1)
+
+
 # --- environments ---------------------------------------------------------------------------------
 
 ID = "vgs_rl/EBMDigits-v0"

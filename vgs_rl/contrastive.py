@@ -37,6 +37,8 @@ class ContrastiveConfig:
         batch_size: data rows, and negatives, of an update.
         lr: Adam's learning rate.
         gamma: weight of the regulariser; 0 leaves it out.
+        data_noise: standard deviation per coordinate of noise on the data rows of an update: few
+            data are else learned by heart. The energy's own loss gets none.
         replay_size: past negatives that are kept, the oldest go first.
         replay_fraction: part of each update's negatives that comes from them.
         clip_norm: bound of the gradient's norm; None leaves it.
@@ -49,6 +51,7 @@ class ContrastiveConfig:
     batch_size: int = 256
     lr: float = 1e-3
     gamma: float = 1.0
+    data_noise: float = 0.0
     replay_size: int = 0
     replay_fraction: float = 0.0
     clip_norm: float | None = None
@@ -60,7 +63,7 @@ class ContrastiveConfig:
     def __post_init__(self) -> None:
         require_at_least("learner", 2, batch_size=self.batch_size)
         require_at_least("learner", 1, guard_every=self.guard_every)
-        for name in ("gamma", "replay_size", "min_spread"):
+        for name in ("gamma", "data_noise", "replay_size", "min_spread"):
             require_at_least("learner", 0, **{name: getattr(self, name)})
         for name in ("lr", "max_gradient_norm", "max_gap"):
             require_positive("learner", **{name: getattr(self, name)})
@@ -161,7 +164,8 @@ class EnergyLearner:
                 and counted.
         """
         config = self.config
-        x_data, x = self.rows(config.batch_size), self._with_replay(negatives.detach())
+        x_data = self._noised(self.rows(config.batch_size))
+        x = self._with_replay(negatives.detach())
         present = torch.isfinite(x).all(-1)
         x = torch.where(present.unsqueeze(-1), x, x_data[torch.arange(len(x)) % len(x_data)])
         energies = self.energy(torch.cat([x_data, x])) / self.energy.geometry.effective_dim
@@ -193,6 +197,20 @@ class EnergyLearner:
             "train/collapses": torch.tensor(self.counters.collapses),
         }
 
+    def update_alone(self) -> dict[str, Tensor]:
+        """One gradient step on the energy's own `pretraining_loss`; returns scalars to log."""
+        x = self.rows(self.config.batch_size)
+        loss = self.energy.pretraining_loss(x)
+        norm = self._step(loss, torch.ones(1, dtype=torch.bool, device=x.device))
+        self.counters.updates += 1
+        self.counters.energy_evaluations += len(x)
+        return {
+            "train/ebm_loss": loss.detach(),
+            "train/ebm_gradient_norm": norm,
+            "train/ebm_learning_rate": torch.tensor(self.lr),
+            "train/ebm_skipped_updates": self._skipped.clone(),
+        }
+
     def _step(self, loss: Tensor, present: Tensor) -> Tensor:
         """Adam's step, or none; returns the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -208,6 +226,12 @@ class EnergyLearner:
         self.optimizer.step()
         self._skipped += bad
         return norm
+
+    def _noised(self, x: Tensor) -> Tensor:
+        if not self.config.data_noise:
+            return x
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        return self.energy.geometry.project(x + self.config.data_noise * noise)
 
     def _with_replay(self, negatives: Tensor) -> Tensor:
         wanted = self.config.batch_size - self.config.fresh

@@ -1,6 +1,9 @@
-"""Pictures of anomaly detection: images, where their defects are, and where the scores see them."""
+"""Pictures of anomaly detection: images with their scores, scores by kind, features in a plane."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib import rc_context
@@ -11,6 +14,17 @@ from vgs_rl import panels as draw
 from vgs_rl.detection import LabelledFeatures, Score, image_scores, score_features, score_maps
 
 ROWS = ("image", "mask", "score")
+COLOURS = {
+    "data": draw.EXACT,
+    "normal": "#0072B2",
+    "anomalies": "#CC79A7",
+    "negatives": draw.SAMPLER,
+}
+# Panels of a training's curves: title, and the tags drawn.
+CURVES = {
+    "AUROC on validation": ("eval/auroc_image", "eval/auroc_pixel"),
+    "energy": ("eval/energy_normal", "eval/energy_anomalies", "eval/energy_negatives"),
+}
 
 
 def plot_detections(
@@ -60,6 +74,81 @@ def plot_detections(
         for panel in axes.flat:
             panel.set(xticks=[], yticks=[])
         figure.colorbar(picture, ax=axes[2, :].tolist(), fraction=0.03, pad=0.01)
+    return figure
+
+
+def plot_scores(scores: Mapping[str, Tensor], *, bins: int = 60) -> Figure:
+    """Histograms of scores by kind, over each other.
+
+    Args:
+        scores: scores of any shape by kind, such as data, normal, anomalies, negatives.
+        bins: over the range of all kinds but the outermost hundredth of each.
+    """
+    values = {kind: each.detach().flatten().float().cpu() for kind, each in scores.items()}
+    values = {kind: each[torch.isfinite(each)] for kind, each in values.items()}
+    values = {kind: each for kind, each in values.items() if len(each)}
+    low = min((float(each.quantile(0.005)) for each in values.values()), default=0.0)
+    high = max((float(each.quantile(0.995)) for each in values.values()), default=1.0)
+    edges = torch.linspace(low, max(high, low + 1e-6), bins + 1)
+    with rc_context(draw.STYLE):
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for kind, each in values.items():
+            heights = torch.histogram(each, edges, density=True).hist
+            colour, filled = COLOURS.get(kind), kind == "data"
+            axes.stairs(heights, edges, fill=filled, color=colour, lw=1.4, label=kind)
+        axes.set(xlabel="score", ylabel="density", ylim=(0, None))
+        axes.legend()
+    return figure
+
+
+def plot_projection(clouds: Mapping[str, Tensor]) -> Figure:
+    """Features of several kinds on the two principal axes of the first kind.
+
+    Args:
+        clouds: rows (n, D) by kind; the first, at least two rows, defines the axes.
+
+    Raises:
+        ValueError: if there is no first kind with at least two rows of at least two features.
+    """
+    first = next(iter(clouds.values()), torch.empty(0, 0))
+    if first.ndim != 2 or len(first) < 2 or first.shape[1] < 2:
+        raise ValueError(
+            f"clouds must begin with rows (n, D), n and D at least 2, got {tuple(first.shape)}"
+        )
+    first = first.detach().double().cpu()
+    mean = first.mean(0)
+    directions = torch.linalg.svd(first - mean, full_matrices=False).Vh[:2].T  # (D, 2)
+    with rc_context(draw.STYLE):
+        figure = Figure(figsize=(3.9, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for kind, rows in clouds.items():
+            plane = (rows.detach().double().cpu() - mean) @ directions
+            axes.plot(*plane.T, ".", ms=3.5, mew=0, alpha=0.6, color=COLOURS.get(kind), label=kind)
+        axes.set(xlabel="first principal axis", ylabel="second", xticks=[], yticks=[])
+        axes.legend(markerscale=2)
+    return figure
+
+
+def plot_detector_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Validation AUROC and the energies of every kind over the updates.
+
+    Args:
+        records: lines of a run's ``metrics.jsonl``.
+    """
+    with rc_context(draw.STYLE):
+        figure = Figure(figsize=(7.4, 2.7), layout="constrained")
+        panels = figure.subplots(1, len(CURVES))
+        for axes, (title, tags) in zip(panels, CURVES.items(), strict=True):
+            for tag in tags:
+                points = [(r["updates"], r[tag]) for r in records if r.get(tag) is not None]
+                if not points:
+                    continue
+                name = tag.removeprefix("eval/").partition("_")[2]
+                axes.plot(*zip(*points, strict=True), color=COLOURS.get(name), lw=1.3, label=name)
+            axes.set(xlabel="updates", title=title)
+            if axes.lines:
+                axes.legend()
     return figure
 
 

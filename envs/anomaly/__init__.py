@@ -6,6 +6,12 @@ from vgs_rl.envs.anomaly.defects import DEFECTS, PSEUDO_DEFECTS, Defect, add_def
 from vgs_rl.envs.anomaly.digits import DIGITS, load_digits
 from vgs_rl.envs.anomaly.features import Extractor, FeatureGrids, cache_folder, lite0_grids
 from vgs_rl.envs.anomaly.mvtec import load_mvtec, load_mvtec_features
+from vgs_rl.envs.anomaly.sources import (
+    DigitsSource,
+    MVTecSource,
+    SourceConfig,
+    TexturesSource,
+)
 from vgs_rl.envs.anomaly.textures import (
     TEXTURES,
     TextureConfig,
@@ -21,9 +27,13 @@ __all__ = [
     "TEXTURES",
     "AnomalyData",
     "Defect",
+    "DigitsSource",
     "Extractor",
     "FeatureGrids",
+    "MVTecSource",
+    "SourceConfig",
     "TextureConfig",
+    "TexturesSource",
     "add_defect",
     "b4_extractor",
     "b4_grids",

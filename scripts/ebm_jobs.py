@@ -1,0 +1,386 @@
+"""The runs of a detector experiment: which there are, what each costs, running them side by side.
+
+An experiment is one folder, OUTPUT/DATA: its configuration, its tables, and a run folder
+PART/METHOD/SEED for each training. Methods are the configured sampler of negatives and, for
+comparison, Langevin walks with as many energy evaluations and the plain autoencoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+from workers import Workers
+
+from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives
+from vgs_rl.agents.architecture import NetworkConfig
+from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.detection import DetectorTraining, WatchConfig
+from vgs_rl.agents.outliers import OutlierConfig, OutlierMethod
+from vgs_rl.agents.rules import ValueRule
+from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.config import (
+    BudgetConfig,
+    ConfigError,
+    allow_subclasses,
+    as_yaml,
+    make_parser,
+    parse,
+    resolve_device,
+)
+from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
+from vgs_rl.report import Report
+
+allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
+
+Trained = Literal["langevin", "langevin-persistent", "plain"]
+TRAINED: tuple[Trained, ...] = ("langevin", "langevin-persistent", "plain")
+
+
+@dataclass(kw_only=True)
+class ComparisonConfig:
+    """What the detector is compared with, on the same data and features.
+
+    Args:
+        methods: trainings of the same energy. `langevin` (short runs) and `langevin-persistent`
+            get as many energy evaluations as the experiment's own sampler used, in as many
+            updates of E; `plain` is the energy's own loss alone, for as many updates, those of the
+            pre-training included.
+        step_size: variance of a Langevin step's noise per coordinate.
+        temperature: of the Langevin walks; the MDP's by default.
+        chains: number of persistent chains.
+        restart_fraction: probability that a persistent chain starts anew at a draw.
+        outliers: classical detectors, fitted to the same rows.
+        max_rows: rows that they are fitted to at most.
+    """
+
+    methods: tuple[Trained, ...] = TRAINED
+    step_size: float = 1e-3
+    temperature: float | None = None
+    chains: int = 1024
+    restart_fraction: float = 0.05
+    outliers: tuple[OutlierMethod, ...] = (
+        "isolation_forest",
+        "one_class_svm",
+        "local_outlier_factor",
+    )
+    max_rows: int = 4_000
+
+    def __post_init__(self) -> None:
+        require_positive("comparison", step_size=self.step_size)
+        OutlierConfig(max_rows=self.max_rows)
+        self.langevin(1, persistent=True)
+
+    def langevin(self, steps: int, *, persistent: bool) -> LangevinNegatives:
+        """The walks."""
+        return LangevinNegatives(
+            steps=steps,
+            step_size=self.step_size,
+            temperature=self.temperature,
+            persistent=persistent,
+            chains=self.chains,
+            restart_fraction=self.restart_fraction,
+        )
+
+
+@dataclass(kw_only=True)
+class DetectorConfig:
+    """An experiment: a detector trained on each part of the data, for each seed.
+
+    Args:
+        data: `class_path` of a source: DigitsSource, TexturesSource, MVTecSource.
+        part: one part of the data (a digit held out, a texture); all by default.
+        ebm: energy, sampler of negatives, how both learn.
+        budget: when each training stops.
+        watch: how each is watched, and what chooses its checkpoint.
+        compare: whether the methods of `comparison` are run, too.
+        comparison: these methods.
+        seed: seed of everything, data splits included.
+        seeds: how many seeds, from `seed` on.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        output: folder of experiments; this one's is <output>/<data>.
+    """
+
+    data: SourceConfig = field(default_factory=DigitsSource)
+    part: str | None = None
+    ebm: EBMConfig = field(default_factory=EBMConfig)
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(updates=500))
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    compare: bool = False
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    seed: int = 0
+    seeds: int = 1
+    device: str = "auto"
+    output: Path = Path("runs")
+
+    def __post_init__(self) -> None:
+        require_at_least("experiment", 0, seed=self.seed)
+        require_at_least("experiment", 1, seeds=self.seeds)
+        if self.part is not None and self.part not in self.data.parts:
+            raise ValueError(f"part must be one of {', '.join(self.data.parts)}, got {self.part!r}")
+        resolve_device(self.device)
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's folder."""
+        return self.output / self.data.name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is trained on, one after the other."""
+        return self.data.parts if self.part is None else (self.part,)
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+def detector_parser(**options: Any) -> ArgumentParser:
+    """The parser of experiments; scripts add their own options to it."""
+    return make_parser(DetectorConfig, **options)
+
+
+def config_of(options: Namespace) -> DetectorConfig:
+    """The experiment among parsed options."""
+    try:
+        names = DetectorConfig.__dataclass_fields__
+        return DetectorConfig(**{name: options[name] for name in names})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training of an experiment.
+
+    Attributes:
+        part: the data's.
+        method: the name of its sampler of negatives.
+        seed: of everything.
+        root: the experiment's folder.
+        reference: the method whose energy evaluations it gets, or None.
+    """
+
+    part: str
+    method: str
+    seed: int
+    root: Path
+    reference: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For tables and messages."""
+        return f"{self.part}/{self.method}/{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.root / self.part / self.method / str(self.seed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a report."""
+        return (self.folder / "report.json").is_file()
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it is measured by is known."""
+        return self.reference is None or self._reference.is_file()
+
+    @property
+    def _reference(self) -> Path:
+        return self.root / self.part / str(self.reference) / str(self.seed) / "report.json"
+
+    @property
+    def log(self) -> Path:
+        """What it printed where it ran beside others."""
+        return self.root / "logs" / f"{self.name.replace('/', '-')}.txt"
+
+    def report(self) -> Report:
+        """What came out."""
+        return Report.from_json((self.folder / "report.json").read_text())
+
+    def reference_report(self) -> Report:
+        """What came out for the method whose energy evaluations it gets."""
+        return Report.from_json(self._reference.read_text())
+
+    def updates_done(self) -> int:
+        """Updates recorded so far."""
+        file = self.folder / "metrics.jsonl"
+        with suppress(OSError, IndexError, ValueError, KeyError):
+            return int(json.loads(file.read_text().splitlines()[-1])["updates"])
+        return 0
+
+
+def make_jobs(config: DetectorConfig) -> list[Job]:
+    """All trainings, those that others are measured by first."""
+    own = config.ebm.negatives.name
+    jobs = [
+        Job(part=part, method=own, seed=seed, root=config.folder)
+        for seed in config.all_seeds
+        for part in config.parts
+    ]
+    others = [method for method in config.comparison.methods if method != own]
+    return jobs + [
+        Job(part=job.part, method=method, seed=job.seed, root=job.root, reference=own)
+        for job in jobs
+        for method in (others if config.compare else ())
+    ]
+
+
+def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
+    """The command line of one run, over the experiment's own configuration file."""
+    arguments = ["--config", str(job.root / "config.yaml"), f"--part={job.part}"]
+    arguments += [f"--seed={job.seed}", "--seeds=1", "--compare=false"]
+    if job.reference is None:
+        return arguments
+    if job.method == "plain":
+        updates = config.ebm.pretrain_steps + job.reference_report().details["updates"]
+        return [
+            *arguments,
+            "--ebm.negatives=NoNegatives",
+            "--ebm.pretrain_steps=0",
+            f"--ebm.learner.lr={config.ebm.pretrain_lr}",
+            *_budget(updates=updates),
+        ]
+    report = job.reference_report()
+    fresh, batch = config.ebm.learner.fresh, config.ebm.learner.batch_size
+    each = report.energy_evaluations / report.details["updates"] - 2 * batch
+    steps = max(1, round(each / fresh) - 1)  # a walk of n steps evaluates n + 1 states
+    walk = asdict(config.comparison.langevin(steps, persistent=job.method != "langevin"))
+    negatives = {"class_path": "LangevinNegatives", "init_args": walk}
+    return [
+        *arguments,
+        f"--ebm.negatives={json.dumps(negatives)}",
+        *_budget(energy_evaluations=report.energy_evaluations),
+    ]
+
+
+def _budget(**limit: int) -> list[str]:
+    """Options that replace every limit by this one."""
+    limits = dict.fromkeys(BudgetConfig.__dataclass_fields__) | limit
+    return [f"--budget={json.dumps(limits)}"]
+
+
+def build(config: DetectorConfig) -> tuple[AnomalyData, EBMTrainer]:
+    """Data and the untrained detector of a run, which has one part.
+
+    Raises:
+        ConfigError: if they do not fit each other.
+    """
+    (part,) = config.parts
+    data = config.data.load(part, config.seed)
+    device = resolve_device(config.device)
+    if config.ebm.on_sphere and not data.unit_norm:
+        raise ConfigError(f"ebm.on_sphere must be false for {data.name}, whose norms differ")
+    try:
+        return data, EBMTrainer(data.rows.to(device), config.ebm, seed=config.seed, device=device)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def run_job(
+    config: DetectorConfig,
+    job: Job,
+    *,
+    progress_bar: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """One run, from the data to its report, from its last checkpoint if there is one.
+
+    Returns:
+        Whether it came to its end.
+    """
+    parser = detector_parser()
+    arguments = job_arguments(config, job)
+    run = config_of(parse(parser, arguments))
+    yaml = as_yaml(parser, arguments, ("config",))
+    resume = (job.folder / "checkpoints" / "last.pt").is_file()
+    if not resume and job.folder.is_dir():
+        shutil.rmtree(job.folder)  # stopped before its first checkpoint
+    data, trainer = build(run)
+    training = DetectorTraining(trainer, data, run.watch, path=job.folder, yaml=yaml, resume=resume)
+    target = f"{run.data.name}-{job.part}"
+    report = training.run(
+        run.budget, target=target, seed=job.seed, progress_bar=progress_bar, stop=stop
+    )
+    return report is not None
+
+
+def run_all(config: DetectorConfig, jobs: Sequence[Job], processes: int, *, bar: bool) -> bool:
+    """Runs what is not finished, side by side if `processes` is above 1.
+
+    Returns:
+        Whether all came to their ends; after Ctrl-C every run has written its checkpoint.
+
+    Raises:
+        RuntimeError: if a run failed, naming it and where its output is; others went on.
+    """
+    waiting = [job for job in jobs if not job.finished]
+    if processes == 1 or len(waiting) < 2:
+        for job in waiting:
+            if bar:
+                print(job.name, file=sys.stderr)
+            if not run_job(config, job, progress_bar=bar):
+                return False
+        return True
+    return _run_side_by_side(config, waiting, len(jobs), processes, bar=bar)
+
+
+def _run_side_by_side(
+    config: DetectorConfig, waiting: list[Job], total: int, processes: int, *, bar: bool
+) -> bool:
+    running: list[Job] = []
+    failed: list[str] = []
+    shown = tqdm(
+        total=total,
+        disable=not bar,
+        dynamic_ncols=True,
+        unit="run",
+        initial=total - len(waiting),
+        mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    )
+    with shown, Workers(partial(_run_in_child, config), min(processes, len(waiting))) as workers:
+        try:
+            while waiting or running:
+                ready = [job for job in waiting if job.ready]
+                if not running and not ready:  # what they are measured by has failed
+                    break
+                for job in ready[: workers.count - len(running)]:
+                    waiting.remove(job)
+                    running.append(job)
+                    workers.give(job)
+                for job in workers.finished():
+                    running.remove(job)
+                    shown.update(1)
+                    if not job.finished:
+                        failed.append(f"{job.name} failed; its output is in {job.log}")
+                now = ", ".join(f"{job.name} {job.updates_done()}" for job in running)
+                shown.set_postfix_str(now, refresh=False)
+        except KeyboardInterrupt:
+            workers.stop()
+            return False
+    if failed:
+        raise RuntimeError("; ".join(failed))
+    return True
+
+
+def _run_in_child(config: DetectorConfig, job: Job, stop: Callable[[], bool]) -> None:
+    """One run, whatever it prints in its own file."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    run_job(config, job, progress_bar=False, stop=stop)

@@ -1,0 +1,113 @@
+"""Trains an energy-based model as an anomaly detector, judges it, and compares it in one table.
+
+    python scripts/train_ebm.py --config configs/ebm_digits.yaml --seeds 3 --compare true
+    python scripts/train_ebm.py --config configs/ebm_textures.yaml --part gravel --seed 1
+    python scripts/train_ebm.py --config configs/mvtec.yaml --data.folder DIR
+    python scripts/train_ebm.py --resume runs/digits
+
+Every option is listed by --help; unknown or contradictory ones are refused by name. Ctrl-C stops
+every run at a checkpoint. `evaluate.py` judges single runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+# As in vgs_rl itself, but here torch is imported before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from benchmark_table import machine
+from ebm_jobs import DetectorConfig, config_of, detector_parser, make_jobs, run_all
+from ebm_report import as_markdown, collect, write
+
+from vgs_rl.checkpoint import write_text
+from vgs_rl.config import ConfigError, as_yaml, parse
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = detector_parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--resume", type=Path | None, default=None, help="experiment folder to go on with")
+    add("--overwrite", type=bool, default=False, help="replace an existing experiment folder")
+    add("--jobs", type=int, default=0, help="trainings at a time; 0 is one for each core")
+    add("--progress", type=bool, default=True, help="show a progress bar")
+    add("--json", type=str | None, default=None, help="also write the table here; - is stdout")
+    own = ("config", "resume", "overwrite", "jobs", "progress", "json")
+    sys.path.insert(0, "")  # import paths of a user's classes start from the current folder
+    try:
+        options = parse(parser, arguments)
+        if options.resume is not None:
+            arguments = _resumed(options.resume, arguments)
+            options = parse(parser, arguments)
+        config = config_of(options)
+        if options.jobs < 0:
+            raise ConfigError(f"jobs must be at least 0, got {options.jobs}")
+        folder = options.resume or config.folder
+        if folder != config.folder:
+            raise ConfigError(f"--resume {folder}: the folder was moved from {config.folder}")
+        for part in config.parts:
+            config.data.load(part, config.seed)  # what is missing is said before anything starts
+        if options.resume is None:
+            _new_folder(config, as_yaml(parser, arguments, own), overwrite=options.overwrite)
+        out = sys.stderr if options.json == "-" else sys.stdout
+        size = machine(1)
+        jobs = make_jobs(config)
+        finished = sum(job.finished for job in jobs)
+        print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
+        processes = options.jobs or os.cpu_count() or 1
+        if not run_all(config, jobs, processes, bar=options.progress):
+            print(f"stopped; go on with: train_ebm.py --resume {folder}", file=out)
+            return 130
+        entries = collect(config, jobs)
+        content = write(config, entries, size)
+        print(f"\n{as_markdown(config, entries)}\n", file=out)
+        print(f"table     {folder / 'table.md'}, {folder / 'table.json'}", file=out)
+        print(f"pictures  {jobs[0].folder / 'figures'} and so on", file=out)
+        print(f"curves    tensorboard --logdir {folder}", file=out)
+        if options.json == "-":
+            print(json.dumps(content, indent=2))
+        elif options.json is not None:
+            write_text(Path(options.json), json.dumps(content, indent=2) + "\n")
+    except (ConfigError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _new_folder(config: DetectorConfig, yaml: str, *, overwrite: bool) -> None:
+    """The experiment's folder with its configuration.
+
+    Raises:
+        FileExistsError: if it holds another experiment.
+        OSError: if it cannot be written to.
+    """
+    folder = config.folder
+    if overwrite and (folder / "config.yaml").is_file():
+        shutil.rmtree(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"experiment folder {folder} is not empty: go on with --resume {folder}, replace it "
+            "with --overwrite true, or choose another --output"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", yaml)
+    except OSError as error:
+        raise OSError(f"experiment folder {folder} cannot be written to: {error}") from error
+
+
+def _resumed(folder: Path, arguments: list[str]) -> list[str]:
+    """The experiment's own configuration, with this command line's options over it."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"--resume {folder}: no experiment folder, it has no config.yaml")
+    return ["--config", str(file), *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,398 @@
+"""Detectors trained as energy-based models: choice by validation, resuming, tables, figures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives, NoNegatives
+from vgs_rl.agents.detection import DetectorTraining, WatchConfig, chosen_by, load_energy
+from vgs_rl.config import BudgetConfig
+from vgs_rl.contrastive import ContrastiveConfig
+from vgs_rl.detection import LabelledFeatures
+from vgs_rl.detection_plots import plot_detector_curves, plot_projection, plot_scores
+from vgs_rl.envs import anomaly
+from vgs_rl.learned import AutoencoderEnergyConfig
+from vgs_rl.report import Figure, Report
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--data.held_out=[3,5]",
+    "--ebm.energy.hidden=[16]",
+    "--ebm.energy.latent=4",
+    "--ebm.pretrain_steps=5",
+    "--ebm.warmup=1",
+    "--ebm.learner.batch_size=32",
+    "--ebm.negatives.agent.network.width=16",
+    "--ebm.negatives.agent.rule.batch_size=16",
+    "--watch.validate_every=4",
+    "--watch.save_every=4",
+    "--watch.log_every=2",
+    "--watch.figures_every=1",
+    "--progress=false",
+    "--device=cpu",
+]
+
+
+def command(*arguments, script="train_ebm.py"):
+    return [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+
+
+def run(folder, *arguments, script="train_ebm.py", status=0):
+    done = subprocess.run(
+        command(*arguments, script=script),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+DIGITS = ["--config", ROOT / "configs/ebm_digits.yaml", *TINY]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder in which two digits and all methods were run for a moment, with two seeds."""
+    folder = tmp_path_factory.mktemp("compared")
+    options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=2"]
+    out, _ = run(folder, *DIGITS, *options)
+    assert "auroc_image by class" in out and "table.md" in out
+    return folder / "runs/digits"
+
+
+METHODS = ["vgs", "langevin", "langevin-persistent", "plain"]
+CLASSICAL = ["isolation_forest", "one_class_svm", "local_outlier_factor"]
+
+
+def test_the_table_has_every_method_and_seed(compared):
+    content = json.loads((compared / "table.json").read_text())
+    assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
+    assert all(row["seeds"] == 2 and "±" in row["auroc_image"] for row in content["rows"])
+    for entry in content["reports"]:
+        figure = entry["figures"]["auroc_image"]
+        assert set(figure["classes"]) == {"3", "5"}
+        assert figure["value"] == pytest.approx(np.mean(list(figure["classes"].values())))
+    assert "| local_outlier_factor |" in (compared / "table.md").read_text()
+
+
+def test_langevin_gets_as_many_energy_evaluations_and_the_plain_autoencoder_as_many_steps(compared):
+    for part in ("3", "5"):
+        reports = {
+            method: Report.from_json((compared / part / method / "0/report.json").read_text())
+            for method in METHODS
+        }
+        own = reports["vgs"]
+        batch = 3 * 32  # one update's data and negatives, and at most one more step of the walk
+        for method in METHODS[1:3]:
+            other = reports[method]
+            assert own.energy_evaluations <= other.energy_evaluations
+            assert other.energy_evaluations < own.energy_evaluations + 8 * batch
+        assert reports["plain"].details["updates"] == own.details["updates"] + 5
+
+
+def test_a_run_folder_holds_records_pictures_and_the_best_checkpoint(compared):
+    path = compared / "3/vgs/0"
+    names = {"energies", "projection", "learning_curves"}
+    assert {p.stem for p in (path / "figures").glob("*.png")} == names
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "eval/validation" in line]
+    assert [line["updates"] for line in validated] == [4, 8]
+    for name in ("normal", "anomalies", "negatives"):
+        assert all(f"eval/energy_{name}" in line for line in validated)
+    best = torch.load(path / "checkpoints/best.pt", weights_only=True)["state"]
+    assert best["validation"] == max(line["eval/validation"] for line in validated)
+    report = Report.from_json((path / "report.json").read_text())
+    assert report.details["validation"] == best["validation"]
+    assert report.target == "digits-3" and report.agent == "vgs"
+
+
+def test_tensorboard_has_energies_auroc_and_pictures(compared):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(compared / "3/vgs/0"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"eval/auroc_image", "eval/energy_negatives", "train/energy_data"} <= set(
+        tags["scalars"]
+    )
+    assert {"figures/energies", "figures/projection"} <= set(tags["images"])
+
+
+def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
+    runs = ["digits/3/vgs/0", "digits/5/langevin/1"]
+    out, _ = run(compared.parent, *runs, "--json", "-", script="evaluate.py")
+    for path, again in zip(runs, json.loads(out), strict=True):
+        report = json.loads((compared.parent / path / "report.json").read_text())
+        assert again["figures"] == report["figures"]
+        assert again["train_seconds"] == report["train_seconds"]
+    out, _ = run(compared.parent, runs[0], "--split=validation", script="evaluate.py")
+    best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
+    assert f"{best['validation']:.4f}" in out
+    _, error = run(compared.parent, runs[0], "--split=train", script="evaluate.py", status=2)
+    assert "--split must be test or validation, got 'train'" in error
+
+
+def test_an_existing_experiment_is_not_overwritten_unasked(compared):
+    _, error = run(compared.parent.parent, *DIGITS, status=2)
+    assert "is not empty" in error and "--resume" in error and "--overwrite" in error
+
+
+def reports_in(folder):
+    found = {}
+    for path in sorted(folder.rglob("report.json")):
+        content = json.loads(path.read_text())
+        figures, evaluations = content["figures"], content["energy_evaluations"]
+        found[str(path.relative_to(folder))] = (figures, evaluations, content["details"])
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
+    options = [*DIGITS, "--budget.updates=60", "--watch.figures_every=0", f"--jobs={jobs}"]
+    process = subprocess.Popen(
+        command(*options, "--output=stopped"),
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics, deadline = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl", time.time() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, out + error
+    assert "--resume stopped/digits" in out
+    assert len(reports_in(tmp_path / "stopped")) < 2
+    run(tmp_path, "--resume", "stopped/digits", "--progress=false", f"--jobs={jobs}")
+    run(tmp_path, *options, "--output=whole")
+    stopped, whole = reports_in(tmp_path / "stopped"), reports_in(tmp_path / "whole")
+    assert len(whole) == 2 and stopped == whole
+
+
+BAD = [
+    (["--data.held_out=[10]"], "data.held_out must be digits from 0 to 9, got 10"),
+    (["--part=7"], "part must be one of 3, 5, got '7'"),
+    (["--seeds=0"], "experiment.seeds must be at least 1, got 0"),
+    (["--watch.validate_every=0"], "watch.validate_every must be at least 1, got 0"),
+    (["--watch.choose_by=test"], "test"),
+    (["--comparison.step_size=-1"], "comparison.step_size must be a positive number, got -1"),
+    (["--data=MVTecSource", "--data.folder=nowhere"], "MVTec-AD is not at nowhere"),
+    (["--ebm.energy.latents=3"], "latents"),
+    (["--device=tpu9"], "device 'tpu9' is not available here"),
+    (["--output=a_file"], "experiment folder a_file/digits cannot be written to"),
+    (["--resume=nowhere"], "no experiment folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    import importlib.util
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    spec = importlib.util.spec_from_file_location("train_ebm", ROOT / "scripts/train_ebm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_gets_one_clear_error_and_leaves_no_files(
+    arguments, message, script, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("")
+    digits = [str(each) for each in DIGITS]
+    if arguments[0].startswith("--data=MVTec"):
+        digits = [each for each in digits if "held_out" not in each]
+    assert script.main([*digits, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+# --- one training ---------------------------------------------------------------------------------
+
+
+def toy_grids(images):
+    """Unit-norm grids (N, 14, 14, 4) of mean, its complement, local contrast and a constant."""
+    x = images.float() / 255
+    x = x if x.ndim == 3 else x.mean(-1)
+    mean = torch.nn.functional.adaptive_avg_pool2d(x[:, None], 14)
+    square = torch.nn.functional.adaptive_avg_pool2d(x[:, None].square(), 14)
+    parts = [mean, 1 - mean, (square - mean.square()).clamp_min(0).sqrt(), torch.ones_like(mean)]
+    return anomaly.unit(torch.cat(parts, 1).permute(0, 2, 3, 1))
+
+
+def small(negatives=None, **options):
+    return EBMConfig(
+        energy=AutoencoderEnergyConfig(hidden=(16,), latent=2),
+        on_sphere=True,
+        negatives=negatives or LangevinNegatives(steps=2),
+        learner=ContrastiveConfig(batch_size=32),
+        **options,
+    )
+
+
+def test_grids_are_judged_by_images_and_pixels_with_heat_maps(tmp_path):
+    crops = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
+    data = anomaly.load_texture("brick", crops, features=toy_grids)
+    trainer = EBMTrainer(data.rows, small())
+    watch = WatchConfig(validate_every=2, figures_every=1, choose_by="mean")
+    training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
+    report = training.run(BudgetConfig(updates=4), target="brick", seed=0, progress_bar=False)
+    assert set(report.figures) == {"auroc_image", "auroc_pixel"}
+    assert (tmp_path / "run/figures/heat_maps.png").is_file()
+    records = training.folder.records
+    both = [r for r in records if "eval/auroc_pixel" in r]
+    assert all(
+        r["eval/validation"] == 0.5 * (r["eval/auroc_pixel"] + r["eval/auroc_image"]) for r in both
+    )
+
+
+def test_the_test_split_does_not_choose(tmp_path):
+    data = anomaly.load_digits(3)
+    turned = replace(data.test, labels=~data.test.labels)
+    energies = []
+    for name, test in (("as it is", data.test), ("turned", turned)):
+        trainer = EBMTrainer(data.rows, small())
+        training = DetectorTraining(
+            trainer,
+            replace(data, test=test),
+            WatchConfig(validate_every=1, figures_every=0),
+            path=tmp_path / name,
+            yaml="",
+        )
+        report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
+        energies.append((trainer.energy.state_dict(), report.figures["auroc_image"].value))
+    (one, value), (other, opposite) = energies
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert value == pytest.approx(1 - opposite)
+
+
+def test_the_judged_energy_is_the_best_validated_one(tmp_path):
+    data = anomaly.load_digits(3)
+    trainer = EBMTrainer(data.rows, small())
+    watch = WatchConfig(validate_every=1, figures_every=0)
+    training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
+    training.run(BudgetConfig(updates=6), target="x", seed=0, progress_bar=False)
+    other = EBMTrainer(data.rows, small())
+    assert load_energy(tmp_path / "run", other)["validation"] == training.best
+    x = data.test.x
+    assert torch.equal(other.score(x), trainer.score(x))
+    load_energy(tmp_path / "run", other, "last")
+    assert training.best == max(training._validated())
+    wrong = EBMTrainer(data.rows, replace(small(), energy=AutoencoderEnergyConfig(hidden=(8,))))
+    with pytest.raises(ValueError, match="best.pt does not fit this configuration"):
+        load_energy(tmp_path / "run", wrong)
+
+
+def test_without_negatives_the_energy_learns_its_own_loss_alone():
+    data = anomaly.load_digits(3).rows
+    trainer = EBMTrainer(data, small(NoNegatives()))
+    x = data[:200]
+    before = float(trainer.energy.pretraining_loss(x).detach())
+    trainer.learn(BudgetConfig(updates=50), progress_bar=False)
+    assert float(trainer.energy.pretraining_loss(x).detach()) < before
+    assert trainer.counters.energy_evaluations == 50 * 32 and trainer.counters.env_steps == 0
+    assert not len(trainer.negatives.draw(5)) and not len(trainer.drawn)
+    again = EBMTrainer(data, small(NoNegatives()))
+    again.learn(BudgetConfig(updates=20), progress_bar=False)
+    third = EBMTrainer(data, small(NoNegatives()))
+    third.load_state_dict(again.state_dict())
+    third.learn(BudgetConfig(updates=50), progress_bar=False)
+    assert torch.equal(third.score(x), trainer.score(x))
+
+
+def test_what_chooses_is_images_pixels_or_their_mean():
+    figures = {
+        "auroc_image": Figure(value=0.5, floor=1.0, n=1),
+        "auroc_pixel": Figure(value=1.0, floor=1.0, n=1),
+    }
+    assert [chosen_by(c, figures) for c in ("image", "pixel", "mean")] == [0.5, 1.0, 0.75]
+    del figures["auroc_pixel"]
+    assert chosen_by("pixel", figures) == 0.5
+
+
+def test_pictures_take_any_kinds_and_refuse_what_has_no_plane():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 5, generator=generator)
+    plot_scores({"data": torch.randn(50, generator=generator), "anomalies": torch.zeros(3)})
+    figure = plot_projection({"data": rows, "negatives": rows + 1})
+    assert [line.get_label() for line in figure.axes[0].lines] == ["data", "negatives"]
+    plot_detector_curves([{"updates": 1, "eval/auroc_image": 0.5}])
+    with pytest.raises(ValueError, match="clouds must begin with rows"):
+        plot_projection({"data": rows[:1]})
+
+
+def test_sources_name_their_parts_and_refuse_what_they_do_not_have(tmp_path):
+    assert anomaly.DigitsSource(held_out=(3, 1)).parts == ("3", "1")
+    assert anomaly.TexturesSource().parts == anomaly.TEXTURES
+    assert anomaly.TexturesSource(joint=True).parts == ("brick+grass+gravel",)
+    assert anomaly.MVTecSource().parts == ("all",)
+    assert anomaly.MVTecSource(joint=False, classes=("tile",)).parts == ("tile",)
+    with pytest.raises(ValueError, match=r"data.joint must be true where data.classes is left out"):
+        anomaly.MVTecSource(joint=False)
+    assert isinstance(anomaly.DigitsSource().load("3", 0).test, LabelledFeatures)
+    with pytest.raises(FileNotFoundError, match="MVTec-AD is not at"):
+        anomaly.MVTecSource(folder=tmp_path).load("all", 0)
+
+
+# --- MVTec-AD -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mvtec_folder(tmp_path):
+    """Two small classes in MVTec-AD's layout."""
+    from PIL import Image
+
+    source = np.random.default_rng(0)
+    for name in ("bottle", "tile"):
+        for place, count in {"train/good": 6, "test/good": 2, "test/crack": 2}.items():
+            folder = tmp_path / "mvtec" / name / place
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = source.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03}.png")
+        folder = tmp_path / "mvtec" / name / "ground_truth/crack"
+        folder.mkdir(parents=True)
+        mask = np.zeros((40, 40), dtype=np.uint8)
+        mask[:20, :10] = 255
+        for i in range(2):
+            Image.fromarray(mask).save(folder / f"{i:03}_mask.png")
+    return tmp_path / "mvtec"
+
+
+def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
+    mvtec_folder, script, monkeypatch, capsys
+):
+    from vgs_rl.envs.anomaly import mvtec
+
+    monkeypatch.setattr(mvtec, "b4_grids", lambda: toy_grids)  # its weights would be downloaded
+    monkeypatch.chdir(mvtec_folder.parent)
+    config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
+    shared = [each for each in TINY if "held_out" not in each]
+    options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
+    assert script.main([*config, *shared, *options]) == 0, capsys.readouterr().err
+    assert "auroc_pixel by class" in capsys.readouterr().out
+    content = json.loads(Path("runs/mvtec/table.json").read_text())
+    assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
+    for entry in content["reports"]:
+        for name in ("auroc_image", "auroc_pixel"):
+            assert set(entry["figures"][name]["classes"]) == {"bottle", "tile"}
+    assert Path("runs/mvtec/all/vgs/0/figures/heat_maps.png").is_file()
