@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> int:
         detectors = [run for run in options.runs if is_detector(run)]
         if detectors and len(detectors) < len(names):
             raise ConfigError("detectors and samplers are judged by different figures: call twice")
+        for name in ("export", "n", "resample", "smc", "ceiling"):
+            if detectors and options[name]:
+                raise ConfigError(f"--{name} is for samplers, got a detector: {detectors[0]}")
         if detectors:
             columns = judge_runs(
                 detectors,
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> int:
                 export_sampler(yaml, agent, report, options.export)
             if options.smc:
                 columns[f"{title}, SMC"] = judge_smc(config, agent, n=options.n)
-        if options.ceiling and not detectors:
+        if options.ceiling:
             columns |= ceilings(config)
         text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)
         if options.json == "-":

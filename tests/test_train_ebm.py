@@ -142,6 +142,8 @@ def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     assert f"{best['validation']:.4f}" in out
     _, error = run(compared.parent, runs[0], "--split=train", script="evaluate.py", status=2)
     assert "--split must be test or validation, got 'train'" in error
+    _, error = run(compared.parent, runs[0], "--smc=true", script="evaluate.py", status=2)
+    assert "--smc is for samplers, got a detector" in error
 
 
 def test_an_existing_experiment_is_not_overwritten_unasked(compared):
