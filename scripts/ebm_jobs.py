@@ -53,7 +53,7 @@ class ComparisonConfig:
 
     Args:
         methods: trainings of the same energy. `langevin` (short runs) and `langevin-persistent`
-            get as many energy evaluations as the experiment's own sampler used, in as many
+            get as many energy evaluations as the experiment's own sampler used, in about as many
             updates of E; `plain` is the energy's own loss alone, for as many updates, those of the
             pre-training included.
         step_size: variance of a Langevin step's noise per coordinate.
