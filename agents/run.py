@@ -40,6 +40,7 @@ from vgs_rl.config import (
 )
 from vgs_rl.evaluation import Report, evaluate
 from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
@@ -224,6 +225,7 @@ def judge(
     n: int | None = None,
     resample: bool = False,
     sampler: Sampler | None = None,
+    protocol: ParticleProtocol | None = None,
 ) -> Report:
     """The report of an agent (or of another sampler) on the run's own evaluation seed."""
     return evaluate(
@@ -238,10 +240,17 @@ def judge(
         train_seconds=agent.counters.seconds,
         env_steps=agent.counters.env_steps,
         energy_evaluations=agent.counters.energy_evaluations,
+        protocol=protocol,
     )
 
 
-def judge_smc(config: RunConfig, agent: Agent, *, n: int | None = None) -> Report:
+def judge_smc(
+    config: RunConfig,
+    agent: Agent,
+    *,
+    n: int | None = None,
+    protocol: ParticleProtocol | None = None,
+) -> Report:
     """The report of SMC with the agent's value as twist, resampled at the end.
 
     Raises:
@@ -250,7 +259,15 @@ def judge_smc(config: RunConfig, agent: Agent, *, n: int | None = None) -> Repor
     if not isinstance(agent, ValueGradientAgent):
         raise ValueError(f"SMC needs a value as its twist, and {config.agent.name} has none")
     sampler = SMCSampler(agent.mdp, agent.policy)
-    return judge(config, find(config.env), agent, n=n, resample=True, sampler=sampler)
+    return judge(
+        config,
+        find(config.env),
+        agent,
+        n=n,
+        resample=True,
+        sampler=sampler,
+        protocol=protocol,
+    )
 
 
 def finish(config: RunConfig, target: Target, agent: Agent, folder: RunFolder) -> Report:

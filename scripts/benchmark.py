@@ -53,6 +53,7 @@ from vgs_rl.agents.run import (
     train,
 )
 from vgs_rl.evaluation import Report, format_comparison
+from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import plot_steps, save_figure
 
 # What each shipped configuration has to reach, as medians over seeds (value, how it is meant).
@@ -213,21 +214,24 @@ def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
     return report
 
 
-def _others(agent: Agent, report: Report) -> int:
-    """Samples of what stands beside the run: a quarter of particles, which cost so much more."""
-    return report.n_samples // (4 if agent.mdp.energy.symmetry is not None else 1)
+def _others(agent: Agent, report: Report) -> dict[str, Any]:
+    """How what stands beside the run is judged: particles, which cost more, on a tenth."""
+    if agent.mdp.energy.symmetry is None:
+        return {"n": report.n_samples}
+    protocol = ParticleProtocol(geometric_repeats=0, published_geometric_repeats=0)
+    return {"n": report.n_samples // 10, "protocol": protocol}
 
 
 def _resampled(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
-    n = _others(agent, report)
-    resampled = judge(config, find(config.env), agent, n=n, resample=True)
+    how = _others(agent, report)
+    resampled = judge(config, find(config.env), agent, resample=True, **how)
     return _costing_as(report, resampled, "vgs, resampled")
 
 
 def _smc(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
-    smc = judge_smc(config, agent, n=_others(agent, report))
+    smc = judge_smc(config, agent, **_others(agent, report))
     return _costing_as(report, smc, "vgs, SMC")
 
 
@@ -253,9 +257,9 @@ def _mala(folder: Path, report: Report) -> Report:
         max_drift=None if energy.symmetry is None else 100.0,
     )
     begin = time.perf_counter()
-    sampler.sample(report.n_samples, config.seed)
+    sampler.sample(_others(agent, report)["n"], config.seed)
     seconds = time.perf_counter() - begin
-    mala = judge(config, find(config.env), agent, sampler=sampler)
+    mala = judge(config, find(config.env), agent, sampler=sampler, **_others(agent, report))
     cost = {"train_seconds": seconds, "env_steps": 0, "energy_evaluations": budget}
     return replace(mala, agent="mala", **cost)
 
@@ -263,8 +267,8 @@ def _mala(folder: Path, report: Report) -> Report:
 def _then_mala(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
     sampler = RefinedSampler(agent.sampler(), agent.mdp.energy, steps=10)
-    n = _others(agent, report)
-    refined = judge(config, find(config.env), agent, n=n, sampler=sampler)
+    how = _others(agent, report)
+    refined = judge(config, find(config.env), agent, sampler=sampler, **how)
     return _costing_as(report, refined, "vgs, then MALA")
 
 
