@@ -249,13 +249,13 @@ class TestFigures:
             assert figure.floor is not None
             assert figure.value > 1.2 * figure.floor, name
 
-    def test_costly_figures_are_left_out_for_many_particles_unless_asked(self) -> None:
+    def test_costly_figures_are_cut_short_for_many_particles_unless_asked(self) -> None:
         energy = Springs(21, 2)
         x = energy.sample(40, torch.Generator().manual_seed(5))
-        usual = figures(x, protocol=ParticleProtocol(n=20, geometric_n=5), energy=energy)
-        assert "w2" in usual and not [name for name in usual if "geometric" in name]
-        asked = ParticleProtocol(n=20, geometric_n=5, geometric_repeats=1)
-        assert "w2_geometric" in figures(x, protocol=asked, energy=energy)
+        usual = figures(x, protocol=ParticleProtocol(n=20, geometric_n=8), energy=energy)
+        assert usual["w2_geometric"].n == 2 and "w2_geometric_published" not in usual
+        asked = ParticleProtocol(n=20, geometric_n=8, geometric_repeats=1)
+        assert figures(x, protocol=asked, energy=energy)["w2_geometric"].n == 8
 
     def test_a_published_range_that_misses_the_reference_is_left_out(self) -> None:
         class Deep(Springs):

@@ -20,5 +20,6 @@ def test_a_shipped_sampler_reaches_the_elbo_of_its_report(name: str) -> None:
     log_weight = vgs_rl.load_sampler(name, device="cpu").sample(n, 1).log_weight
     _, _, report = load_pretrained(name, "cpu")
     assert log_weight is not None and bool(torch.isfinite(log_weight).all())
-    error = float(log_weight.std()) / math.sqrt(n)
-    assert abs(float(log_weight.mean()) - report.figures["elbo"].value) < 5 * error
+    # Rare bad paths weigh on the ELBO of many samples: few may lie above it, not above log Z.
+    mean, margin = float(log_weight.mean()), 5 * float(log_weight.std()) / math.sqrt(n)
+    assert report.figures["elbo"].value - margin < mean < report.figures["log_z"].value + margin

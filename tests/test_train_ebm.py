@@ -162,7 +162,7 @@ def reports_in(folder):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
-    options = [*DIGITS, "--budget.updates=60", "--watch.figures_every=0", f"--jobs={jobs}"]
+    options = [*DIGITS, "--budget.updates=200", "--watch.figures_every=0", f"--jobs={jobs}"]
     process = subprocess.Popen(
         command(*options, "--output=stopped"),
         cwd=tmp_path,
