@@ -128,6 +128,7 @@ class ClusterNetwork(NetworkConfig):
         knots: spline knots in log S of every coefficient that depends on t.
         relax: above 0, descriptors of relaxed positions join: by so many times the noise's
             variance along the noised pair forces.
+        stages: how often they relax, each time with descriptors of its own.
     """
 
     near: float = 0.0
@@ -139,6 +140,7 @@ class ClusterNetwork(NetworkConfig):
     pooled: int = 0
     knots: int = 10
     relax: float = 0.0
+    stages: int = 1
 
     def __post_init__(self) -> None:
         require_positive("network", reach=self.reach)
@@ -149,6 +151,7 @@ class ClusterNetwork(NetworkConfig):
         require_at_least("network", 0, pooled=self.pooled)
         require_at_least("network", 2, knots=self.knots)
         require_at_least("network", 0, relax=self.relax)
+        require_at_least("network", 1, stages=self.stages)
 
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
@@ -167,6 +170,7 @@ class ClusterNetwork(NetworkConfig):
             pooled=self.pooled,
             knots=self.knots,
             relax=self.relax,
+            stages=self.stages,
             temperature=mdp.temperature,
             generator=generator,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
@@ -201,10 +202,12 @@ class GradientMatching(ValueRule):
             mean, slope = self._posterior(mean, slope, x, t, agent.generator)
         if self.references:
             k = math.ceil(self._shared * len(t) / mdp.num_steps)  # t ascends
-            posterior = _posterior(x[:k], x_T, scale[:k], spread[:k], self._precision)
+            values = torch.cat([x_T, gradient], dim=-1)
+            of = (x[:k], x_T, scale[:k], spread[:k], self._precision)
+            averages = _posterior_means(*of, values).to(x.dtype).chunk(2, dim=-1)
             share = self._share[t[:k]].unsqueeze(-1)
-            mean = torch.cat([torch.lerp(mean[:k], posterior @ x_T, share), mean[k:]])
-            slope = torch.cat([torch.lerp(slope[:k], posterior @ gradient, share), slope[k:]])
+            mean = torch.cat([torch.lerp(mean[:k], averages[0], share), mean[k:]])
+            slope = torch.cat([torch.lerp(slope[:k], averages[1], share), slope[k:]])
         if self.references or self.posterior_steps:
             z = (x - mean / scale) / spread.sqrt()
         return x, mdp.temperature * z / spread.sqrt(), scale * slope
@@ -241,7 +244,8 @@ class GradientMatching(ValueRule):
         x_T, _ = self._draw(max(len(t), self.references), agent)
         x, _ = agent.mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
         scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
-        weights = _posterior(x, x_T, scale, spread, torch.float64)
+        left, right = _posterior_factors(x, x_T, scale, spread, torch.float64)
+        weights = torch.softmax(left @ right.T, dim=-1)
         inverse = weights.square().sum(-1).view(steps, 4).mean(-1)  # of the effective number
         self._share = torch.where(inverse < 0.9, 1 - inverse, 0.0)
         self._shared = int((self._share > 0).nonzero().amax()) + 1 if self._share.any() else 0
@@ -312,16 +316,29 @@ class GradientMatching(ValueRule):
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
 
 
-def _posterior(x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor, dtype: torch.dtype) -> Tensor:
-    """Probability of each terminal state (M, D), equally likely before, given x (B, D): (B, M).
+def _posterior_factors(
+    x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(B, C) and (M, C) whose products, softmaxed, are the posterior of x_T (M, D) given x (B, D).
 
-    `scale` A_t and `spread` S_t have shape (B, 1).
+    The terminal states are equally likely before; `scale` A_t and `spread` S_t have shape (B, 1).
     """
     # -‖x - x_T / A‖² / 2S without what does not depend on x_T, as one product; in double where
     # S is small, since the squares are large then and all but cancel.
     x, x_T, scale, spread = (z.to(dtype) for z in (x, x_T, scale, spread))
     left = torch.cat([x / (scale * spread), -0.5 / (scale.square() * spread)], dim=-1)
-    right = torch.cat([x_T, x_T.square().sum(-1, keepdim=True)], dim=-1)
-    logits = left @ right.T
-    logits -= logits.amax(dim=-1, keepdim=True)
-    return torch.softmax(logits.float(), dim=-1)
+    return left, torch.cat([x_T, x_T.square().sum(-1, keepdim=True)], dim=-1)
+
+
+def _posterior_means(
+    x: Tensor, x_T: Tensor, scale: Tensor, spread: Tensor, dtype: torch.dtype, values: Tensor
+) -> Tensor:
+    """Means of values (M, C) of terminal states over their posterior given x (B, D): (B, C)."""
+    left, right = _posterior_factors(x, x_T, scale, spread, dtype)
+    # That is attention, whose kernel never holds B x M numbers; it wants equal widths.
+    width = max(left.shape[-1], values.shape[-1])
+    query, key, value = (
+        F.pad(z, (0, width - z.shape[-1]))[None, None] for z in (left, right, values.to(dtype))
+    )
+    means = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return means[0, 0, :, : values.shape[-1]]

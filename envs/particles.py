@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.geometry import CentreOfMassFree
+from vgs_rl.pairs import pair_differences
 
 
 class ParticleEnergy(Energy):
@@ -45,6 +46,7 @@ class ParticleEnergy(Energy):
     """
 
     CORE: float = 0.0
+    PART = 150_000  # numbers per array of pairs
     shipped: Mapping[tuple[int, int], str] = {}
     published: Mapping[str, float] = {}
 
@@ -59,11 +61,7 @@ class ParticleEnergy(Energy):
             raise ValueError(f"core must be a positive number or None, got {core}")
         self.trap, self.core = trap, core
         self.dim, self.symmetry = self.space.dim, Particles(n_particles, n_dims)
-        # Particle i meets i + k (mod n): every pair once. With even n the last k meets itself.
-        half = n_particles // 2
-        self._rounds = [
-            (k, half if 2 * k == n_particles else n_particles) for k in range(1, half + 1)
-        ]
+        self.register_buffer("differences", pair_differences(n_particles), persistent=False)
 
     @property
     def geometry(self) -> CentreOfMassFree:
@@ -86,46 +84,43 @@ class ParticleEnergy(Energy):
         """U(r), the energy of one unordered pair at distances r of any shape; same shape."""
         return self._pair(r.square())[0]
 
-    def _positions(self, x: Tensor) -> Tensor:
-        """Centred positions, shape (n, d, B): a batch is contiguous, whatever n and d are."""
+    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Centred positions (n, d B), and their differences over pairs (P, d, B)."""
         n, d = self.space.n_particles, self.space.n_dims
-        positions = x.T.contiguous().view(n, d, len(x))
-        return positions - positions.mean(0)
+        positions = x.T.contiguous().view(n, d * len(x))  # a batch is contiguous
+        positions = positions - positions.mean(0)
+        difference = self.differences.to(x.dtype) @ positions
+        return positions, difference.view(-1, d, len(x))
 
     def energy(self, x: Tensor) -> Tensor:
         """See :meth:`Energy.energy`."""
-        positions = self._positions(x)
-        partners = torch.cat([positions, positions])
-        energy = 0.5 * self.trap * positions.square().sum((0, 1))
-        for k, rows in self._rounds:
-            square = (positions[:rows] - partners[k : k + rows]).square().sum(1)  # (rows, B)
-            energy = energy + self._pair(square)[0].sum(0)
-        return energy
+        return torch.cat([self._energy(part) for part in self._parts(x)])
+
+    def _energy(self, x: Tensor) -> Tensor:
+        positions, difference = self._pairs(x)
+        squares = positions.square().view(self.dim, len(x)).sum(0)
+        return 0.5 * self.trap * squares + self._pair(difference.square().sum(1))[0].sum(0)
 
     @torch.no_grad()
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Closed form.
+        """Closed form, in parts that fit the cache."""
+        parts = [self._energy_and_gradient(part) for part in self._parts(x)]
+        return torch.cat([energy for energy, _ in parts]), torch.cat([slope for _, slope in parts])
 
-        Rounds of n pairs at a time keep the work in the cache, and every force is added to a
-        contiguous block: no index is gathered or scattered.
-        """
-        n = self.space.n_particles
-        positions = self._positions(x)
-        partners = torch.cat([positions, positions])
-        energy = 0.5 * self.trap * positions.square().sum((0, 1))
-        forces = torch.zeros_like(partners)  # of a particle, in two rows that are added at the end
-        for k, rows in self._rounds:
-            difference = positions[:rows] - partners[k : k + rows]
-            square = difference[:, 0].square()
-            for axis in range(1, self.space.n_dims):
-                square.addcmul_(difference[:, axis], difference[:, axis])
-            u, slope = self._pair(square)
-            energy += u.sum(0)
-            difference.mul_(slope.unsqueeze(1))
-            forces[:rows] += difference
-            forces[k : k + rows] -= difference
-        gradient = positions.mul_(self.trap).add_(forces[:n] + forces[n:], alpha=2)
+    def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        positions, difference = self._pairs(x)
+        squares = positions.square().view(self.dim, len(x)).sum(0)
+        u, slope = self._pair(difference.square().sum(1))
+        energy = u.sum(0).add_(squares, alpha=0.5 * self.trap)
+        force = difference.mul_(slope.unsqueeze(1)).view(len(difference), -1)
+        differences = self.differences.to(x.dtype)
+        gradient = torch.addmm(positions, differences.T, force, beta=self.trap, alpha=2.0)
         return energy, gradient.view(self.dim, len(x)).T.contiguous()
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.device.type != "cpu":
+            return (x,)
+        return x.split(max(16, self.PART // (len(self.differences) * self.space.n_dims)))
 
     def reference(self, split: Split = "test") -> Tensor:
         """Shipped samples by parallel tempering, float32, shape (n, D), on the CPU.

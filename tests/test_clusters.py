@@ -33,7 +33,8 @@ def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) 
         width=12,
         pooled=10,
         knots=4,
-        relax=0.3,
+        relax=0.2,
+        stages=2,
         generator=generator,
     ).double()
     if trained:

@@ -12,29 +12,51 @@ from torch.nn import functional as F
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
 from vgs_rl.networks import silu_pair
-from vgs_rl.pairs import NoisedPairPotential, hat_functions
+from vgs_rl.pairs import NoisedPairPotential, hat_functions, pair_differences
+
+
+class Stiffness(NamedTuple):
+    """Second derivatives of Σ U_t, by pairs.
+
+    Attributes:
+        unit: unit vectors, shape (d, P, B).
+        across: U_t'/r, shape (P, B).
+        along: U_t'' - U_t'/r, shape (P, B).
+    """
+
+    unit: Tensor
+    across: Tensor
+    along: Tensor
+
+
+class Stage(NamedTuple):
+    """Positions, and how the next stage's depend on them.
+
+    Attributes:
+        y: positions in units of l_t, shape (d, n, B).
+        step: length of the relaxation that leads on, one or (B,).
+        stiffness: of the pairs at y; None at the last stage.
+    """
+
+    y: Tensor
+    step: Tensor
+    stiffness: Stiffness | None
 
 
 class Places(NamedTuple):
     """What a sweep needs of positions at their steps; none of it takes a gradient.
 
     Attributes:
-        y: positions in units of l_t, shape (n, d, B).
-        relaxed: the same of the relaxed positions.
+        stages: positions, then what they relax to, one after the other.
         unit: l_t, one or (B,).
-        step: length of the relaxation, one or (B,).
-        energy: Σ_{i<j} U_t, shape (B,).
-        force: its gradient, shape (n, d, B).
-        stiffness: per round the unit vectors, U_t'/r and U_t'' - U_t'/r of its pairs.
+        energy: Σ_{i<j} U_t at the first, shape (B,).
+        force: its gradient, shape (d, n, B).
     """
 
-    y: Tensor
-    relaxed: Tensor | None
+    stages: list[Stage]
     unit: Tensor
-    step: Tensor
     energy: Tensor
     force: Tensor
-    stiffness: list[tuple[Tensor, Tensor, Tensor]]
 
 
 class ClusterValue(nn.Module):
@@ -53,17 +75,18 @@ class ClusterValue(nn.Module):
       (:meth:`calibrate`). l_t² = 1 + A_t² S_t / prior_std²: what noise blurs is not resolved.
       The vectors matter most: V has to follow ∂_S V = ½(ΔV - ‖∇V‖²), and ‖∇E‖² is a sum of
       squared vectors of that form.
-    - With `relax` > 0 both are taken at y and at y - relax A_t² S_t ∇_y Σ U_t: the posterior mean
-      of the terminal state is a relaxed y, and differences between forces there and here are
-      what the expansion of V in S holds next, coupling neighbours of neighbours.
+    - With `relax` > 0 both are taken at y and, `stages` times over, at where y moves by
+      -relax A_t² S_t ∇_y Σ U_t: the posterior mean of the terminal state is a relaxed y, and
+      differences between forces there and here are what the expansion of V in S holds next,
+      coupling neighbours of neighbours.
     - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
 
     Invariant to translation, rotation, reflection and permutation, by construction. The gradient
     is analytic: descriptors, then the MLP's own gradient, then the descriptors' transposed
-    Jacobian, whose own backward pass is the Jacobian; pairs are visited in rounds of n, so that
-    nothing of size n² B is ever held.
+    Jacobian, whose own backward pass is the Jacobian. Differences over pairs, and sums of pairs
+    over particles, are products with a constant matrix of zeros and ones: few, large operations.
 
     Args:
         chain: supplies T, A_t and S_t.
@@ -77,7 +100,8 @@ class ClusterValue(nn.Module):
         width: units of the MLP's two layers.
         pooled: units of the two layers of MLP'; 0 leaves it out.
         knots: spline knots in log S.
-        relax: length of the relaxation, 0 for none; about 0.3 is stable among twelve neighbours.
+        relax: length of a relaxation, 0 for none; about 0.3 is stable among twelve neighbours.
+        stages: number of relaxations, one after the other.
         temperature: tau.
         generator: initialises the weights.
 
@@ -85,8 +109,10 @@ class ClusterValue(nn.Module):
         ValueError: if the energy is no particle system, or a size is not positive.
     """
 
-    PART = 150_000  # numbers per descriptor array of one part of a batch
+    PART = 200_000  # numbers per descriptor array of one part of a batch
 
+    differences: Tensor
+    sums: Tensor
     centres: Tensor
     basis: Tensor
     scale: Tensor
@@ -112,6 +138,7 @@ class ClusterValue(nn.Module):
         pooled: int = 0,
         knots: int = 10,
         relax: float = 0.0,
+        stages: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator,
     ) -> None:
@@ -126,18 +153,18 @@ class ClusterValue(nn.Module):
         if not 0 <= near < reach:
             raise ValueError(f"near must be in [0, reach = {reach}), got {near}")
         self.radial, self.spacing = radial, (reach - near) / radial
-        half = n // 2
-        self._rounds = [(k, half if 2 * k == n else n) for k in range(1, half + 1)]
         steps = chain.num_steps
         noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
         self.pairs = NoisedPairPotential(energy, noise)
+        self.register_buffer("differences", pair_differences(n), False)
+        self.register_buffer("sums", self.differences.abs(), False)
         self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
-        self.relaxed = relax > 0
+        self.stages = stages if relax > 0 else 0
         self.register_buffer("relaxation", (relax * noise).float(), False)
-        channels = 2 * radial if self.relaxed else radial
+        channels = (1 + self.stages) * radial
         self.register_buffer("density_mean", torch.zeros(steps, channels))
         self.register_buffer("density_std", torch.ones(steps, channels))
         self.register_buffer("vector_std", torch.ones(steps, channels))
@@ -173,147 +200,116 @@ class ClusterValue(nn.Module):
         return _columns(self.basis @ table, t)
 
     def _positions(self, x: Tensor, t: int | Tensor) -> Tensor:
-        """Centred positions of y = A_t x, shape (n, d, B)."""
-        y = x.T.reshape(self.n, self.d, len(x)) * self.scale[t]
-        return y - y.mean(0)
+        """Centred positions of y = A_t x, shape (d, n, B)."""
+        y = x.T.reshape(self.n, self.d, len(x)).transpose(0, 1) * self.scale[t]
+        return y - y.mean(1, keepdim=True)
 
     def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Radial functions and their slopes at r (rows, B): both (K, rows, B)."""
+        """Radial functions and their slopes at r (P, B): both (K, P, B)."""
         # Clamped: what underflows to denormal numbers is many times slower.
         u = (r - self.centres.view(-1, 1, 1)).mul_(1 / self.spacing).clamp_(-9.0, 9.0)
         value = torch.exp(-0.5 * u.square())
         return value, u.mul_(value).mul_(-1 / self.spacing)
 
-    def _pairs(self, twice: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Distances (rows, B) of particles i and i + k, and unit vectors (rows, d, B).
-
-        `twice` holds the positions two times over, so that i + k (mod n) is a slice of it.
-        """
-        difference = twice[:rows] - twice[k : k + rows]
-        r = difference.square().sum(1).clamp_min(1e-8).sqrt()
-        return r, difference / r.unsqueeze(1)
+    def _pairs(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (P, B) of the pairs of y (d, n, B), and unit vectors (d, P, B)."""
+        difference = self.differences @ y
+        r = difference.square().sum(0).clamp_min(1e-8).sqrt()
+        return r, difference / r
 
     def _describe(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """ρ of shape (K, n, B) and v of shape (K, d, n, B) at positions y in units of l_t."""
-        density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
-        vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
-        twice = torch.cat([y, y])
-        for k, rows in self._rounds:
-            r, unit = self._pairs(twice, k, rows)
-            value, _ = self._radial(r)
-            density[:, :rows] += value
-            density[:, k : k + rows] += value
-            for axis in range(self.d):
-                part = value * unit[:, axis]
-                vector[:, axis, :rows] += part
-                vector[:, axis, k : k + rows] -= part
-        n = self.n
-        return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
+        r, unit = self._pairs(y)
+        value, _ = self._radial(r)
+        return self._collect(value, [value * along for along in unit])
+
+    def _collect(self, value: Tensor, vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sums over each particle's pairs of numbers (K, P, B), and of vectors that change sign."""
+        vector = torch.stack([self.differences.T @ part for part in vectors], 1)
+        return self.sums.T @ value, vector
 
     def _pull(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
-        """Transposed Jacobian of :meth:`_describe`: (K, n, B) and (K, d, n, B) to (n, d, B)."""
-        out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
-        twice, density = torch.cat([y, y]), torch.cat([density, density], 1)
-        vector = torch.cat([vector, vector], 2)
-        for k, rows in self._rounds:
-            r, unit = self._pairs(twice, k, rows)
-            value, slope = self._radial(r)
-            both = density[:, :rows] + density[:, k : k + rows]
-            along = torch.zeros_like(r)
-            across = []
-            for axis in range(self.d):
-                difference = vector[:, axis, :rows] - vector[:, axis, k : k + rows]
-                both.addcmul_(difference, unit[:, axis])
-                part = (value * difference).sum(0) / r
-                along.addcmul_(part, unit[:, axis])
-                across.append(part)
-            along = (slope * both).sum(0) - along
-            force = torch.stack(across, 1).addcmul_(along.unsqueeze(1), unit)
-            out[:rows] += force
-            out[k : k + rows] -= force
-        return out[: self.n] + out[self.n :]
+        """Transposed Jacobian of :meth:`_describe`: (K, n, B) and (K, d, n, B) to (d, n, B)."""
+        r, unit = self._pairs(y)
+        value, slope = self._radial(r)
+        both = self.sums @ density
+        across = []
+        for axis in range(self.d):
+            difference = self.differences @ vector[:, axis]
+            both.addcmul_(difference, unit[axis])
+            across.append(difference.mul_(value).sum(0))
+        across_unit = torch.stack(across).div_(r)
+        along = slope.mul_(both).sum(0) - (across_unit * unit).sum(0)
+        force = across_unit.addcmul_(along, unit)
+        return self.differences.T @ force
 
     def _push(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobian of :meth:`_describe` times a direction (n, d, B)."""
-        density = y.new_zeros(self.radial, 2 * self.n, y.shape[-1])
-        vector = y.new_zeros(self.radial, self.d, 2 * self.n, y.shape[-1])
-        twice, both = torch.cat([y, y]), torch.cat([direction, direction])
-        for k, rows in self._rounds:
-            r, unit = self._pairs(twice, k, rows)
-            value, slope = self._radial(r)
-            moved = both[:rows] - both[k : k + rows]
-            along = (unit * moved).sum(1)
-            stretch = slope * along
-            density[:, :rows] += stretch
-            density[:, k : k + rows] += stretch
-            for axis in range(self.d):
-                turn = (moved[:, axis] - unit[:, axis] * along) / r
-                part = torch.addcmul(stretch * unit[:, axis], value, turn)
-                vector[:, axis, :rows] += part
-                vector[:, axis, k : k + rows] -= part
-        n = self.n
-        return density[:, :n] + density[:, n:], vector[:, :, :n] + vector[:, :, n:]
+        """Jacobian of :meth:`_describe` times a direction (d, n, B)."""
+        r, unit = self._pairs(y)
+        value, slope = self._radial(r)
+        moved = self.differences @ direction
+        along = (unit * moved).sum(0)
+        turn = (moved - unit * along) / r
+        stretch = slope.mul_(along)
+        parts = [torch.addcmul(stretch * unit[i], value, turn[i]) for i in range(self.d)]
+        return self._collect(stretch, parts)
+
+    def _forces(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Stiffness]:
+        """Σ U_t at y (d, n, B), its gradient, and the stiffness of its pairs."""
+        r, unit = self._pairs(y)
+        u, slope, curvature = self.pairs(r, t)
+        force = self.differences.T @ (slope * unit)
+        across = slope / r
+        return u.sum(0), force, Stiffness(unit, across, curvature - across)
 
     @torch.no_grad()
     def places(self, y: Tensor, t: int | Tensor) -> Places:
-        """Where descriptors are taken at y (n, d, B), and the pair potential there."""
-        total = y.new_zeros(y.shape[-1])
-        out = y.new_zeros(2 * self.n, self.d, y.shape[-1])
-        twice = torch.cat([y, y])
-        stiffness = []
-        for k, rows in self._rounds:
-            r, unit = self._pairs(twice, k, rows)
-            u, slope, curvature = self.pairs(r, t)
-            total += u.sum(0)
-            force = slope.unsqueeze(1) * unit
-            out[:rows] += force
-            out[k : k + rows] -= force
-            if self.relaxed:
-                across = slope / r
-                stiffness.append((unit, across, curvature - across))
-        force = out[: self.n] + out[self.n :]
+        """Where descriptors are taken at y (d, n, B), and the pair potential there."""
         unit, step = self.unit[t], self.relaxation[t]
-        relaxed = (y - step * force) / unit if self.relaxed else None
-        return Places(y / unit, relaxed, unit, step, total, force, stiffness)
+        energy, first, stiffness = self._forces(y, t)
+        stages, force = [], first
+        for stage in range(self.stages):
+            if stage:
+                _, force, stiffness = self._forces(y, t)
+            stages.append(Stage(y / unit, step, stiffness))
+            y = y - step * force
+        stages.append(Stage(y / unit, step, None))
+        return Places(stages, unit, energy, first)
 
-    def _hessian(self, places: Places, direction: Tensor) -> Tensor:
-        """Hessian of Σ U_t times a direction (n, d, B)."""
-        out = direction.new_zeros(2 * self.n, *direction.shape[1:])
-        twice = torch.cat([direction, direction])
-        for (k, rows), (unit, across, along) in zip(self._rounds, places.stiffness, strict=True):
-            moved = twice[:rows] - twice[k : k + rows]
-            stretch = along * (unit * moved).sum(1)
-            force = (across.unsqueeze(1) * moved).addcmul_(stretch.unsqueeze(1), unit)
-            out[:rows] += force
-            out[k : k + rows] -= force
-        return out[: self.n] + out[self.n :]
+    def _relaxed(self, stage: Stage, direction: Tensor) -> Tensor:
+        """Jacobian of the next stage's positions by this one's, times a direction (d, n, B)."""
+        assert stage.stiffness is not None
+        unit, across, along = stage.stiffness
+        moved = self.differences @ direction
+        stretch = along * (unit * moved).sum(0)
+        force = (across * moved).addcmul_(stretch, unit)
+        return direction - stage.step * (self.differences.T @ force)
 
     @torch.no_grad()
     def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
         """ρ of shape (C, n, B) and v of shape (C, d, n, B), not standardised."""
-        density, vector = self._describe(places.y)
-        if places.relaxed is None:
-            return density, vector
-        more = self._describe(places.relaxed)
-        return torch.cat([density, more[0]]), torch.cat([vector, more[1]])
+        parts = [self._describe(stage.y) for stage in places.stages]
+        density, vector = zip(*parts, strict=True)
+        return torch.cat(density), torch.cat(vector)
 
     def pull_back(self, places: Places, density: Tensor, vector: Tensor) -> Tensor:
-        """Transposed Jacobian of the descriptors by y: (C, n, B), (C, d, n, B) to (n, d, B)."""
-        K = self.radial
-        out = self._pull(places.y, density[:K], vector[:K])
-        if places.relaxed is not None:
-            more = self._pull(places.relaxed, density[K:], vector[K:])
-            out = out + more - places.step * self._hessian(places, more)
-        return out / places.unit
+        """Transposed Jacobian of the descriptors by y: (C, n, B), (C, d, n, B) to (d, n, B)."""
+        parts = zip(density.split(self.radial), vector.split(self.radial), strict=True)
+        pulls = [self._pull(s.y, *part) for s, part in zip(places.stages, parts, strict=True)]
+        total = pulls.pop()
+        for stage, pull in zip(reversed(places.stages[:-1]), reversed(pulls), strict=True):
+            total = pull + self._relaxed(stage, total)  # a symmetric Jacobian
+        return total / places.unit
 
     def push_forward(self, places: Places, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobian of the descriptors by y, times a direction (n, d, B)."""
-        density, vector = self._push(places.y, direction / places.unit)
-        if places.relaxed is None:
-            return density, vector
-        direction = direction - places.step * self._hessian(places, direction)
-        more = self._push(places.relaxed, direction / places.unit)
-        return torch.cat([density, more[0]]), torch.cat([vector, more[1]])
+        """Jacobian of the descriptors by y, times a direction (d, n, B)."""
+        parts = []
+        for stage in places.stages:
+            parts.append(self._push(stage.y, direction / places.unit))
+            if stage.stiffness is not None:
+                direction = self._relaxed(stage, direction)
+        density, vector = zip(*parts, strict=True)
+        return torch.cat(density), torch.cat(vector)
 
     def _environment(self, places: Places, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
@@ -362,7 +358,7 @@ class ClusterValue(nn.Module):
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """V, shape (B,), and ∇V, shape (B, D); in parts that fit the cache."""
-        size = max(32, self.PART // (self.n * self.radial * self.d))
+        size = max(64, self.PART // (len(self.differences) * self.radial))
         if len(x) <= size:
             return self._sweep_part(x, t)
         steps = t.split(size) if isinstance(t, Tensor) else [t] * -(-len(x) // size)
@@ -378,7 +374,7 @@ class ClusterValue(nn.Module):
         back = _PullBack.apply(self, places, by_density, by_vector)  # type: ignore[no-untyped-call]
         gradient = back + (1 + strength[0]) * places.force + trap * y
         value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
-        gradient = (gradient * self.scale[t]).view(self.n * self.d, len(x)).T
+        gradient = (gradient * self.scale[t]).transpose(0, 1).reshape(self.n * self.d, len(x)).T
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:

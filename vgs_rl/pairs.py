@@ -112,6 +112,17 @@ def _bessel(dims: int, k: Tensor) -> tuple[Tensor, Tensor]:
     return values[0].log(), values[1] / values[0]
 
 
+def pair_differences(n: int) -> Tensor:
+    """The matrix, shape (n (n - 1)/2, n), that takes n positions to the differences of pairs i < j.
+
+    A product with it is exact but for one rounding, and faster than to gather and scatter; its
+    transpose sums over pairs what acts on i one way and on j the other.
+    """
+    i, j = torch.triu_indices(n, n, 1)
+    rows = torch.eye(n)
+    return rows[i] - rows[j]
+
+
 def hat_functions(position: Tensor, knots: int) -> Tensor:
     """Weights of linear interpolation between equal knots over the positions: (T, knots)."""
     low, high = position.min(), position.max()
