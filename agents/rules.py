@@ -245,7 +245,7 @@ class GradientMatching(ValueRule):
         x, _ = agent.mdp.noised_marginal(x_T[: len(t)], t, agent.generator)
         scale, spread = chain.A[t].unsqueeze(-1), chain.S[t].unsqueeze(-1)
         left, right = _posterior_factors(x, x_T, scale, spread, torch.float64)
-        weights = torch.softmax(left @ right.T, dim=-1)
+        weights = torch.softmax(left @ right.T, dim=-1).to(x.dtype)
         inverse = weights.square().sum(-1).view(steps, 4).mean(-1)  # of the effective number
         self._share = torch.where(inverse < 0.9, 1 - inverse, 0.0)
         self._shared = int((self._share > 0).nonzero().amax()) + 1 if self._share.any() else 0

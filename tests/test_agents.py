@@ -157,6 +157,7 @@ def test_references_share_targets_only_where_many_of_them_count() -> None:
     assert float(rule._share[0]) > 0.9
     assert rule._shared < 12 and bool((rule._share[rule._shared :] == 0).all())
     assert bool((rule._share[:-1] >= rule._share[1:] - 0.05).all())
+    assert bool(torch.isfinite(rule._scores(agent, torch.arange(64) % 12 // 2)[1]).all())
 
 
 def test_references_fewer_than_the_batch_are_refused_by_name() -> None:
