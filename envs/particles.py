@@ -45,6 +45,7 @@ class ParticleEnergy(Energy):
         core: see above; None keeps u as it is, infinite where particles coincide.
     """
 
+    differences: Tensor
     CORE: float = 0.0
     PART = 150_000  # numbers per array of pairs
     shipped: Mapping[tuple[int, int], str] = {}
@@ -89,7 +90,7 @@ class ParticleEnergy(Energy):
         n, d = self.space.n_particles, self.space.n_dims
         positions = x.T.contiguous().view(n, d * len(x))  # a batch is contiguous
         positions = positions - positions.mean(0)
-        difference = self.differences.to(x.dtype) @ positions
+        difference = self.differences.to(x) @ positions
         return positions, difference.view(-1, d, len(x))
 
     def energy(self, x: Tensor) -> Tensor:
@@ -113,14 +114,16 @@ class ParticleEnergy(Energy):
         u, slope = self._pair(difference.square().sum(1))
         energy = u.sum(0).add_(squares, alpha=0.5 * self.trap)
         force = difference.mul_(slope.unsqueeze(1)).view(len(difference), -1)
-        differences = self.differences.to(x.dtype)
+        differences = self.differences.to(x)
         gradient = torch.addmm(positions, differences.T, force, beta=self.trap, alpha=2.0)
         return energy, gradient.view(self.dim, len(x)).T.contiguous()
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.device.type != "cpu":
             return (x,)
-        return x.split(max(16, self.PART // (len(self.differences) * self.space.n_dims)))
+        size = max(16, self.PART // (len(self.differences) * self.space.n_dims))
+        parts: tuple[Tensor, ...] = x.split(size)
+        return parts
 
     def reference(self, split: Split = "test") -> Tensor:
         """Shipped samples by parallel tempering, float32, shape (n, D), on the CPU.
