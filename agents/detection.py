@@ -197,10 +197,11 @@ class DetectorTraining:
         """Energies of every kind, negatives beside data, and heat maps over images of grids."""
         trainer, data = self.trainer, self.data
         negatives = trainer.drawn.cpu()
+        judged = image_scores(score_features(trainer.score, split.x))
         scores = {
             "data": trainer.score(_some(data.rows, 4_000)),
-            "normal": image_scores(score_features(trainer.score, split.x))[~split.labels],
-            "anomalies": image_scores(score_features(trainer.score, split.x))[split.labels],
+            "normal": judged[~split.labels],
+            "anomalies": judged[split.labels],
         }
         clouds = {
             "data": _some(data.rows, self.watch.projected),

@@ -335,7 +335,7 @@ def _posterior_means(
 ) -> Tensor:
     """Means of values (M, C) of terminal states over their posterior given x (B, D): (B, C)."""
     left, right = _posterior_factors(x, x_T, scale, spread, dtype)
-    # That is attention, whose kernel never holds B x M numbers; it wants equal widths.
+    # That is attention, whose fused kernels never hold B x M numbers; they want equal widths.
     width = max(left.shape[-1], values.shape[-1])
     query, key, value = (
         F.pad(z, (0, width - z.shape[-1]))[None, None] for z in (left, right, values.to(dtype))

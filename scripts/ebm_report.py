@@ -134,8 +134,7 @@ def judge_runs(
 def summary(entries: Sequence[dict[str, Any]]) -> Table:
     """One row a method: mean ± standard deviation over seeds of each figure, and mean costs."""
     rows: Table = []
-    for method in dict.fromkeys(entry["method"] for entry in entries):
-        mine = [entry for entry in entries if entry["method"] == method]
+    for method, mine in _by_method(entries).items():
         row: dict[str, Any] = {"method": method}
         for name in _present(entries):
             row[name] = _spread([entry["figures"][name]["value"] for entry in mine])
@@ -148,13 +147,13 @@ def summary(entries: Sequence[dict[str, Any]]) -> Table:
 def by_class(entries: Sequence[dict[str, Any]], figure: str) -> Table:
     """One row a method: the figure of every class, mean over seeds."""
     rows: Table = []
-    for method in dict.fromkeys(entry["method"] for entry in entries):
-        mine = [entry["figures"][figure] for entry in entries if entry["method"] == method]
+    for method, mine in _by_method(entries).items():
+        figures = [entry["figures"][figure] for entry in mine]
         classes = {
-            name: float(np.mean([each["classes"][name] for each in mine]))
-            for name in mine[0]["classes"]
+            name: float(np.mean([each["classes"][name] for each in figures]))
+            for name in figures[0]["classes"]
         }
-        classes["mean"] = float(np.mean([each["value"] for each in mine]))
+        classes["mean"] = float(np.mean([each["value"] for each in figures]))
         shown = {name: f"{value:.3f}" for name, value in classes.items()}
         rows.append({"method": method} | shown)
     return rows
@@ -205,14 +204,20 @@ def _present(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _means(entries: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    means: dict[str, dict[str, float]] = {}
-    for method in dict.fromkeys(entry["method"] for entry in entries):
-        mine = [entry["figures"] for entry in entries if entry["method"] == method]
-        means[method] = {
-            name: float(np.mean([figures[name]["value"] for figures in mine]))
+    return {
+        method: {
+            name: float(np.mean([entry["figures"][name]["value"] for entry in mine]))
             for name in _present(entries)
         }
-    return means
+        for method, mine in _by_method(entries).items()
+    }
+
+
+def _by_method(entries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        methods.setdefault(entry["method"], []).append(entry)
+    return methods
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -16,12 +16,12 @@ from vgs_rl.pairs import NoisedPairPotential, hat_functions, pair_differences
 
 
 class Stiffness(NamedTuple):
-    """Second derivatives of Σ U_t, by pairs.
+    """Second derivatives of Σ U_t, by pairs, times the length of a relaxation.
 
     Attributes:
         unit: unit vectors, shape (d, P, B).
-        across: U_t'/r, shape (P, B).
-        along: U_t'' - U_t'/r, shape (P, B).
+        across: length · U_t'/r, shape (P, B).
+        along: length · (U_t'' - U_t'/r), shape (P, B).
     """
 
     unit: Tensor
@@ -34,12 +34,10 @@ class Stage(NamedTuple):
 
     Attributes:
         y: positions in units of l_t, shape (d, n, B).
-        step: length of the relaxation that leads on, one or (B,).
         stiffness: of the pairs at y; None at the last stage.
     """
 
     y: Tensor
-    step: Tensor
     stiffness: Stiffness | None
 
 
@@ -259,21 +257,21 @@ class ClusterValue(nn.Module):
         r, unit = self._pairs(y)
         u, slope, curvature = self.pairs(r, t)
         force = self.differences.T @ (slope * unit)
-        across = slope / r
-        return u.sum(0), force, Stiffness(unit, across, curvature - across)
+        across, length = slope / r, self.relaxation[t]
+        return u.sum(0), force, Stiffness(unit, length * across, length * (curvature - across))
 
     @torch.no_grad()
     def places(self, y: Tensor, t: int | Tensor) -> Places:
         """Where descriptors are taken at y (d, n, B), and the pair potential there."""
-        unit, step = self.unit[t], self.relaxation[t]
+        unit, length = self.unit[t], self.relaxation[t]
         energy, first, stiffness = self._forces(y, t)
         stages, force = [], first
         for stage in range(self.stages):
             if stage:
                 _, force, stiffness = self._forces(y, t)
-            stages.append(Stage(y / unit, step, stiffness))
-            y = y - step * force
-        stages.append(Stage(y / unit, step, None))
+            stages.append(Stage(y / unit, stiffness))
+            y = y - length * force
+        stages.append(Stage(y / unit, None))
         return Places(stages, unit, energy, first)
 
     def _relaxed(self, stage: Stage, direction: Tensor) -> Tensor:
@@ -283,7 +281,7 @@ class ClusterValue(nn.Module):
         moved = self.differences @ direction
         stretch = along * (unit * moved).sum(0)
         force = (across * moved).addcmul_(stretch, unit)
-        return direction - stage.step * (self.differences.T @ force)
+        return direction - self.differences.T @ force
 
     @torch.no_grad()
     def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
