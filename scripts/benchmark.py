@@ -15,10 +15,10 @@ import json as json_format
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 # As in vgs_rl itself, but here torch is imported before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -119,7 +119,8 @@ BOUNDS: dict[str, dict[str, tuple[str, float]]] = {
 }
 PARTICLES = ("dw4", "lj13", "lj55")
 
-
+Beside = Literal["resampled", "SMC", "MALA alone", "oracle", "then MALA"]
+BESIDE: tuple[Beside, ...] = get_args(Beside)
 COSTS = ("train_seconds", "env_steps", "energy_evaluations")
 
 
@@ -127,6 +128,7 @@ def quality(
     configs: tuple[str, ...] = tuple(name for name in BOUNDS if name not in PARTICLES),
     seeds: tuple[int, ...] = (0, 1, 2),
     agents: tuple[str, ...] = (),
+    beside: tuple[Beside, ...] = BESIDE,
     output: Path = Path("runs/benchmark"),
     json: Path | None = None,
     markdown: Path | None = None,
@@ -144,6 +146,8 @@ def quality(
         seeds: training seeds; the table shows medians over them.
         agents: further agents by their short names in compare.py, such as `sb3-ppo` or `pis`: each
             gets a column, after as many seconds on the same MDP as the configuration's own agent.
+        beside: which of the columns above to show; for many particles some take as long as the
+            training.
         output: where the run folders go; finished runs there are read, not repeated.
         json: also write all reports to this file.
         markdown: also write the tables to this file, between its lines `<!-- SECTION:begin -->`
@@ -154,7 +158,7 @@ def quality(
     print_machine(size)
     tables, reports = [], []
     for name in configs:
-        runs = [_reports(name, seed, agents, output) for seed in seeds]
+        runs = [_reports(name, seed, agents, beside, output) for seed in seeds]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, BOUNDS.get(name, {}))
         first = next(iter(runs[0].values()))
@@ -167,17 +171,25 @@ def quality(
     write_json({"machine": size, "reports": contents}, json)
 
 
-def _reports(name: str, seed: int, agents: Sequence[str], output: Path) -> dict[str, Report]:
+def _reports(
+    name: str, seed: int, agents: Sequence[str], beside: Sequence[Beside], output: Path
+) -> dict[str, Report]:
     """The reports of one configuration and seed, trained or read from an earlier call."""
     options = [f"--seed={seed}"]
     output = output / Path(name).stem
     report = _trained(name, output, options)
     config = config_of(parse_run(config_arguments(name, [*options, f"--output={output}"])))
     folder, energy = config.folder, find(config.env).make_energy(**config.env_args)
-    others = {"resampled": _resampled, "SMC": _smc, "MALA alone": _mala}
+    others: dict[Beside, Callable[[Path, Report], Report]] = {
+        "resampled": _resampled,
+        "SMC": _smc,
+        "MALA alone": _mala,
+    }
     others |= {"oracle": _oracle} if energy.has_value else {"then MALA": _then_mala}
     reports = {"vgs": report}
     for title, judge_other in others.items():
+        if title not in beside:
+            continue
         # The oracle knows no training seed: one report serves all of them.
         place = output if title == "oracle" else folder
         path = place / f"report_{title.replace(' ', '_').lower()}.json"

@@ -19,6 +19,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from vgs_rl.agents.base import interruptible
+from vgs_rl.config import read_yaml
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASELINES = ("uncontrolled", "ula", "mala", "hmc", "pt", "ais", "smc")
 PATH_AGENTS = {
@@ -188,22 +191,12 @@ def make_jobs(
 def _shipped(env: str) -> tuple[dict[str, Any], str]:
     """The configuration file of a target, and its stem; the target's own MDP if there is none."""
     if env.endswith((".yaml", ".yml")):
-        return _read(Path(env)), Path(env).stem
+        return read_yaml(Path(env)), Path(env).stem
     for file in sorted(CONFIGS.glob("*.yaml")):
-        content = _read(file)
+        content = read_yaml(file)
         if content.get("env") == env:
             return content, file.stem
     return {"env": env}, env.lower()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise CompareError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CompareError(f"{file} must be a mapping, got {type(content).__name__}")
-    return content
 
 
 def _overrides(stem: str) -> dict[str, Any]:
@@ -212,7 +205,7 @@ def _overrides(stem: str) -> dict[str, Any]:
     for name in ("all", stem):
         file = CONFIGS / "compare" / f"{name}.yaml"
         if file.is_file():
-            found = _merged(found, _read(file))
+            found = _merged(found, read_yaml(file))
     return found
 
 
@@ -285,7 +278,7 @@ def _agent_section(
         if kind.endswith("-kernel"):
             arguments["policy_noise"] = "policy"
         file = CONFIGS / "rl" / f"{kind.replace('-', '_')}.yaml"
-        tuned = _read(file)["agent"].get("init_args", {}) if file.is_file() else {}
+        tuned = read_yaml(file)["agent"].get("init_args", {}) if file.is_file() else {}
         return {"class_path": class_path, "init_args": {**tuned, **arguments}}, (module, extra)
     libraries = (f"{name}-ALGORITHM[-kernel]" for name in LIBRARIES)
     known = ["vgs", *PATH_AGENTS, *libraries, *BASELINES]
@@ -316,26 +309,25 @@ def run_all(jobs: Sequence[Job], processes: int, *, progress_bar: bool = True) -
         bar_format="{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {postfix}",
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
     )
-    with bar:
-        try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    job = waiting.pop(0)
-                    running.append((job, _start(job)))
-                time.sleep(0.2)
-                for job, process in [entry for entry in running if not entry[1].is_alive()]:
-                    running.remove((job, process))
-                    done += 1
-                    if process.exitcode != 0 or not job.finished:
-                        failed[job.name] = _reason(job, process.exitcode)
-                        tqdm.write(f"failed: {job.name}: {failed[job.name]}", sys.stderr)
-                _show(bar, done, len(jobs), [job for job, _ in running])
-        except KeyboardInterrupt:
-            for _, process in running:  # each has had its own Ctrl-C and writes a checkpoint
-                process.join(timeout=60)
-                if process.is_alive():
-                    process.terminate()
-            raise
+    with bar, interruptible() as interrupted:
+        while (waiting or running) and not interrupted():
+            while waiting and len(running) < processes:
+                job = waiting.pop(0)
+                running.append((job, _start(job)))
+            time.sleep(0.2)
+            for job, process in [entry for entry in running if not entry[1].is_alive()]:
+                running.remove((job, process))
+                done += 1
+                if process.exitcode != 0 or not job.finished:
+                    failed[job.name] = _reason(job, process.exitcode)
+                    tqdm.write(f"failed: {job.name}: {failed[job.name]}", sys.stderr)
+            _show(bar, done, len(jobs), [job for job, _ in running])
+        for _, process in running:  # each has had its own Ctrl-C and writes a checkpoint
+            process.join(timeout=60)
+            if process.is_alive():
+                process.terminate()
+        if interrupted():
+            raise KeyboardInterrupt
     return failed
 
 

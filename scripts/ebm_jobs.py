@@ -8,23 +8,26 @@ comparison, Langevin walks with as many energy evaluations and the plain autoenc
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
-from workers import Workers
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives
 from vgs_rl.agents.architecture import NetworkConfig
-from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.base import AgentConfig, interruptible
 from vgs_rl.agents.detection import DetectorTraining, WatchConfig
 from vgs_rl.agents.outliers import OutlierConfig, OutlierMethod
 from vgs_rl.agents.rules import ValueRule
@@ -341,7 +344,12 @@ def run_all(config: DetectorConfig, jobs: Sequence[Job], processes: int, *, bar:
 def _run_side_by_side(
     config: DetectorConfig, waiting: list[Job], total: int, processes: int, *, bar: bool
 ) -> bool:
-    running: list[Job] = []
+    processes = min(processes, len(waiting))
+    context = multiprocessing.get_context("spawn")
+    stopping = context.Event()
+    # Read by OpenMP when a child imports torch: the cores are shared among the children.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    running: dict[Future[None], Job] = {}
     failed: list[str] = []
     shown = tqdm(
         total=total,
@@ -351,36 +359,49 @@ def _run_side_by_side(
         initial=total - len(waiting),
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
     )
-    with shown, Workers(partial(_run_in_child, config), min(processes, len(waiting))) as workers:
-        try:
-            while waiting or running:
-                ready = [job for job in waiting if job.ready]
-                if not running and not ready:  # what they are measured by has failed
-                    break
-                for job in ready[: workers.count - len(running)]:
-                    waiting.remove(job)
-                    running.append(job)
-                    workers.give(job)
-                for job in workers.finished():
-                    running.remove(job)
-                    shown.update(1)
-                    if not job.finished:
-                        failed.append(f"{job.name} failed; its output is in {job.log}")
-                now = ", ".join(f"{job.name} {job.updates_done()}" for job in running)
-                shown.set_postfix_str(now, refresh=False)
-        except KeyboardInterrupt:
-            workers.stop()
+    pool = ProcessPoolExecutor(processes, context, _prepare_child, (stopping,))
+    with shown, pool, interruptible() as interrupted:
+        while not interrupted():
+            ready = [job for job in waiting if job.ready]
+            if not running and not ready:  # all done, or what they are measured by has failed
+                break
+            for job in ready[: processes - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_run_in_child, config, job)] = job
+            for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                shown.update(1)
+                if future.exception() is not None:
+                    failed.append(f"{job.name} failed; its output is in {job.log}")
+            now = ", ".join(f"{job.name} {job.updates_done()}" for job in running.values())
+            shown.set_postfix_str(now, refresh=False)
+        if interrupted():
+            stopping.set()
             return False
     if failed:
         raise RuntimeError("; ".join(failed))
     return True
 
 
-def _run_in_child(config: DetectorConfig, job: Job, stop: Callable[[], bool]) -> None:
+_stopping: Event  # of a child process: the parent asks it to stop where it is
+
+
+def _prepare_child(stopping: Event) -> None:
+    global _stopping
+    _stopping = stopping
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+
+
+def _run_in_child(config: DetectorConfig, job: Job) -> None:
     """One run, whatever it prints in its own file."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    run_job(config, job, progress_bar=False, stop=stop)
+    try:
+        run_job(config, job, progress_bar=False, stop=_stopping.is_set)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        raise

@@ -20,7 +20,7 @@ from vgs_rl.agents.run import (
     run_parser,
     train,
 )
-from vgs_rl.config import ConfigError
+from vgs_rl.config import ConfigError, resumed
 from vgs_rl.evaluation import format_comparison
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse_run(arguments, parser)
         if options.resume is not None:
-            arguments = _resumed(options.resume, arguments)
+            arguments = resumed(options.resume, arguments)
             options = parse_run(arguments, parser)
         config = config_of(options)
         folder = options.resume or config.folder
@@ -71,14 +71,6 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _resumed(folder: Path, arguments: list[str]) -> list[str]:
-    """The run's own configuration, with this command line's options over it."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"--resume {folder}: not a run folder, it has no config.yaml")
-    return ["--config", str(file), *arguments]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ebm_jobs import DetectorConfig, config_of, detector_parser, make_jobs, run_
 from ebm_report import as_markdown, collect, write
 
 from vgs_rl.checkpoint import write_text
-from vgs_rl.config import ConfigError, as_yaml, parse
+from vgs_rl.config import ConfigError, as_yaml, parse, resumed
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse(parser, arguments)
         if options.resume is not None:
-            arguments = _resumed(options.resume, arguments)
+            arguments = resumed(options.resume, arguments)
             options = parse(parser, arguments)
         config = config_of(options)
         if options.jobs < 0:
@@ -99,14 +99,6 @@ def _new_folder(config: DetectorConfig, yaml: str, *, overwrite: bool) -> None:
         write_text(folder / "config.yaml", yaml)
     except OSError as error:
         raise OSError(f"experiment folder {folder} cannot be written to: {error}") from error
-
-
-def _resumed(folder: Path, arguments: list[str]) -> list[str]:
-    """The experiment's own configuration, with this command line's options over it."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"--resume {folder}: no experiment folder, it has no config.yaml")
-    return ["--config", str(file), *arguments]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
 from vgs_rl.agents import GradientMatching
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
+from vgs_rl.agents.rules import _posterior_means
 from vgs_rl.envs import Gaussian
 
 
@@ -98,3 +99,19 @@ def test_resampling_leaves_out_what_is_not_finite() -> None:
 def test_contradictory_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GradientMatching(**options)  # type: ignore[arg-type]
+
+
+def test_posterior_means_are_those_of_a_softmax_over_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, x_T, values = draw(7, 3), draw(50, 3), draw(50, 9)  # wider than the states
+    scale, spread = draw(7, 1).exp(), draw(7, 1).exp()
+    squares = (x[:, None] - x_T / scale[:, None]).square().sum(-1)
+    weights = torch.softmax(-0.5 * squares / spread, dim=-1)
+    means = _posterior_means(x, x_T, scale, spread, torch.float64, values)
+    torch.testing.assert_close(means, weights @ values)
+    rough = _posterior_means(x, x_T, scale, spread, torch.float32, values)
+    torch.testing.assert_close(rough, (weights @ values).float(), rtol=1e-3, atol=1e-4)

@@ -245,7 +245,7 @@ BAD = [
     (["--budget.updates=0"], "budget.updates must be a positive number, got 0"),
     (["--device=tpu9"], "device 'tpu9' is not available here"),
     (["--output=a_file"], "run folder a_file/GMM9/vgs/0 cannot be written to"),
-    (["--resume=nowhere"], "not a run folder"),
+    (["--resume=nowhere"], "nothing to go on with"),
 ]
 
 ENERGIES = """

@@ -170,8 +170,6 @@ def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A shell's background job ignores Ctrl-C, and its children would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics, deadline = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl", time.time() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
@@ -199,7 +197,7 @@ BAD = [
     (["--ebm.energy.latents=3"], "latents"),
     (["--device=tpu9"], "device 'tpu9' is not available here"),
     (["--output=a_file"], "experiment folder a_file/digits cannot be written to"),
-    (["--resume=nowhere"], "no experiment folder"),
+    (["--resume=nowhere"], "nothing to go on with"),
 ]
 
 

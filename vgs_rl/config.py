@@ -150,3 +150,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"config {path} must be a mapping, got {type(content).__name__}")
     return content
+
+
+def resumed(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """The command line of what a folder holds: its own configuration, these options over it.
+
+    Raises:
+        FileNotFoundError: if it holds none.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"--resume {folder}: nothing to go on with, it has no config.yaml")
+    return ["--config", str(file), *arguments]
