@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vgs_rl.agents.annealing import AnnealedSampler
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
@@ -84,7 +85,10 @@ class GradientMatching(ValueRule):
         refine_steps: above 0, the buffer is a persistent set of `capacity` equally weighted states
             instead: at every refresh `refresh_size` chain samples, drawn by weight, replace random
             ones, and all move by so many MALA steps. For targets that MCMC explores locally.
-        first_refine_steps: MALA steps at first, from N(0, prior_std² I).
+        first_anneal_steps: levels of annealed SMC from N(0, prior_std² I) that the first states
+            come from; 0 takes draws of that Gaussian as they are. Resampling on the way gets the
+            shares of modes right that MALA rarely moves between.
+        first_refine_steps: MALA steps on the first states.
         posterior_steps: MALA steps on x_T given x_t that each target is averaged over; 0 uses
             x_t's own x_T alone. Unbiased too, in any dimension.
         max_drift: bound of the norm of ∇E/tau in these MALA proposals.
@@ -102,6 +106,7 @@ class GradientMatching(ValueRule):
     start_spread: float = 1.0
     references: int = 0
     refine_steps: int = 0
+    first_anneal_steps: int = 0
     first_refine_steps: int = 0
     posterior_steps: int = 0
     max_drift: float = 100.0
@@ -125,6 +130,7 @@ class GradientMatching(ValueRule):
             least_ess=self.least_ess,
             references=self.references,
             refine_steps=self.refine_steps,
+            first_anneal_steps=self.first_anneal_steps,
             first_refine_steps=self.first_refine_steps,
             posterior_steps=self.posterior_steps,
         )
@@ -134,10 +140,9 @@ class GradientMatching(ValueRule):
                 "GradientMatching.first_spread and start_spread are of the weighted buffer and "
                 f"must be 1 with refine_steps, got {self.first_spread} and {self.start_spread}"
             )
-        if self.first_refine_steps and not self.refine_steps:
-            raise ValueError(
-                "GradientMatching.first_refine_steps needs refine_steps above 0, got 0"
-            )
+        for name in ("first_anneal_steps", "first_refine_steps"):
+            if getattr(self, name) and not self.refine_steps:
+                raise ValueError(f"GradientMatching.{name} needs refine_steps above 0, got 0")
         if self.least_ess > 1:
             raise ValueError(f"GradientMatching.least_ess must be at most 1, got {self.least_ess}")
         if 0 < self.references < self.batch_size:
@@ -253,7 +258,7 @@ class GradientMatching(ValueRule):
     def _refresh_refined(self, agent: ValueGradientAgent) -> None:
         """Chain samples by weight into the persistent set, which then moves by MALA."""
         if not len(self._refined):
-            x = agent.config.prior_std * agent.mdp.noise(self.capacity, agent.generator)
+            x = self._first_states(agent)
             self._refined.add(x, self.first_refine_steps, agent.generator)
         else:
             rollout = agent.rollout(self.refresh_size)
@@ -262,6 +267,23 @@ class GradientMatching(ValueRule):
             self._refined.add(x, self.refine_steps, generator)
             self._scalars = rollout_scalars(agent.mdp, rollout)
         self._scalars["train/refinement_acceptance"] = self._refined.acceptance
+
+    def _first_states(self, agent: ValueGradientAgent) -> Tensor:
+        """The persistent set before MALA moves it, shape (capacity, D)."""
+        mdp, scale = agent.mdp, agent.config.prior_std
+        if not self.first_anneal_steps:
+            return scale * mdp.noise(self.capacity, agent.generator)
+        sampler = AnnealedSampler(
+            mdp.energy,
+            self.first_anneal_steps,
+            scale=scale,
+            threshold=0.5,
+            temperature=mdp.temperature,
+            device=mdp.device,
+        )
+        samples = sampler.sample(self.capacity, agent.generator, resample=True, oversample=1)
+        mdp.energy_evaluations += samples.energy_evaluations
+        return samples.x
 
     def _refresh_weighted(self, agent: ValueGradientAgent) -> None:
         if self.first_spread > 1 and not self._refreshes:

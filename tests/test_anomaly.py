@@ -2,11 +2,11 @@ import json
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 from torch import nn
 
 from vgs_rl.agents.outliers import OUTLIER_METHODS
@@ -466,16 +466,12 @@ def test_detections_are_drawn_with_masks_and_shared_colours(brick):
 
 
 def test_the_command_prints_every_detectors_figures(tmp_path):
-    def run(*arguments):
-        command = [sys.executable, str(Path(__file__).parents[1] / "scripts/detect.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    done = run("digits", "--json", "-")
-    assert done.returncode == 0, done.stderr
-    table = json.loads(done.stdout)
+    out, _ = run("detect.py", "digits", "--json", "-", folder=tmp_path)
+    table = json.loads(out)
     assert set(table) == set(OUTLIER_METHODS)
     assert all(len(row["auroc_image"]["classes"]) == 10 for row in table.values())
     values = {method: row["auroc_image"]["value"] for method, row in table.items()}
     assert values["local_outlier_factor"] > 0.93 and values["one_class_svm"] > 0.88
-    failed = run("mvtec", "--folder", "nowhere")
-    assert failed.returncode == 1 and failed.stderr.startswith("error: MVTec-AD is not at nowhere")
+    options = ["mvtec", "--folder", "nowhere"]
+    _, error = run("detect.py", *options, folder=tmp_path, status=1)
+    assert error.startswith("error: MVTec-AD is not at nowhere")

@@ -1,14 +1,11 @@
 """The benchmark command, on sizes that take seconds."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 TINY = """
 env: FourGauss
 mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
@@ -26,19 +23,6 @@ device: cpu
 """
 
 
-def run(*arguments: object, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/benchmark.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -50,11 +34,11 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     readme.write_text("above\n<!-- quality:begin -->\nstale\n<!-- quality:end -->\nbelow\n")
     options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
     options += ["--agents=[pis]"]
-    first = run("quality", *options, folder=folder)
+    first, _ = run("benchmark.py", "quality", *options, folder=folder)
     for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle", "pis"):
         assert column in first
     assert "training tiny.yaml" in first
-    again = run("quality", *options, folder=folder)
+    again, _ = run("benchmark.py", "quality", *options, folder=folder)
     assert "training" not in again.replace("train_seconds", "")
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "stale" not in text
@@ -69,7 +53,7 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
 
 def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
     options = ["--name=tiny.yaml", "--num_steps=[3,6]", "--figure=steps.png", "--json=s.json"]
-    run("steps", *options, folder=folder)
+    run("benchmark.py", "steps", *options, folder=folder)
     assert (folder / "steps.png").stat().st_size > 10_000
     rows = json.loads((folder / "s.json").read_text())["rows"]
     assert {(row["curve"], row["T"]) for row in rows} == {
@@ -81,10 +65,10 @@ def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
 
 
 def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
-    out = run("env", "--num_envs=64", "--repeats=1", folder=folder)
+    out, _ = run("benchmark.py", "env", "--num_envs=64", "--repeats=1", folder=folder)
     assert "ratio" in out and "vgs_rl/ManyWell32-v0" in out
     options = ["--name=tiny.yaml", "--n=500", "--repeats=1", "--published_width=16"]
-    out = run("sampling", *options, folder=folder)
+    out, _ = run("benchmark.py", "sampling", *options, folder=folder)
     assert "samples_per_s" in out and "peak memory" in out
 
 
@@ -92,12 +76,19 @@ def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) 
     config = (ROOT / "configs/ebm_digits.yaml").read_text().replace("[256, 256]", "[16]")
     (folder / "small.yaml").write_text(config)
     options = ["--name=small.yaml", "--dim=20", "--rows=32", "--updates=2", "--json=out.json"]
-    run("ebm", *options, folder=folder)
+    run("benchmark.py", "ebm", *options, folder=folder)
     rows = json.loads((folder / "out.json").read_text())["rows"]
     assert [row["negatives"] for row in rows] == ["vgs", "langevin", "langevin-persistent"]
     most = max(row["evaluations"] for row in rows)
     assert min(row["evaluations"] for row in rows) > 0.7 * most
-    run("stability", "--name=small.yaml", "--updates=12", "--json=out.json", folder=folder)
+    run(
+        "benchmark.py",
+        "stability",
+        "--name=small.yaml",
+        "--updates=12",
+        "--json=out.json",
+        folder=folder,
+    )
     rows = json.loads((folder / "out.json").read_text())["rows"]
     rates = [row["learning rate"] for row in rows]
     assert rates == pytest.approx([rates[1] / 10, rates[1], 10 * rates[1]])

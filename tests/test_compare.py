@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import ROOT, load, run
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
@@ -18,12 +16,9 @@ from vgs_rl.envs import FourGauss
 from vgs_rl.evaluation import Figure, Report
 from vgs_rl.run import RunFolder
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import compare_jobs  # noqa: E402
-import compare_report  # noqa: E402
-from compare_jobs import CompareError, make_jobs, parse_budget  # noqa: E402
+compare_jobs, compare_report = load("compare_jobs"), load("compare_report")
+make_jobs, parse_budget = compare_jobs.make_jobs, compare_jobs.parse_budget
+CompareError = compare_jobs.CompareError
 
 TINY = """
 env: FourGauss
@@ -46,19 +41,6 @@ def small_mdp() -> SamplingMDP:
     return SamplingMDP(FourGauss(), config)
 
 
-def run(*arguments: object, folder: Path, ok: int = 0) -> tuple[str, str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/compare.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == ok, done.stdout + done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -70,7 +52,7 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     page.write_text("above\n<!-- compare:begin -->\nstale\n<!-- compare:end -->\nbelow\n")
     options = ["--env=tiny.yaml", "--agents=vgs,pis,ais,sb3-nothing", "--budget=energies=6000"]
     options += ["--device=cpu", "--jobs=2", "--markdown=page.md", "--figures=docs"]
-    out, error = run(*options, folder=tiny, ok=1)
+    out, error = run("compare.py", *options, folder=tiny, status=1)
     assert "failed: FourGauss/sb3-nothing/0" in error
     for part in ("| *floor* |", "| uncontrolled |", "| vgs |", "| pis |", "| ais |", "Failed:"):
         assert part in out
@@ -95,7 +77,7 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     stamp = {file: file.stat().st_mtime_ns for file in root.glob("FourGauss/*/0/report.json")}
     assert len(stamp) == 4
     options[1] = "--agents=vgs,pis,ais"
-    out, _ = run(*options, folder=tiny)
+    out, _ = run("compare.py", *options, folder=tiny)
     assert "4 finished before" in out and "Failed" not in out
     assert stamp == {file: file.stat().st_mtime_ns for file in stamp}
 
@@ -240,7 +222,10 @@ def test_unknown_names_are_refused(agent: str, message: str, tmp_path: Path) -> 
 
 
 def test_budgets_are_parsed_and_named() -> None:
-    assert parse_budget("steps=2e6,seconds=60") == {"env_steps": 2_000_000, "seconds": 60.0}
+    assert parse_budget("steps=2e6,seconds=60") == {
+        "env_steps": 2_000_000,
+        "seconds": 60.0,
+    }
     assert compare_jobs.budget_name(parse_budget("energies=100000")) == "energies=100000"
     for text, message in (
         ("hours=3", "must read steps=NUMBER"),

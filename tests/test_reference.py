@@ -3,13 +3,11 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, run
 
 from vgs_rl.agents.convergence import effective_draws
 from vgs_rl.envs import (
@@ -22,7 +20,6 @@ from vgs_rl.envs import (
     check_energy,
 )
 
-ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT.parent / "shared" / "data"
 SIZES = {DW4: (10_000, 20_000), LJ13: (10_000, 20_000), LJ55: (1_000, 4_000)}
 SPLITS = ("validation", "test")
@@ -194,11 +191,8 @@ def test_the_script_is_reproducible_and_its_file_complete(tmp_path):
         out = tmp_path / name
         options = ["--draws=4", "--thin=1", "--burn_in=4", "--validation_chains=2"]
         command = ["--target=DW4", f"--out={out}", "--seed=3", "--test_chains=3", *options]
-        script = ROOT / "scripts" / "make_reference.py"
-        done = subprocess.run(
-            [sys.executable, str(script), *command], capture_output=True, text=True, check=True
-        )
-        assert "split_r_hat" in done.stdout
+        printed, _ = run("make_reference.py", *command, folder=tmp_path)
+        assert "split_r_hat" in printed
         with np.load(out, allow_pickle=False) as file:
             return dict(file)
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
-from vgs_rl.agents import GradientMatching
+from vgs_rl.agents import GradientMatching, ValueGradientConfig
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.agents.rules import _posterior_means
-from vgs_rl.envs import Gaussian
+from vgs_rl.config import BudgetConfig
+from vgs_rl.envs import Gaussian, GaussianMixture
 
 
 def make_mdp(temperature: float = 1.0) -> SamplingMDP:
@@ -78,6 +79,29 @@ def test_new_states_replace_random_rows_of_a_full_buffer() -> None:
     torch.testing.assert_close(other.x, buffer.x)
 
 
+def test_annealed_first_states_have_the_modes_shares() -> None:
+    means, variances = [[-4.0, 0.0], [4.0, 0.0]], [[0.2, 0.2], [0.2, 0.2]]
+    target = GaussianMixture(means, variances, weights=[0.85, 0.15])
+    mdp = SamplingMDP(target, MDPConfig(num_steps=4))
+
+    def share(anneal: int) -> float:
+        rule = GradientMatching(
+            capacity=4_000,
+            refine_steps=1,
+            first_anneal_steps=anneal,
+            first_refine_steps=60,
+            batch_size=8,
+            start_size=64,
+        )
+        agent = ValueGradientConfig(rule=rule, prior_std=4.0).build(mdp, seed=0)
+        agent.learn(BudgetConfig(updates=1), progress_bar=False)
+        assert agent.counters.energy_evaluations > 4_000 * (anneal + 60)
+        return float((rule._refined.x[:, 0] < 0).float().mean())
+
+    assert abs(share(80) - 0.85) < 0.04
+    assert share(0) < 0.6  # MALA alone leaves them where they began
+
+
 def test_resampling_leaves_out_what_is_not_finite() -> None:
     x = torch.arange(6.0).unsqueeze(-1)
     log_weight = torch.tensor([0.0, -torch.inf, 0.0, torch.nan, 0.0, 0.0])
@@ -94,6 +118,7 @@ def test_resampling_leaves_out_what_is_not_finite() -> None:
             r"must be 1 with refine_steps, got 1\.0 and 1\.3",
         ),
         ({"first_refine_steps": 5}, "first_refine_steps needs refine_steps above 0"),
+        ({"first_anneal_steps": 5}, "first_anneal_steps needs refine_steps above 0"),
     ],
 )
 def test_contradictory_options_are_refused(options: dict[str, float], message: str) -> None:

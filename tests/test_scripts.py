@@ -1,22 +1,19 @@
 """The commands, run as a user runs them: in other folders, as processes."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import ROOT, load, run, run_until_ctrl_c
 
 import vgs_rl
 from vgs_rl.agents import load_run
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--agent.network.init_args.width=16",
     "--agent.network.init_args.depth=2",
@@ -32,23 +29,6 @@ TINY = [
     "--progress=false",
     "--device=cpu",
 ]
-
-
-def run(script: str, *arguments: object, folder: Path, ok: bool = True) -> tuple[str, str]:
-    """Runs a script in a folder; returns stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    if ok:
-        assert done.returncode == 0, done.stdout + done.stderr
-    else:
-        assert done.returncode == 2, done.stdout + done.stderr
-    return done.stdout, done.stderr
 
 
 def readme_block(language: str, containing: str) -> str:
@@ -117,9 +97,9 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
 def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no trained sampler 'GMM10'"):
         vgs_rl.load_sampler("GMM10")
-    _, err = run("evaluate.py", folder=tmp_path, ok=False)
+    _, err = run("evaluate.py", folder=tmp_path, status=2)
     assert "give at least one run folder, or --pretrained NAME" in err
-    _, err = run("evaluate.py", "--pretrained", "nothing", folder=tmp_path, ok=False)
+    _, err = run("evaluate.py", "--pretrained", "nothing", folder=tmp_path, status=2)
     assert "no trained sampler 'nothing'" in err
 
 
@@ -183,29 +163,12 @@ def test_readme_python_examples_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts/train.py"), *map(str, arguments)],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_ctrl_c_then_resume_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     common = ["--config", ROOT / "configs/gmm9.yaml", *TINY, "--budget.updates=400"]
     common += ["--evaluation.figures_every=0"]
-    process = start(tmp_path, *common, "--output=stopped")
     metrics = tmp_path / "stopped/GMM9/vgs/0/metrics.jsonl"
-    deadline = time.time() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 130, out + error
+    options = [*common, "--output=stopped"]
+    out = run_until_ctrl_c("train.py", *options, folder=tmp_path, metrics=metrics)
     assert "--resume" in out
     stopped_at = torch.load(tmp_path / "stopped/GMM9/vgs/0/checkpoints/last.pt", weights_only=True)[
         "state"
@@ -268,12 +231,6 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     (tmp_path / "bad_energies.py").write_text(ENERGIES)
     (tmp_path / "unknown.yaml").write_text("env: GMM9\nsheep: 3\n")
     (tmp_path / "a_file").write_text("")
@@ -281,7 +238,7 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "bad_energies", raising=False)
     before = sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts)
-    status = script.main([a.replace("{root}", str(ROOT)) for a in arguments])
+    status = load("train").main([a.replace("{root}", str(ROOT)) for a in arguments])
     error = capsys.readouterr().err
     assert status == 2
     assert message in error, error
@@ -291,7 +248,7 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
 
 def test_an_existing_run_is_not_overwritten_unasked(trained: Path) -> None:
     config = ROOT / "configs/gmm9.yaml"
-    _, error = run("train.py", "--config", config, *TINY, folder=trained, ok=False)
+    _, error = run("train.py", "--config", config, *TINY, folder=trained, status=2)
     assert "is not empty" in error and "--resume" in error and "--overwrite" in error
 
 
@@ -307,7 +264,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(damage: str, trained: Path) 
             torch.save({"weights": torch.zeros(3)}, path)
         else:  # an object whose unpickling would run code
             torch.save(Bomb(str(marker)), path)
-        _, error = run("evaluate.py", "runs/GMM9/vgs/0", folder=trained, ok=False)
+        _, error = run("evaluate.py", "runs/GMM9/vgs/0", folder=trained, status=2)
         assert "best.pt" in error and error.count("\n") == 1
         assert not marker.exists()
     finally:

@@ -1,17 +1,13 @@
 """Detectors trained as energy-based models: choice by validation, resuming, tables, figures."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, load, run, run_until_ctrl_c
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives, NoNegatives
 from vgs_rl.agents.detection import DetectorTraining, WatchConfig, chosen_by, load_energy
@@ -23,7 +19,6 @@ from vgs_rl.envs import anomaly
 from vgs_rl.learned import AutoencoderEnergyConfig
 from vgs_rl.report import Figure, Report
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--data.held_out=[3,5]",
     "--ebm.energy.hidden=[16]",
@@ -42,23 +37,6 @@ TINY = [
 ]
 
 
-def command(*arguments, script="train_ebm.py"):
-    return [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-
-
-def run(folder, *arguments, script="train_ebm.py", status=0):
-    done = subprocess.run(
-        command(*arguments, script=script),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout, done.stderr
-
-
 DIGITS = ["--config", ROOT / "configs/ebm_digits.yaml", *TINY]
 
 
@@ -67,7 +45,7 @@ def compared(tmp_path_factory):
     """A folder in which two digits and all methods were run for a moment, with two seeds."""
     folder = tmp_path_factory.mktemp("compared")
     options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=2"]
-    out, _ = run(folder, *DIGITS, *options)
+    out, _ = run("train_ebm.py", *DIGITS, *options, folder=folder)
     assert "auroc_image by class" in out and "table.md" in out
     return folder / "runs/digits"
 
@@ -132,22 +110,22 @@ def test_tensorboard_has_energies_auroc_and_pictures(compared):
 
 def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     runs = ["digits/3/vgs/0", "digits/5/langevin/1"]
-    out, _ = run(compared.parent, *runs, "--json", "-", script="evaluate.py")
+    out, _ = run("evaluate.py", *runs, "--json", "-", folder=compared.parent)
     for path, again in zip(runs, json.loads(out), strict=True):
         report = json.loads((compared.parent / path / "report.json").read_text())
         assert again["figures"] == report["figures"]
         assert again["train_seconds"] == report["train_seconds"]
-    out, _ = run(compared.parent, runs[0], "--split=validation", script="evaluate.py")
+    out, _ = run("evaluate.py", runs[0], "--split=validation", folder=compared.parent)
     best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
     assert f"{best['validation']:.4f}" in out
-    _, error = run(compared.parent, runs[0], "--split=train", script="evaluate.py", status=2)
+    _, error = run("evaluate.py", runs[0], "--split=train", folder=compared.parent, status=2)
     assert "--split must be test or validation, got 'train'" in error
-    _, error = run(compared.parent, runs[0], "--smc=true", script="evaluate.py", status=2)
+    _, error = run("evaluate.py", runs[0], "--smc=true", folder=compared.parent, status=2)
     assert "--smc is for samplers, got a detector" in error
 
 
 def test_an_existing_experiment_is_not_overwritten_unasked(compared):
-    _, error = run(compared.parent.parent, *DIGITS, status=2)
+    _, error = run("train_ebm.py", *DIGITS, folder=compared.parent.parent, status=2)
     assert "is not empty" in error and "--resume" in error and "--overwrite" in error
 
 
@@ -163,25 +141,14 @@ def reports_in(folder):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
     options = [*DIGITS, "--budget.updates=200", "--watch.figures_every=0", f"--jobs={jobs}"]
-    process = subprocess.Popen(
-        command(*options, "--output=stopped"),
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    metrics, deadline = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl", time.time() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 130, out + error
+    metrics = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl"
+    stopped = [*options, "--output=stopped"]
+    out = run_until_ctrl_c("train_ebm.py", *stopped, folder=tmp_path, metrics=metrics)
     assert "--resume stopped/digits" in out
     assert len(reports_in(tmp_path / "stopped")) < 2
-    run(tmp_path, "--resume", "stopped/digits", "--progress=false", f"--jobs={jobs}")
-    run(tmp_path, *options, "--output=whole")
+    resume = ["--resume", "stopped/digits", "--progress=false", f"--jobs={jobs}"]
+    run("train_ebm.py", *resume, folder=tmp_path)
+    run("train_ebm.py", *options, "--output=whole", folder=tmp_path)
     stopped, whole = reports_in(tmp_path / "stopped"), reports_in(tmp_path / "whole")
     assert len(whole) == 2 and stopped == whole
 
@@ -201,28 +168,16 @@ BAD = [
 ]
 
 
-@pytest.fixture(scope="module")
-def script():
-    import importlib.util
-
-    sys.path.insert(0, str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("train_ebm", ROOT / "scripts/train_ebm.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "scripts"))
-
-
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_gets_one_clear_error_and_leaves_no_files(
-    arguments, message, script, tmp_path, monkeypatch, capsys
+    arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
     digits = [str(each) for each in DIGITS]
     if arguments[0].startswith("--data=MVTec"):
         digits = [each for each in digits if "held_out" not in each]
-    assert script.main([*digits, *arguments]) == 2
+    assert load("train_ebm").main([*digits, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
@@ -381,7 +336,7 @@ def mvtec_folder(tmp_path):
 
 
 def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
-    mvtec_folder, script, monkeypatch, capsys
+    mvtec_folder, monkeypatch, capsys
 ):
     from vgs_rl.envs.anomaly import mvtec
 
@@ -390,7 +345,7 @@ def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
     config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
     shared = [each for each in TINY if "held_out" not in each]
     options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
-    assert script.main([*config, *shared, *options]) == 0, capsys.readouterr().err
+    assert load("train_ebm").main([*config, *shared, *options]) == 0, capsys.readouterr().err
     assert "auroc_pixel by class" in capsys.readouterr().out
     content = json.loads(Path("runs/mvtec/table.json").read_text())
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL

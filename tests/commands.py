@@ -1,0 +1,55 @@
+"""The project's commands as a user runs them: processes in other folders."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 300.0  # seconds
+
+
+def run(script: str, *arguments: object, folder: Path, status: int = 0) -> tuple[str, str]:
+    """Runs a script in a folder and expects its exit status; returns stdout and stderr."""
+    process = _start(script, *arguments, folder=folder)
+    out, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, out + error
+    return out, error
+
+
+def run_until_ctrl_c(script: str, *arguments: object, folder: Path, metrics: Path) -> str:
+    """Presses Ctrl-C when a file has some records, expects an orderly end; returns stdout."""
+    process, deadline = _start(script, *arguments, folder=folder), time.time() + PATIENCE
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, out + error
+    return out
+
+
+def load(script: str) -> ModuleType:
+    """A script or a module beside the scripts, imported as they import each other."""
+    folder = str(ROOT / "scripts")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(script)
+
+
+def _start(script: str, *arguments: object, folder: Path) -> subprocess.Popen[Any]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
