@@ -1,6 +1,7 @@
 """Benchmarks: what the machine was, what was compared, what it cost.
 
 python scripts/benchmark.py env                              a step through NumPy, transitions/s
+python scripts/benchmark.py libraries                        where SB3's and tianshou's time goes
 python scripts/benchmark.py sampling                         samples/s, memory, evaluation time
 python scripts/benchmark.py oracle --configs '[gmm9]'        ceilings of schedule, drift and start
 python scripts/benchmark.py quality --configs '[gmm9]'       trains over seeds; figures and bounds
@@ -26,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from benchmark_ebm import ebm, stability
+from benchmark_libraries import libraries
 from benchmark_speed import env, sampling
 from benchmark_table import (
     Table,
@@ -386,5 +388,6 @@ def steps(
 
 
 if __name__ == "__main__":
-    commands = {"env": env, "quality": quality, "oracle": oracle, "sampling": sampling}
-    auto_cli({**commands, "steps": steps, "ebm": ebm, "stability": stability})
+    commands = {"env": env, "libraries": libraries, "sampling": sampling, "quality": quality}
+    commands |= {"oracle": oracle, "steps": steps, "ebm": ebm, "stability": stability}
+    auto_cli(commands)

@@ -93,3 +93,18 @@ def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) 
     rates = [row["learning rate"] for row in rows]
     assert rates == pytest.approx([rates[1] / 10, rates[1], 10 * rates[1]])
     assert all(row["finite"] == "True" and row["updates"] == 12 for row in rows)
+
+
+def test_the_shares_of_a_librarys_time_add_up(folder: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    pytest.importorskip("tianshou")
+    options = ["--num_envs=32", "--updates=1", "--json=out.json"]
+    out, _ = run("benchmark.py", "libraries", *options, folder=folder)
+    assert "32 environments" in out
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    assert [row["library"] for row in rows] == ["sb3", "tianshou"]
+    for row in rows:
+        parts = ("environment", "adapter", "loops", "collecting", "learning")
+        shares = [float(row[part].rstrip("%")) for part in parts]
+        assert sum(shares) == pytest.approx(100, abs=0.3) and min(shares) >= 0
+        assert shares[0] > 0 and shares[4] > 0 and row["steps_per_s"] > 0
