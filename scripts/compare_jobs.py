@@ -7,6 +7,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -295,7 +296,8 @@ def run_all(jobs: Sequence[Job], processes: int, *, progress_bar: bool = True) -
         What went wrong, by the names of the runs.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, when the runs have written their checkpoints.
+        KeyboardInterrupt: after Ctrl-C, when the runs have written their checkpoints; a second
+            one does not wait for them.
     """
     waiting = [job for job in jobs if not job.finished]
     done, failed = len(jobs) - len(waiting), dict[str, str]()
@@ -322,11 +324,12 @@ def run_all(jobs: Sequence[Job], processes: int, *, progress_bar: bool = True) -
                     failed[job.name] = _reason(job, process.exitcode)
                     tqdm.write(f"failed: {job.name}: {failed[job.name]}", sys.stderr)
             _show(bar, done, len(jobs), [job for job, _ in running])
-        for _, process in running:  # each has had its own Ctrl-C and writes a checkpoint
-            process.join(timeout=60)
-            if process.is_alive():
-                process.terminate()
         if interrupted():
+            for _, process in running:  # which writes a checkpoint
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGINT)
+            for _, process in running:
+                process.join()
             raise KeyboardInterrupt
     return failed
 
@@ -358,6 +361,9 @@ def _reason(job: Job, exitcode: int | None) -> str:
 
 def work(job: Job, resume: bool) -> None:
     """What a child process does: one run, from its configuration to its report."""
+    # Ctrl-C at the terminal is the parent's, which passes it on, once.
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)

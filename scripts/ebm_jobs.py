@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
@@ -42,12 +42,14 @@ from vgs_rl.config import (
     resolve_device,
 )
 from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
+from vgs_rl.learned import EnergyConfig, MLPEnergyConfig, ModuleEnergyConfig, PrototypeEnergyConfig
 from vgs_rl.report import Report
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
 
 Trained = Literal["langevin", "langevin-persistent", "plain"]
-TRAINED: tuple[Trained, ...] = ("langevin", "langevin-persistent", "plain")
+TRAINED: tuple[Trained, ...] = get_args(Trained)
+LOSSLESS = (MLPEnergyConfig, ModuleEnergyConfig, PrototypeEnergyConfig)
 
 
 @dataclass(kw_only=True)
@@ -57,8 +59,11 @@ class ComparisonConfig:
     Args:
         methods: trainings of the same energy. `langevin` (short runs) and `langevin-persistent`
             get as many energy evaluations as the experiment's own sampler used, in about as many
-            updates of E; `plain` is the energy's own loss alone, for as many updates, those of the
-            pre-training included.
+            updates of E; `plain` is the autoencoder's own loss alone, for as many updates, those
+            of the pre-training included.
+        autoencoder: what `plain` trains; the experiment's own energy by default, which then has
+            to be one.
+        plain_updates: updates of `plain`, where not as many as said above.
         step_size: variance of a Langevin step's noise per coordinate.
         temperature: of the Langevin walks; the MDP's by default.
         chains: number of persistent chains.
@@ -68,6 +73,8 @@ class ComparisonConfig:
     """
 
     methods: tuple[Trained, ...] = TRAINED
+    autoencoder: EnergyConfig | None = None
+    plain_updates: int | None = None
     step_size: float = 1e-3
     temperature: float | None = None
     chains: int = 1024
@@ -81,6 +88,8 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         require_positive("comparison", step_size=self.step_size)
+        if self.plain_updates is not None:
+            require_at_least("comparison", 1, plain_updates=self.plain_updates)
         OutlierConfig(max_rows=self.max_rows)
         self.langevin(1, persistent=True)
 
@@ -132,6 +141,12 @@ class DetectorConfig:
         if self.part is not None and self.part not in self.data.parts:
             raise ValueError(f"part must be one of {', '.join(self.data.parts)}, got {self.part!r}")
         resolve_device(self.device)
+        energy = self.comparison.autoencoder or self.ebm.energy
+        if self.compare and "plain" in self.comparison.methods and isinstance(energy, LOSSLESS):
+            raise ValueError(
+                "comparison.autoencoder must be given for the method `plain`: "
+                f"{type(energy).__name__} has no loss of its own"
+            )
 
     @property
     def folder(self) -> Path:
@@ -249,7 +264,12 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
     if job.reference is None:
         return arguments
     if job.method == "plain":
-        updates = config.ebm.pretrain_steps + job.reference_report().details["updates"]
+        updates = config.comparison.plain_updates
+        if updates is None:
+            updates = config.ebm.pretrain_steps + job.reference_report().details["updates"]
+        if (energy := config.comparison.autoencoder) is not None:
+            chosen = {"class_path": _import_path(type(energy)), "init_args": asdict(energy)}
+            arguments.append(f"--ebm.energy={json.dumps(chosen)}")
         return [
             *arguments,
             "--ebm.negatives=NoNegatives",
@@ -268,6 +288,10 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
         f"--ebm.negatives={json.dumps(negatives)}",
         *_budget(energy_evaluations=report.energy_evaluations),
     ]
+
+
+def _import_path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _budget(**limit: int) -> list[str]:

@@ -73,7 +73,9 @@ def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
 
 
 def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) -> None:
-    config = (ROOT / "configs/ebm_digits.yaml").read_text().replace("[256, 256]", "[16]")
+    config = (
+        (ROOT / "configs/ebm_digits.yaml").read_text().replace("prototypes: 1024", "prototypes: 16")
+    )
     (folder / "small.yaml").write_text(config)
     options = ["--name=small.yaml", "--dim=20", "--rows=32", "--updates=2", "--json=out.json"]
     run("benchmark.py", "ebm", *options, folder=folder)

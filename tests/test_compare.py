@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import ROOT, load, run
+from commands import ROOT, load, run, run_until_ctrl_c
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
@@ -80,6 +80,20 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     out, _ = run("compare.py", *options, folder=tiny)
     assert "4 finished before" in out and "Failed" not in out
     assert stamp == {file: file.stat().st_mtime_ns for file in stamp}
+
+
+def test_ctrl_c_reaches_the_runs_and_the_same_command_goes_on(tiny: Path) -> None:
+    options = ["--env=tiny.yaml", "--agents=vgs", "--budget=updates=1500", "--device=cpu"]
+    folder = tiny / "runs/compare/updates=1500/FourGauss/vgs/0"
+    metrics = folder / "metrics.jsonl"
+    run_until_ctrl_c("compare.py", *options, folder=tiny, metrics=metrics)
+    stopped = torch.load(folder / "checkpoints/last.pt", weights_only=True)["state"]["counters"]
+    assert 0 < stopped["updates"] < 1500 and not (folder / "report.json").exists()
+    out, _ = run("compare.py", *options, folder=tiny)
+    assert "| vgs |" in out
+    seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
+    assert seconds == sorted(seconds)  # it went on, not anew
+    assert max(seconds) > stopped["seconds"]
 
 
 def curves_have_shared_tags(folder: Path) -> None:

@@ -43,6 +43,8 @@ from vgs_rl.learned import (
     MLPEnergy,
     MLPEnergyConfig,
     ModuleEnergyConfig,
+    PrototypeEnergy,
+    PrototypeEnergyConfig,
 )
 from vgs_rl.run import RunFolder
 
@@ -99,11 +101,13 @@ SAMPLERS = {
         MLPEnergy(3, hidden=(16,), prior_std=2.0),
         MLPEnergy(4, hidden=(16, 16), on_sphere=True),
         AutoencoderEnergy(5, hidden=(16,), latent=3),
+        PrototypeEnergy(3, prototypes=7, width=0.8),
+        PrototypeEnergy(4, prototypes=7, width=0.6, on_sphere=True),
         ModuleEnergyConfig(
             class_path="torch.nn.Linear", init_args={"in_features": 3, "out_features": 1}
         ).build(3, on_sphere=False, seed=0),
     ],
-    ids=["mlp", "mlp-sphere", "autoencoder", "module"],
+    ids=["mlp", "mlp-sphere", "autoencoder", "prototypes", "prototypes-sphere", "module"],
 )
 def test_learned_energies_pass_the_check_in_both_precisions(energy):
     check_energy(energy)
@@ -126,6 +130,18 @@ def test_the_autoencoder_energy_is_the_papers_formula():
     assert energy.geometry.effective_dim == 271
 
 
+def test_the_prototype_energy_begins_as_a_kernel_density_of_its_data():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(6, 2, generator=generator)
+    energy = PrototypeEnergy(2, prototypes=12, width=0.7)  # every row twice
+    energy.attach(data)
+    x = torch.randn(9, 2, generator=generator)
+    kernels = torch.distributions.MultivariateNormal(data, 0.49 * torch.eye(2))
+    density = kernels.log_prob(x.unsqueeze(1)).logsumexp(-1) - math.log(6)
+    constant = math.log(2 * math.pi * 0.49)
+    torch.testing.assert_close(energy(x), -density - constant)
+
+
 def test_the_same_seed_gives_the_same_energy_and_the_global_rng_is_untouched():
     before = torch.get_rng_state()
     module = ModuleEnergyConfig(
@@ -134,6 +150,7 @@ def test_the_same_seed_gives_the_same_energy_and_the_global_rng_is_untouched():
     for config in (
         MLPEnergyConfig(hidden=(8,)),
         AutoencoderEnergyConfig(hidden=(8,), latent=2),
+        PrototypeEnergyConfig(prototypes=3),
         module,
     ):
         x = torch.eye(2)

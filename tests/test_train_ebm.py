@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives, NoNegatives
@@ -37,7 +38,9 @@ TINY = [
 ]
 
 
-DIGITS = ["--config", ROOT / "configs/ebm_digits.yaml", *TINY]
+SHIPPED = ["--config", ROOT / "configs/ebm_digits.yaml"]
+ITS_OWN_LOSS = ["--comparison.autoencoder=null", "--comparison.plain_updates=null"]
+DIGITS = [*SHIPPED, "--ebm.energy=AutoencoderEnergyConfig", *TINY, *ITS_OWN_LOSS]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,19 @@ def test_langevin_gets_as_many_energy_evaluations_and_the_plain_autoencoder_as_m
             assert own.energy_evaluations <= other.energy_evaluations
             assert other.energy_evaluations < own.energy_evaluations + 8 * batch
         assert reports["plain"].details["updates"] == own.details["updates"] + 5
+
+
+def test_the_plain_autoencoder_may_be_another_energy_than_the_detectors(tmp_path):
+    options = [each for each in TINY if "energy" not in each and "pretrain" not in each]
+    options += ["--ebm.energy.prototypes=40", "--comparison.autoencoder.hidden=[16]"]
+    options += ["--comparison.plain_updates=7", "--comparison.methods=[plain]", "--compare=true"]
+    run("train_ebm.py", *SHIPPED, *options, "--budget.updates=4", "--jobs=1", folder=tmp_path)
+    root = tmp_path / "runs/digits/3"
+    assert "PrototypeEnergyConfig" in (root / "vgs/0/config.yaml").read_text()
+    plain = yaml.safe_load((root / "plain/0/config.yaml").read_text())["ebm"]["energy"]
+    assert plain["class_path"].endswith("AutoencoderEnergyConfig")
+    assert plain["init_args"]["hidden"] == [16] and plain["init_args"]["latent"] == 32
+    assert Report.from_json((root / "plain/0/report.json").read_text()).details["updates"] == 7
 
 
 def test_a_run_folder_holds_records_pictures_and_the_best_checkpoint(compared):
@@ -165,6 +181,10 @@ BAD = [
     (["--device=tpu9"], "device 'tpu9' is not available here"),
     (["--output=a_file"], "experiment folder a_file/digits cannot be written to"),
     (["--resume=nowhere"], "nothing to go on with"),
+    (
+        ["--ebm.energy=MLPEnergyConfig", "--compare=true"],
+        "comparison.autoencoder must be given for the method `plain`: MLPEnergyConfig",
+    ),
 ]
 
 

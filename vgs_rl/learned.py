@@ -191,6 +191,57 @@ class AutoencoderEnergy(LearnedEnergy):
         return (x - self.reconstruct(x)).square().sum(-1).mean()
 
 
+class PrototypeEnergy(LearnedEnergy):
+    """E(x) = shift - log Σ_k w_k exp(-‖x - c_k‖² / 2 width²), a mixture around prototypes c_k.
+
+    :meth:`attach` puts the prototypes on rows of the data: so it begins as a kernel density of
+    them, and contrast then moves prototypes, weights, width and shift. For few data, which an
+    energy without such a start hardly learns the shape of. On the unit sphere the kernels are von
+    Mises-Fisher's.
+
+    Args:
+        dim: ambient dimension D.
+        prototypes: number K; rows are repeated where there are fewer.
+        width: of the kernels at first, in units of the data.
+        on_sphere: whether states are unit vectors.
+        seed: chooses the rows.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        prototypes: int = 1024,
+        width: float = 0.1,
+        on_sphere: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dim, on_sphere=on_sphere)
+        require_at_least("PrototypeEnergy", 1, prototypes=prototypes)
+        require_positive("PrototypeEnergy", width=width)
+        self._generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(prototypes, dim, generator=self._generator)
+        self.prototypes = nn.Parameter(F.normalize(start, dim=-1))
+        self.log_weights = nn.Parameter(torch.zeros(prototypes))
+        self.log_width = nn.Parameter(torch.tensor(math.log(width)))
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def attach(self, data: Tensor) -> None:
+        """See :meth:`LearnedEnergy.attach`; moves the prototypes onto rows, at random."""
+        super().attach(data)
+        order = torch.randperm(len(data), generator=self._generator)
+        rows = order[torch.arange(len(self.prototypes)) % len(data)].to(data.device)
+        with torch.no_grad():
+            self.prototypes.copy_(data[rows])
+
+    def network_energy(self, x: Tensor) -> Tensor:
+        """See the class."""
+        c = self.prototypes
+        half_squares = 0.5 * (x.square().sum(-1, keepdim=True) + c.square().sum(-1)) - x @ c.T
+        exponents = -half_squares * (-2 * self.log_width).exp()
+        return self.shift - torch.logsumexp(self.log_weights.log_softmax(-1) + exponents, -1)
+
+
 class ModuleEnergy(LearnedEnergy):
     """Any module that maps (B, D) to (B,) or (B, 1), as an energy.
 
@@ -263,6 +314,25 @@ class AutoencoderEnergyConfig(EnergyConfig):
             temperature=self.temperature,
             on_sphere=on_sphere,
             seed=seed,
+        )
+
+
+@dataclass(kw_only=True)
+class PrototypeEnergyConfig(EnergyConfig):
+    """A mixture around rows of the data, :class:`PrototypeEnergy`.
+
+    Args:
+        prototypes: number K.
+        width: of the kernels at first, in units of the data.
+    """
+
+    prototypes: int = 1024
+    width: float = 0.1
+
+    def build(self, dim: int, *, on_sphere: bool, seed: int) -> PrototypeEnergy:
+        """See :meth:`EnergyConfig.build`."""
+        return PrototypeEnergy(
+            dim, prototypes=self.prototypes, width=self.width, on_sphere=on_sphere, seed=seed
         )
 
 
