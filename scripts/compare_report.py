@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,7 @@ def table(results: Mapping[str, Sequence[Report]]) -> Table:
 
 
 def findings(results: Mapping[str, Sequence[Report]]) -> list[str]:
-    """Sentences: whom the value-gradient agent does not beat, who does not learn anything."""
+    """Sentences: whom value-gradient agents do not beat, who does not learn anything."""
     sentences = []
     means = {
         agent: {
@@ -116,21 +117,21 @@ def findings(results: Mapping[str, Sequence[Report]]) -> list[str]:
         }
         for agent, reports in results.items()
     }
-    own = means.get("vgs", {})
-    for name in JUDGED:
-        if name not in own:
+    ours = [agent for agent in means if agent.partition("-")[0] == "vgs"]
+    for agent, name in itertools.product(ours, JUDGED):
+        if name not in means[agent]:
             continue
-        sign = 1.0 if FIGURES[name] else -1.0
+        own, sign = means[agent][name], 1.0 if FIGURES[name] else -1.0
         # A figure that is not finite belongs to a sampler that diverged: beaten.
         finite = {a: m[name] for a, m in means.items() if math.isfinite(m.get(name, math.nan))}
-        others = {a: value for a, value in finite.items() if a != "vgs"}
-        ahead = {a: value for a, value in others.items() if not sign * own[name] > sign * value}
-        listed = ", ".join(f"{agent} ({format_cell(value)})" for agent, value in ahead.items())
-        what = f"{name} {format_cell(own[name])}"
+        others = {a: value for a, value in finite.items() if a not in ours}
+        ahead = {a: value for a, value in others.items() if not sign * own > sign * value}
+        listed = ", ".join(f"{other} ({format_cell(value)})" for other, value in ahead.items())
+        what = f"{name} {format_cell(own)}"
         if ahead:
-            sentences.append(f"vgs ({what}) does **not** beat {listed}")
+            sentences.append(f"{agent} ({what}) does **not** beat {listed}")
         elif others:
-            sentences.append(f"vgs ({what}) beats every other row")
+            sentences.append(f"{agent} ({what}) beats every other row")
     start = means.get("uncontrolled", {}).get("elbo")
     learned = {
         agent: mean["elbo"]

@@ -292,12 +292,15 @@ def test_where_the_value_gradient_is_beaten_the_findings_say_so() -> None:
     results = {
         "uncontrolled": [report("uncontrolled", -10.0, 0.9)],
         "vgs": [report("vgs", -0.2, 0.05)],
+        "vgs-frugal": [report("vgs-frugal", -0.1, 0.02)],
         "pis": [report("pis", -3.0, 0.4)],
         "tb": [report("tb", -11.0, float("nan"))],
         "mala": [report("mala", float("nan"), 0.03)],
     }
     sentences = compare_report.findings(results)
     assert any("does **not** beat mala (0.03)" in sentence for sentence in sentences)
+    assert "vgs (elbo -0.2) beats every other row" in sentences  # its own variant apart
+    assert "vgs-frugal (tvd_energy 0.02) beats every other row" in sentences
     assert "no better than the uncontrolled chain's ELBO: tb" in sentences
     text = compare_report.as_markdown({"GMM9": results}, "steps=2e6", {"GMM9/a/0": "no"})
     assert "| mala |" in text and "- GMM9/a/0: no" in text
