@@ -120,7 +120,8 @@ class Job:
                 last = json.loads(lines.read().decode().splitlines()[-1])
         except (OSError, ValueError, IndexError):
             return 0.0
-        return min(1.0, max(last[k] / limit for k, limit in self.settings["budget"].items()))
+        limits = {k: limit for k, limit in self.settings["budget"].items() if limit}
+        return min(1.0, max(last[k] / limit for k, limit in limits.items()))
 
 
 def parse_budget(text: str) -> dict[str, float | int]:
@@ -241,7 +242,8 @@ def _job(
     section, requires = _agent_section(kind, shipped, scale)
     settings = {key: base[key] for key in ("env", "env_args", "mdp") if key in base}
     evaluation = {**base.get("evaluation", {}), "figures_every": 0}
-    settings |= {"evaluation": evaluation, "budget": dict(budget), "seed": seed}
+    limits = {"updates": None, **budget}  # which are limited by default
+    settings |= {"evaluation": evaluation, "budget": limits, "seed": seed}
     settings |= {"output": str(root if of is None else root / "variants" / agent)}
     if section is not None:
         settings["agent"] = section

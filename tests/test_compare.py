@@ -191,7 +191,8 @@ def test_all_agents_share_the_shipped_mdp_and_vgs_keeps_its_agent_section(tmp_pa
     shipped = yaml.safe_load((ROOT / "configs/gmm9.yaml").read_text())
     by_name = {job.agent: job for job in jobs[:5]}
     assert all(job.settings["mdp"] == shipped["mdp"] for job in jobs)
-    assert all(job.settings["budget"] == {"env_steps": 2_000_000} for job in jobs)
+    budgets = [job.settings["budget"] for job in jobs]  # and no other limit, a default one
+    assert all(each == {"updates": None, "env_steps": 2_000_000} for each in budgets)
     assert by_name["vgs"].settings["agent"] == shipped["agent"]
     assert by_name["tb"].settings["agent"]["init_args"]["prior_std"] == 5.0
     assert by_name["mala"].scale == 5.0 and by_name["mala"].baseline
