@@ -280,7 +280,11 @@ def _draw_agent(
 def _scale(axes: Axes, *, logarithmic: bool, ends: Sequence[float]) -> None:
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        if ends:  # the first is the uncontrolled chain's: what is far above it has diverged
+            axes.set_ylim(top=min(axes.get_ylim()[1], 3.0 * max(ends[0], float(np.median(ends)))))
+        low, high = axes.get_ylim()
+        wide = high > 500 * low
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     elif ends:  # what diverges, or never began, would flatten all the rest
