@@ -237,10 +237,7 @@ def test_unknown_names_are_refused(agent: str, message: str, tmp_path: Path) -> 
 
 
 def test_budgets_are_parsed_and_named() -> None:
-    assert parse_budget("steps=2e6,seconds=60") == {
-        "env_steps": 2_000_000,
-        "seconds": 60.0,
-    }
+    assert parse_budget("steps=2e6,seconds=60") == {"env_steps": 2_000_000, "seconds": 60.0}
     assert compare_jobs.budget_name(parse_budget("energies=100000")) == "energies=100000"
     for text, message in (
         ("hours=3", "must read steps=NUMBER"),

@@ -227,7 +227,14 @@ class PrototypeEnergy(LearnedEnergy):
         self.shift = nn.Parameter(torch.zeros(()))
 
     def attach(self, data: Tensor) -> None:
-        """See :meth:`LearnedEnergy.attach`; moves the prototypes onto rows, at random."""
+        """See :meth:`LearnedEnergy.attach`; moves the prototypes onto random rows of the data.
+
+        Args:
+            data: shape (N, D), in the units of `width`; unit vectors on the sphere.
+
+        Raises:
+            ValueError: as there.
+        """
         super().attach(data)
         order = torch.randperm(len(data), generator=self._generator)
         rows = order[torch.arange(len(self.prototypes)) % len(data)].to(data.device)
