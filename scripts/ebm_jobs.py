@@ -42,14 +42,13 @@ from vgs_rl.config import (
     resolve_device,
 )
 from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
-from vgs_rl.learned import EnergyConfig, MLPEnergyConfig, ModuleEnergyConfig, PrototypeEnergyConfig
+from vgs_rl.learned import EnergyConfig, LearnedEnergy
 from vgs_rl.report import Report
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
 
 Trained = Literal["langevin", "langevin-persistent", "plain"]
 TRAINED: tuple[Trained, ...] = get_args(Trained)
-LOSSLESS = (MLPEnergyConfig, ModuleEnergyConfig, PrototypeEnergyConfig)
 
 
 @dataclass(kw_only=True)
@@ -141,12 +140,14 @@ class DetectorConfig:
         if self.part is not None and self.part not in self.data.parts:
             raise ValueError(f"part must be one of {', '.join(self.data.parts)}, got {self.part!r}")
         resolve_device(self.device)
-        energy = self.comparison.autoencoder or self.ebm.energy
-        if self.compare and "plain" in self.comparison.methods and isinstance(energy, LOSSLESS):
-            raise ValueError(
-                "comparison.autoencoder must be given for the method `plain`: "
-                f"{type(energy).__name__} has no loss of its own"
-            )
+        if self.compare and "plain" in self.comparison.methods:
+            energy = self.comparison.autoencoder or self.ebm.energy
+            kind = type(energy.build(2, on_sphere=self.ebm.on_sphere, seed=0))
+            if kind.pretraining_loss is LearnedEnergy.pretraining_loss:
+                raise ValueError(
+                    "comparison.autoencoder must be given for the method `plain`: "
+                    f"{type(energy).__name__} has no loss of its own"
+                )
 
     @property
     def folder(self) -> Path:
