@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from vgs_rl.detection_plots import plot_detections
 from vgs_rl.envs import anomaly
 from vgs_rl.envs.anomaly import features, mvtec
 from vgs_rl.envs.anomaly.tensor_files import as_tensor, load_tensors
-from vgs_rl.envs.anomaly.textures import COLUMNS, CROP
+from vgs_rl.envs.anomaly.textures import BAND, BANDS, CROP
 
 SMALL = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
 
@@ -111,12 +110,13 @@ def test_defects_refuse_bad_arguments_by_name():
 
 def test_texture_crops_come_from_columns_that_no_other_split_has():
     splits = anomaly.texture_images("gravel", SMALL)
+    seen: set[int] = set()
     for name, split in splits.items():
-        low, high = COLUMNS[name]
-        assert int(split.corners[:, 1].min()) >= low
-        assert int(split.corners[:, 1].max()) + CROP <= high
-    bounds = sorted(COLUMNS.values())
-    assert all(a[1] <= b[0] for a, b in pairwise(bounds))
+        first, last = split.corners[:, 1], split.corners[:, 1] + CROP - 1
+        bands = set((first // BAND).tolist())
+        assert bands == set((last // BAND).tolist()) == set(BANDS[name])
+        assert not bands & seen
+        seen |= bands
 
 
 def test_texture_masks_are_where_a_crop_differs_from_its_photograph():
@@ -147,7 +147,7 @@ def test_validation_defects_are_of_other_kinds_than_test_defects(brick):
     assert set(brick.validation.kinds) == {"good", *anomaly.PSEUDO_DEFECTS}
     assert set(brick.test.kinds) == {"good", *anomaly.DEFECTS}
     assert brick.train.shape == (6, 14, 14, 4) and brick.rows.shape == (6 * 196, 4)
-    assert brick.test.masks.shape == brick.test.images.shape == (12, 128, 128)
+    assert brick.test.masks.shape == brick.test.images.shape == (12, 112, 112)
 
 
 def test_joined_textures_are_judged_by_class():
@@ -205,7 +205,7 @@ def cache(tmp_path, monkeypatch):
 def test_lite0_grids_are_unit_norm_and_cached(cache, monkeypatch):
     images = anomaly.texture_images("brick", SMALL)["train"].images[:2]
     first = anomaly.lite0_grids(images)
-    assert first.shape == (2, 14, 14, 176)
+    assert first.shape == (2, 14, 14, 272)
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(2, 14, 14))
     monkeypatch.setattr(features, "Lite0", lambda: pytest.fail("computed twice"))
     assert torch.equal(first, anomaly.lite0_grids(images))
@@ -223,7 +223,8 @@ def test_lite0_recognises_a_cat():
     with torch.no_grad():
         assert int(whole(seen).argmax()) in (281, 282, 285)  # ImageNet's tabby, tiger, Egyptian
         maps = extractor.network(seen)
-    assert [tuple(m.shape[1:]) for m in maps] == [(24, 56, 56), (40, 28, 28), (112, 14, 14)]
+    sizes = [(16, 112), (24, 56), (40, 28), (80, 14), (112, 14)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(c, side, side) for c, side in sizes]
 
 
 class Halves(nn.Module):

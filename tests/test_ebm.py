@@ -40,6 +40,8 @@ from vgs_rl.envs.gaussian import Gaussian
 from vgs_rl.learned import (
     AutoencoderEnergy,
     AutoencoderEnergyConfig,
+    GaussianEnergy,
+    GaussianEnergyConfig,
     MLPEnergy,
     MLPEnergyConfig,
     ModuleEnergyConfig,
@@ -103,11 +105,22 @@ SAMPLERS = {
         AutoencoderEnergy(5, hidden=(16,), latent=3),
         PrototypeEnergy(3, prototypes=7, width=0.8),
         PrototypeEnergy(4, prototypes=7, width=0.6, on_sphere=True),
+        GaussianEnergy(3),
+        GaussianEnergy(4, temperature=2.0, on_sphere=True),
         ModuleEnergyConfig(
             class_path="torch.nn.Linear", init_args={"in_features": 3, "out_features": 1}
         ).build(3, on_sphere=False, seed=0),
     ],
-    ids=["mlp", "mlp-sphere", "autoencoder", "prototypes", "prototypes-sphere", "module"],
+    ids=[
+        "mlp",
+        "mlp-sphere",
+        "autoencoder",
+        "prototypes",
+        "prototypes-sphere",
+        "gaussian",
+        "gaussian-sphere",
+        "module",
+    ],
 )
 def test_learned_energies_pass_the_check_in_both_precisions(energy):
     check_energy(energy)
@@ -140,6 +153,21 @@ def test_the_prototype_energy_begins_as_a_kernel_density_of_its_data():
     density = kernels.log_prob(x.unsqueeze(1)).logsumexp(-1) - math.log(6)
     constant = math.log(2 * math.pi * 0.49)
     torch.testing.assert_close(energy(x), -density - constant)
+
+
+def test_the_gaussian_energy_begins_as_the_mahalanobis_distance_of_its_data():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(500, 3, generator=generator) @ torch.randn(3, 3, generator=generator)
+    energy = GaussianEnergyConfig(shrinkage=1e-6, temperature=2.0).build(3, on_sphere=False, seed=0)
+    energy.attach(data)
+    x = torch.randn(9, 3, generator=generator)
+    apart = x - data.mean(0)
+    squares = (apart @ data.T.cov(correction=0).inverse() * apart).sum(-1)
+    torch.testing.assert_close(energy(x), 0.25 * (squares - 3), rtol=1e-4, atol=1e-3)
+    # E is 0 on the data's average.
+    assert abs(float(energy(data).mean())) < 1e-3
+    with pytest.raises(ValueError, match="data must vary"):
+        energy.attach(torch.ones(4, 3))
 
 
 def test_the_same_seed_gives_the_same_energy_and_the_global_rng_is_untouched():

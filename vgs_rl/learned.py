@@ -249,6 +249,66 @@ class PrototypeEnergy(LearnedEnergy):
         return self.shift - torch.logsumexp(self.log_weights.log_softmax(-1) + exponents, -1)
 
 
+class GaussianEnergy(LearnedEnergy):
+    """E(x) = ½ (‖factor z - mean‖² - D) / T_E + shift, a Gaussian of full covariance in whitened z.
+
+    :meth:`attach` whitens by mean and covariance of the data: so it begins as their Mahalanobis
+    distance, a strong detector of defects in features of pretrained networks (arXiv:2005.14140),
+    and contrast then moves mean, factor and shift. On the unit sphere it is Fisher-Bingham's.
+
+    Args:
+        dim: ambient dimension D.
+        shrinkage: weight of the mean variance, as a multiple of the identity, that is added to the
+            covariance.
+        temperature: T_E.
+        on_sphere: whether states are unit vectors.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        shrinkage: float = 0.01,
+        temperature: float = 1.0,
+        on_sphere: bool = False,
+    ) -> None:
+        super().__init__(dim, on_sphere=on_sphere)
+        require_positive("GaussianEnergy", shrinkage=shrinkage, temperature=temperature)
+        self.shrinkage, self.temperature = shrinkage, temperature
+        self.centre: Tensor
+        self.whitening: Tensor
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("whitening", torch.eye(dim))
+        self.mean = nn.Parameter(torch.zeros(dim))
+        self.factor = nn.Parameter(torch.eye(dim))
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def attach(self, data: Tensor) -> None:
+        """See :meth:`LearnedEnergy.attach`; takes mean and covariance from the data.
+
+        Args:
+            data: shape (N, D); unit vectors on the sphere.
+
+        Raises:
+            ValueError: as there, or if all rows are the same.
+        """
+        super().attach(data)
+        mean = data.mean(0)
+        centred = (data - mean).double()
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(data))
+        variances = variances.clamp_min(0) + self.shrinkage * variances.mean()
+        if not bool((variances > 0).all()):
+            raise ValueError("data must vary, got rows that are all the same")
+        self.centre.copy_(mean)
+        self.whitening.copy_((axes * variances.rsqrt()) @ axes.T)
+
+    def network_energy(self, x: Tensor) -> Tensor:
+        """See the class."""
+        z = (x - self.centre.to(x)) @ self.whitening.to(x).T
+        squares = (z @ self.factor.T - self.mean).square().sum(-1)
+        return 0.5 * (squares - self.dim) / self.temperature + self.shift
+
+
 class ModuleEnergy(LearnedEnergy):
     """Any module that maps (B, D) to (B,) or (B, 1), as an energy.
 
@@ -340,6 +400,25 @@ class PrototypeEnergyConfig(EnergyConfig):
         """See :meth:`EnergyConfig.build`."""
         return PrototypeEnergy(
             dim, prototypes=self.prototypes, width=self.width, on_sphere=on_sphere, seed=seed
+        )
+
+
+@dataclass(kw_only=True)
+class GaussianEnergyConfig(EnergyConfig):
+    """A Gaussian of full covariance, :class:`GaussianEnergy`.
+
+    Args:
+        shrinkage: of the covariance at first.
+        temperature: T_E.
+    """
+
+    shrinkage: float = 0.01
+    temperature: float = 1.0
+
+    def build(self, dim: int, *, on_sphere: bool, seed: int) -> GaussianEnergy:
+        """See :meth:`EnergyConfig.build`; the data decide all, the seed nothing."""
+        return GaussianEnergy(
+            dim, shrinkage=self.shrinkage, temperature=self.temperature, on_sphere=on_sphere
         )
 
 

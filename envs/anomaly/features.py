@@ -29,9 +29,9 @@ FeatureGrids = Callable[[Tensor], Tensor]
 GRID = 14  # positions each way
 INPUT = 224  # pixels each way that networks see
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LITE0_VERSION = "efficientnet-lite0 24+40+112 v1"  # change it whenever features change
-# Last blocks of the stages with 24 channels at stride 4, 40 at stride 8, 112 at stride 16.
-LITE0_BLOCKS = (2, 4, 10)
+LITE0_VERSION = "efficientnet-lite0 16+24+40+80+112 v2"  # change it whenever features change
+# Last blocks of the stages with 16 channels at stride 2, 24 at 4, 40 at 8, 80 and 112 at 16.
+LITE0_BLOCKS = (0, 2, 4, 7, 10)
 
 
 def cache_folder() -> Path:
@@ -109,7 +109,7 @@ def check_images(images: Tensor) -> None:
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 up to stride 16; maps of 24, 40 and 112 channels.
+    """EfficientNet-Lite0 up to stride 16; maps of 16, 24, 40, 80 and 112 channels.
 
     Raises:
         ModuleNotFoundError: if a package of the extra is missing.
@@ -127,7 +127,7 @@ class Lite0(nn.Module):
         self.blocks = nn.ModuleList(whole._blocks[: LITE0_BLOCKS[-1] + 1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, 24, 56, 56), (B, 40, 28, 28), (B, 112, 14, 14) of x, (B, 3, 224, 224)."""
+        """Maps of 112, 56, 28, 14 and 14 pixels each way of x, shape (B, 3, 224, 224)."""
         x, maps = self.stem(x), []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -144,7 +144,7 @@ def lite0_weights() -> Path:
 
 
 def lite0_grids(images: Tensor) -> Tensor:
-    """Features of EfficientNet-Lite0, shape (N, 14, 14, 176), unit norm, cached on disk.
+    """Features of EfficientNet-Lite0, shape (N, 14, 14, 272), unit norm, cached on disk.
 
     Args:
         images: uint8, (N, h, w) or (N, h, w, 3).

@@ -1,10 +1,11 @@
 """Photographs of brick, grass and gravel with generated defects: localisation measured offline.
 
 Three photographs of 512x512 grey pixels ship inside scikit-image (`skimage.data.brick`, `grass`,
-`gravel`; all CC0). Crops of 128x128 come from columns that no two splits
-share: [0, 256) to train, [256, 384) to validate, [384, 512) to test. Half of all crops are
-mirrored left to right, which makes the lines of the brick wall, seen in perspective, alike in all
-three.
+`gravel`; all CC0). Crops of 112x112 come from bands of 128 columns that no two splits share: the
+first and third to train, the second to validate, the fourth to test. Half of all crops are
+mirrored left to right. So the lines of the brick wall, seen in perspective, are alike in all
+three, and bands on which training crops lie are neighbours of the others: what differs along a
+photograph is no defect.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_module
 from vgs_rl.detection import LabelledFeatures
-from vgs_rl.envs.anomaly.data import AnomalyData, join
+from vgs_rl.envs.anomaly.data import AnomalyData, join, unit
 from vgs_rl.envs.anomaly.defects import DEFECTS, PSEUDO_DEFECTS, add_defect
 from vgs_rl.envs.anomaly.features import FeatureGrids, lite0_grids
 
 Texture = Literal["brick", "grass", "gravel"]
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
-CROP = 128  # pixels
-COLUMNS = {"train": (0, 256), "validation": (256, 384), "test": (384, 512)}
+CROP = 112  # pixels
+BAND = 128  # columns
+BANDS = {"train": (0, 2), "validation": (1,), "test": (3,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class TextureSplit:
     """Crops of one photograph.
 
     Attributes:
-        images: shape (N, 128, 128), uint8.
-        masks: defective pixels, shape (N, 128, 128), bool.
+        images: shape (N, 112, 112), uint8.
+        masks: defective pixels, shape (N, 112, 112), bool.
         kinds: "good", or the kind of defect, N names.
         corners: top row and left column in the photograph, shape (N, 2), int64.
         mirrored: whether it is mirrored left to right (before the defect), shape (N,), bool.
@@ -95,7 +97,7 @@ def texture_images(
     for index, (name, (good, bad, kinds)) in enumerate(counts.items()):
         stream = (seed * len(TEXTURES) + TEXTURES.index(texture)) * len(counts) + index
         generator = torch.Generator().manual_seed(stream)
-        splits[name] = _split(photograph, COLUMNS[name], good, bad, kinds, generator)
+        splits[name] = _split(photograph, BANDS[name], good, bad, kinds, generator)
     return splits
 
 
@@ -106,8 +108,10 @@ def load_texture(
     seed: int = 0,
     features: FeatureGrids = lite0_grids,
 ) -> AnomalyData:
-    """One texture as features on a 14x14 grid, unit norm, with images and masks of 128x128.
+    """One texture as features on a 14x14 grid, unit norm, with images and masks of 112x112.
 
+    Every feature is divided by its standard deviation over the training crops before vectors get
+    unit norm, so that none is drowned by those of another block of the network.
     The validation split has pseudo-defects of two kinds (noise, contrast), the test split defects
     of four others (scratch, spot, blur, paste); see :mod:`vgs_rl.envs.anomaly.defects`.
 
@@ -125,6 +129,8 @@ def load_texture(
     splits = texture_images(texture, config, seed=seed)
     sizes = [len(split.images) for split in splits.values()]
     grids = features(torch.cat([split.images for split in splits.values()])).split(sizes)
+    spread = grids[0].flatten(0, 2).std(0).clamp_min(1e-6)
+    grids = tuple(unit(grid / spread) for grid in grids)
     train, validation, test = (
         LabelledFeatures(
             x=x,
@@ -169,16 +175,17 @@ def _photograph(texture: str) -> Tensor:
 
 def _split(
     photograph: Tensor,
-    columns: tuple[int, int],
+    bands: Sequence[int],
     good: int,
     bad: int,
     kinds: Sequence[str],
     generator: torch.Generator,
 ) -> TextureSplit:
     n = good + bad
-    limits = (photograph.shape[0], columns[1] - columns[0])
+    limits = (photograph.shape[0], BAND)
     top, left = (torch.randint(limit - CROP + 1, (n,), generator=generator) for limit in limits)
-    corners = torch.stack([top, left + columns[0]], dim=1)
+    band = torch.tensor(bands)[torch.randint(len(bands), (n,), generator=generator)]
+    corners = torch.stack([top, left + BAND * band], dim=1)
     mirrored = torch.rand(n, generator=generator) < 0.5
     names = ("good",) * good + tuple(kinds[i % len(kinds)] for i in range(bad))
     images, masks = [], []
