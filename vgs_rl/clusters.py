@@ -88,6 +88,8 @@ class ClusterValue(nn.Module):
       below (0.3 r*)², r* being where U is least: beyond, there is no one mode to find. Four terms
       join: ΣU and Σ U_t at m, ‖m - y‖²/(2 ν_t) and ½ ‖m‖², those of Laplace's approximation of V.
       :meth:`calibrate` sets the coefficients of all terms by least squares, before any training.
+      LJ-55 has a higher ELBO after 1,000 updates than after 15,000 without; but where particles
+      lie on top of each other gradients are steep, and long trainings end no better for it.
     - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
