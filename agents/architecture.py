@@ -129,8 +129,6 @@ class ClusterNetwork(NetworkConfig):
         relax: above 0, descriptors of relaxed positions join: by so many times the noise's
             variance along the noised pair forces.
         stages: how often they relax, each time with descriptors of its own.
-        blur: above 0, they relax to the mode of the posterior of the terminal state instead, in so
-            many stages, along forces with this share of the noise, and have descriptors there.
     """
 
     near: float = 0.0
@@ -143,7 +141,6 @@ class ClusterNetwork(NetworkConfig):
     knots: int = 10
     relax: float = 0.0
     stages: int = 1
-    blur: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive("network", reach=self.reach)
@@ -153,7 +150,7 @@ class ClusterNetwork(NetworkConfig):
         require_at_least("network", 1, vectors=self.vectors, width=self.width)
         require_at_least("network", 0, pooled=self.pooled)
         require_at_least("network", 2, knots=self.knots)
-        require_at_least("network", 0, relax=self.relax, blur=self.blur)
+        require_at_least("network", 0, relax=self.relax)
         require_at_least("network", 1, stages=self.stages)
 
     def build(
@@ -174,7 +171,6 @@ class ClusterNetwork(NetworkConfig):
             knots=self.knots,
             relax=self.relax,
             stages=self.stages,
-            blur=self.blur,
             temperature=mdp.temperature,
             generator=generator,
         )

@@ -18,17 +18,13 @@ class ValueGradientPolicy:
     `bellman` (as published): u_t = -(sigma_t/tau) ∇V_{t+1}(a_t x), first order in the step; on the
     last step V_T = E, whose own gradient is used (one energy evaluation).
     `posterior`: u_t = -(s_t/tau) ∇V_t(x), by Tweedie's formula the exact mean of the reversed
-    noising kernel for any step size. There √S_t ∇V_t(x)/tau is the mean of the standard normal
-    noise in x; where that of a particle is longer than `LONGEST`, which noise never is, the value
-    is wrong, and it is shortened: a learned value may be steep in states that it has not seen.
+    noising kernel for any step size.
 
     Args:
         mdp: supplies the chain and, for `bellman`, ∇E.
         value: V, exact or learned.
         drift: which of the two.
     """
-
-    LONGEST = 6.0
 
     def __init__(self, mdp: SamplingMDP, value: ValueFunction, drift: Drift) -> None:
         if drift not in ("bellman", "posterior"):
@@ -39,7 +35,7 @@ class ValueGradientPolicy:
         """u_t(x), shape (B, D)."""
         chain, tau = self.mdp.chain, self.mdp.temperature
         if self.drift == "posterior":
-            slope, step = self._believable(self.value.gradient(x, t), t), chain.s[t]
+            slope, step = self.value.gradient(x, t), chain.s[t]
         else:
             ahead, step = chain.a[t] * x, chain.sigma[t]
             if t + 1 < self.mdp.num_steps:
@@ -47,14 +43,3 @@ class ValueGradientPolicy:
             else:
                 slope = self.mdp.evaluate_gradient(ahead)[1]
         return self.mdp.geometry.tangent(slope, x) * (-step / tau)
-
-    def _believable(self, slope: Tensor, t: int) -> Tensor:
-        """∇V_t, shape (B, D), with the part of each particle shortened if it is too long."""
-        symmetry = self.mdp.energy.symmetry
-        if symmetry is None:
-            return slope
-        parts = slope.view(len(slope), *symmetry)
-        longest = self.LONGEST * self.mdp.temperature / self.mdp.chain.S[t].sqrt()
-        lengths = parts.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        shortened: Tensor = parts * (longest / lengths).clamp_max(1.0)
-        return shortened.flatten(1)

@@ -20,7 +20,6 @@ from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.clusters import ClusterValue
 from vgs_rl.published import PublishedMLP
 from vgs_rl.start import widened
 
@@ -238,18 +237,7 @@ class GradientMatching(ValueRule):
         agent.refit_noise_scale(self._draw(self.refresh_size, agent)[0], rate=0.3)
         if self.references and self.posterior_steps:
             self._measure_share(agent)
-        if not self._refreshes:
-            self._fit_mixture(agent)
         self._refreshes += 1
-
-    def _fit_mixture(self, agent: ValueGradientAgent) -> None:
-        """Starts the mixture of targets where it varies least around the untrained gradient."""
-        networks = [n for n in (agent.network, agent.average) if isinstance(n, ClusterValue)]
-        if agent.config.drift == "posterior" and networks and networks[0].anchor:
-            t = torch.arange(16 * agent.mdp.num_steps, device=agent.mdp.device) // 16
-            x, denoising, target_score = self._scores(agent, t)
-            for network in networks:
-                network.fit_mixture(x, t, denoising, target_score)
 
     def _measure_share(self, agent: ValueGradientAgent) -> None:
         """The share of the references in each step's targets, from their effective number.

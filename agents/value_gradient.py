@@ -150,13 +150,12 @@ class ValueGradientAgent(Agent):
             self.mdp.start.fit(noised, self.generator, rate=rate)
 
     def calibrate(self, x: Tensor) -> None:
-        """Lets a network that has something to set from them see target-like states x (B, D)."""
+        """Lets a network that standardises its features see target-like states x (B, D), noised."""
         t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
-        noised, z = self.mdp.noised_marginal(x, t, self.generator)
-        target = self.mdp.temperature * z / self.mdp.chain.S[t].sqrt().unsqueeze(-1)
+        noised = self.mdp.noised(x, t, self.generator)
         for network in (self.network, self.average):
             if isinstance(network, ClusterValue):
-                network.calibrate(noised, t, target)
+                network.calibrate(noised, t)
 
     def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:
         """Fits rho_t, if configured, to target-like terminal states x (B, D)."""

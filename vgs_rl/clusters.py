@@ -33,11 +33,11 @@ class Stage(NamedTuple):
     """Positions, and how the next stage's depend on them.
 
     Attributes:
-        y: positions in units of l_t, shape (d, n, B); None if no descriptors are taken there.
+        y: positions in units of l_t, shape (d, n, B).
         stiffness: of the pairs at y; None at the last stage.
     """
 
-    y: Tensor | None
+    y: Tensor
     stiffness: Stiffness | None
 
 
@@ -47,18 +47,14 @@ class Places(NamedTuple):
     Attributes:
         stages: positions, then what they relax to, one after the other.
         unit: l_t, one or (B,).
-        taken: share of positions that a relaxation takes away beside forces, one or (B,).
-        terms: invariants that V has a coefficient for each of, shape (M, B).
-        direct: their gradients by the first positions, shape (M, d, n, B).
-        last: likewise by the last ones, from the third term on: shape (M - 2, d, n, B).
+        energy: Σ_{i<j} U_t at the first, shape (B,).
+        force: its gradient, shape (d, n, B).
     """
 
     stages: list[Stage]
     unit: Tensor
-    taken: Tensor
-    terms: Tensor
-    direct: Tensor
-    last: Tensor
+    energy: Tensor
+    force: Tensor
 
 
 class ClusterValue(nn.Module):
@@ -66,12 +62,12 @@ class ClusterValue(nn.Module):
 
     With y = A_t x_t (the terminal state under noise of variance A_t² S_t) and r_ij its distances,
 
-        V = β_t · terms + Σ_i [ w_t · ρ_i + o_t · h_i ] + o'_t · MLP'_t(h̄)
+        V = β_t Σ_{i<j} U_t(r_ij) + ½ κ_t ‖y‖² + Σ_i [ w_t · ρ_i + o_t · h_i ] + o'_t · MLP'_t(h̄)
         h_i = MLP_t(P ρ_i, ‖Q v_i‖²),  h̄ = Σ_i h_i / n
 
-    - The first terms are Σ_{i<j} U_t(r_ij), where U_t is the pair potential noised by itself
-      (:class:`NoisedPairPotential`), and ½ ‖y‖². Their coefficients start at 1 and at the trap's
-      exact k / (1 + k A_t² S_t), all others at 0: so V_t → E as t → T, before any training.
+    - U_t is the pair potential noised by itself (:class:`NoisedPairPotential`), κ_t starts at the
+      trap's exact k / (1 + k A_t² S_t), β_t at 1 and all the rest at 0: so V_t → E as t → T,
+      before any training.
     - ρ_i = Σ_j b(r_ij / l_t) are sums over neighbours of Gaussian radial functions b, and v_i =
       Σ_j b(r_ij / l_t) r_ij/|r_ij| the same as vectors; both are standardised per step
       (:meth:`calibrate`). l_t² = 1 + A_t² S_t / prior_std²: what noise blurs is not resolved.
@@ -81,15 +77,6 @@ class ClusterValue(nn.Module):
       -relax A_t² S_t ∇_y Σ U_t: the posterior mean of the terminal state is a relaxed y, and
       differences between forces there and here are what the expansion of V in S holds next,
       coupling neighbours of neighbours.
-    - With `blur` > 0 as well the relaxation goes on to the posterior's mode instead, the minimum
-      m of Σ U(r_ij) + ½ k ‖m‖² + ‖m - y‖²/(2 ν_t), by `stages` steps of gradient descent of
-      length `relax`, and descriptors are taken at y and m alone. Particles hold each other in
-      place, so its U is noised by the share `blur` of the noise only; ν_t is the noise, but stays
-      below (0.3 r*)², r* being where U is least: beyond, there is no one mode to find. Four terms
-      join: ΣU and Σ U_t at m, ‖m - y‖²/(2 ν_t) and ½ ‖m‖², those of Laplace's approximation of V.
-      :meth:`calibrate` sets the coefficients of all terms by least squares, before any training.
-      LJ-55 has a higher ELBO after 1,000 updates than after 15,000 without; but where particles
-      lie on top of each other gradients are steep, and long trainings end no better for it.
     - MLP' sees the whole configuration: where the target has modes of which each is an arrangement
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
@@ -113,8 +100,6 @@ class ClusterValue(nn.Module):
         knots: spline knots in log S.
         relax: length of a relaxation, 0 for none; about 0.3 is stable among twelve neighbours.
         stages: number of relaxations, one after the other.
-        blur: share of the noise in the potential of a relaxation to the posterior's mode; about
-            a quarter, with a `relax` of 0.1. 0 relaxes without an end, along U_t itself.
         temperature: tau.
         generator: initialises the weights.
 
@@ -134,10 +119,7 @@ class ClusterValue(nn.Module):
     density_mean: Tensor
     density_std: Tensor
     vector_std: Tensor
-    spread: Tensor
-    noise: Tensor
-    taken: Tensor
-    base: Tensor
+    trap: Tensor
 
     def __init__(
         self,
@@ -155,7 +137,6 @@ class ClusterValue(nn.Module):
         knots: int = 10,
         relax: float = 0.0,
         stages: int = 1,
-        blur: float = 0.0,
         temperature: float = 1.0,
         generator: torch.Generator,
     ) -> None:
@@ -171,7 +152,7 @@ class ClusterValue(nn.Module):
             raise ValueError(f"near must be in [0, reach = {reach}), got {near}")
         self.radial, self.spacing = radial, (reach - near) / radial
         steps = chain.num_steps
-        noise = spread = (chain.A.double().square() * chain.S.double())[:-1].cpu()
+        noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
         self.pairs = NoisedPairPotential(energy, noise)
         self.register_buffer("differences", pair_differences(n), False)
         self.register_buffer("sums", self.differences.abs(), False)
@@ -180,26 +161,13 @@ class ClusterValue(nn.Module):
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
         self.stages = stages if relax > 0 else 0
-        self.anchor = relax if blur > 0 else 0.0
-        self.sharper = self.pairs
-        if self.anchor:
-            r = torch.linspace(0.0, self.pairs.REACH, 1_000, dtype=torch.float64)[1:]
-            best = float(r[energy.pair_potential(r).argmin()])  # type: ignore[operator]
-            noise = noise / (1 + noise / (0.3 * best) ** 2)
-            self.sharper = NoisedPairPotential(energy, blur * spread, repulsion=1.5 / noise)
-        self.register_buffer("spread", spread.float(), False)
-        self.register_buffer("noise", noise.float(), False)
         self.register_buffer("relaxation", (relax * noise).float(), False)
-        channels = ((1 if self.anchor else self.stages) + 1) * radial
+        channels = (1 + self.stages) * radial
         self.register_buffer("density_mean", torch.zeros(steps, channels))
         self.register_buffer("density_std", torch.ones(steps, channels))
         self.register_buffer("vector_std", torch.ones(steps, channels))
         trap = float(getattr(energy, "trap", 0.0))
-        self.register_buffer("taken", (self.anchor * (1 + trap * noise)).float(), False)
-        terms = 6 if self.anchor else 2
-        base = torch.zeros(steps, terms)
-        base[:, 0], base[:, 1] = 1.0, trap / (1 + trap * spread)
-        self.register_buffer("base", base, False)
+        self.register_buffer("trap", (trap / (1 + trap * noise)).float(), False)
 
         def uniform(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
             weight = torch.rand(rows, columns, generator=generator) * 2 - 1
@@ -219,9 +187,9 @@ class ClusterValue(nn.Module):
             shift = torch.randn(knots, 2 * pooled, generator=generator)
             self.pooled_shift = nn.Parameter(shift)
             self.pooled_readout = nn.Parameter(torch.zeros(knots, pooled))
-        self.strength = nn.Parameter(torch.zeros(knots, terms))  # β, added to where it starts
+        self.strength = nn.Parameter(torch.zeros(knots, 2))  # β - 1, and κ relative to its unit
         self.offset = nn.Parameter(torch.zeros(steps))
-        odds = (prior_std**2 / spread).float()
+        odds = (prior_std**2 / noise).float()
         self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1))
         self.to(chain.S.device, chain.S.dtype)
 
@@ -284,86 +252,62 @@ class ClusterValue(nn.Module):
         parts = [torch.addcmul(stretch * unit[i], value, turn[i]) for i in range(self.d)]
         return self._collect(stretch, parts)
 
-    def _forces(
-        self, y: Tensor, t: int | Tensor, pairs: NoisedPairPotential
-    ) -> tuple[Tensor, Tensor, Stiffness]:
-        """Σ U at y (d, n, B), its gradient, and the stiffness of its pairs."""
+    def _forces(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Stiffness]:
+        """Σ U_t at y (d, n, B), its gradient, and the stiffness of its pairs."""
         r, unit = self._pairs(y)
-        u, slope, curvature = pairs(r, t)
+        u, slope, curvature = self.pairs(r, t)
         force = self.differences.T @ (slope * unit)
         across, length = slope / r, self.relaxation[t]
         return u.sum(0), force, Stiffness(unit, length * across, length * (curvature - across))
 
     @torch.no_grad()
     def places(self, y: Tensor, t: int | Tensor) -> Places:
-        """Where descriptors are taken at y (d, n, B), and the terms with their gradients."""
-        unit, length, taken = self.unit[t], self.relaxation[t], self.taken[t]
-        energy, first, stiffness = self._forces(y, t, self.pairs)
-        terms, direct = [energy, 0.5 * y.square().sum((0, 1))], [first, y]
-        stages, force, m = [], first, y
+        """Where descriptors are taken at y (d, n, B), and the pair potential there."""
+        unit, length = self.unit[t], self.relaxation[t]
+        energy, first, stiffness = self._forces(y, t)
+        stages, force = [], first
         for stage in range(self.stages):
-            if stage or self.anchor:
-                _, force, stiffness = self._forces(m, t, self.sharper)
-            described = m / unit if stage == 0 or not self.anchor else None
-            stages.append(Stage(described, stiffness))
-            m = m - length * force - taken * m + self.anchor * y
-        stages.append(Stage(m / unit, None))
-        last = y.new_empty(0, *y.shape)
-        if self.anchor:
-            sharp, sharp_force, _ = self._forces(m, t, self.sharper)
-            blunt, blunt_force, _ = self._forces(m, t, self.pairs)
-            moved = (m - y) / self.noise[t]
-            terms += [sharp, blunt, 0.5 * self.noise[t] * moved.square().sum((0, 1))]
-            terms += [0.5 * m.square().sum((0, 1))]
-            none = torch.zeros_like(y)
-            direct += [none, none, -moved, none]
-            last = torch.stack([sharp_force, blunt_force, moved, m])
-        return Places(stages, unit, taken, torch.stack(terms), torch.stack(direct), last)
+            if stage:
+                _, force, stiffness = self._forces(y, t)
+            stages.append(Stage(y / unit, stiffness))
+            y = y - length * force
+        stages.append(Stage(y / unit, None))
+        return Places(stages, unit, energy, first)
 
-    def _relaxed(self, stage: Stage, direction: Tensor, taken: Tensor) -> Tensor:
+    def _relaxed(self, stage: Stage, direction: Tensor) -> Tensor:
         """Jacobian of the next stage's positions by this one's, times a direction (d, n, B)."""
         assert stage.stiffness is not None
         unit, across, along = stage.stiffness
         moved = self.differences @ direction
         stretch = along * (unit * moved).sum(0)
         force = (across * moved).addcmul_(stretch, unit)
-        return direction - self.differences.T @ force - taken * direction
+        return direction - self.differences.T @ force
 
     @torch.no_grad()
     def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
         """ρ of shape (C, n, B) and v of shape (C, d, n, B), not standardised."""
-        parts = [self._describe(stage.y) for stage in places.stages if stage.y is not None]
+        parts = [self._describe(stage.y) for stage in places.stages]
         density, vector = zip(*parts, strict=True)
         return torch.cat(density), torch.cat(vector)
 
-    def pull_back(
-        self, places: Places, last: Tensor, descriptors: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """Transposed Jacobian of last positions, and of descriptors, by y.
+    def pull_back(self, places: Places, density: Tensor, vector: Tensor) -> Tensor:
+        """Transposed Jacobian of the descriptors by y: (C, n, B), (C, d, n, B) to (d, n, B)."""
+        parts = zip(density.split(self.radial), vector.split(self.radial), strict=True)
+        pulls = [self._pull(s.y, *part) for s, part in zip(places.stages, parts, strict=True)]
+        total = pulls.pop()
+        for stage, pull in zip(reversed(places.stages[:-1]), reversed(pulls), strict=True):
+            total = pull + self._relaxed(stage, total)  # a symmetric Jacobian
+        return total / places.unit
 
-        Takes (d, n, B), and (C, n, B) with (C, d, n, B), to (d, n, B).
-        """
-        split = [] if descriptors is None else [part.split(self.radial) for part in descriptors]
-        parts = list(zip(*split, strict=True))
-        total, straight = last, torch.zeros_like(last)
-        for stage in reversed(places.stages):
-            if stage.stiffness is not None:
-                straight = straight + self.anchor * total
-                total = self._relaxed(stage, total, places.taken)  # a symmetric Jacobian
-            if stage.y is not None and parts:
-                total = total + self._pull(stage.y, *parts.pop()) / places.unit
-        return total + straight
-
-    def push_forward(self, places: Places, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Jacobian of descriptors and last positions by y, times a direction (d, n, B)."""
-        parts, first = [], direction
+    def push_forward(self, places: Places, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobian of the descriptors by y, times a direction (d, n, B)."""
+        parts = []
         for stage in places.stages:
-            if stage.y is not None:
-                parts.append(self._push(stage.y, direction / places.unit))
+            parts.append(self._push(stage.y, direction / places.unit))
             if stage.stiffness is not None:
-                direction = self._relaxed(stage, direction, places.taken) + self.anchor * first
+                direction = self._relaxed(stage, direction)
         density, vector = zip(*parts, strict=True)
-        return torch.cat(density), torch.cat(vector), direction
+        return torch.cat(density), torch.cat(vector)
 
     def _environment(self, places: Places, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
@@ -423,11 +367,11 @@ class ClusterValue(nn.Module):
         y = self._positions(x, t)
         places = self.places(y, t)
         learned, by_density, by_vector = self._environment(places, t)
-        strength = _columns(self.base, t) + self._coefficients(self.strength, t)
-        last = (strength[2:, None, None] * places.last).sum(0)
-        back = _PullBack.apply(self, places, by_density, by_vector, last)  # type: ignore[no-untyped-call]
-        gradient = back + (strength[:, None, None] * places.direct).sum(0)
-        value = (strength * places.terms).sum(0) + learned
+        strength = self._coefficients(self.strength, t)
+        trap = self.trap[t] + strength[1]
+        back = _PullBack.apply(self, places, by_density, by_vector)  # type: ignore[no-untyped-call]
+        gradient = back + (1 + strength[0]) * places.force + trap * y
+        value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
         gradient = (gradient * self.scale[t]).transpose(0, 1).reshape(self.n * self.d, len(x)).T
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
@@ -444,66 +388,8 @@ class ClusterValue(nn.Module):
         return self.gradient(x, t), torch.sigmoid(self.mixture_bias[t])
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, t: Tensor, target: Tensor) -> None:
-        """Sets what needs no training: standardisations and, with `blur`, the terms' coefficients.
-
-        Args:
-            x: states, shape (B, D).
-            t: their steps, shape (B,); every step must be among them.
-            target: unbiased estimates of ∇V_t(x), shape (B, D).
-        """
-        self._standardise(x, t)
-        if self.anchor:
-            self._fit_terms(x, t, target)
-
-    @torch.no_grad()
-    def fit_mixture(self, x: Tensor, t: Tensor, one: Tensor, other: Tensor) -> None:
-        """Sets the mixture of two unbiased targets that is nearest to the gradient at each step.
-
-        Args:
-            x: states, shape (B, D).
-            t: their steps, shape (B,); every step must be among them.
-            one: targets for ∇V_t(x), shape (B, D).
-            other: those that a coefficient of 1 stands for.
-        """
-        apart = other - one
-        along = ((self.gradient(x, t) - one) * apart).sum(-1, keepdim=True)
-        zeros = torch.zeros_like(self.mixture_bias)
-        length = zeros.index_add(0, t, apart.square().sum(-1, keepdim=True))
-        share = zeros.index_add(0, t, along) / length.clamp_min(1e-30)
-        self.mixture_bias.copy_(torch.logit(share, eps=1e-3))
-
-    def _fit_terms(self, x: Tensor, t: Tensor, target: Tensor) -> None:
-        """Coefficients β_t of the terms by least squares, errors weighed by the noise."""
-        knots, terms = self.strength.shape
-        size = max(64, self.PART // (len(self.differences) * self.radial))
-        matrix = x.new_zeros(knots, terms, knots, terms, dtype=torch.float64)
-        vector = matrix.new_zeros(knots, terms)
-        for rows, steps, score in zip(
-            x.split(size), t.split(size), target.split(size), strict=True
-        ):
-            y = self._positions(rows, steps)
-            places = self.places(y, steps)
-            slopes = places.direct.clone()
-            for term, last in enumerate(places.last, start=len(slopes) - len(places.last)):
-                slopes[term] += self.pull_back(places, last)
-            scale = (self.scale[steps] * self.temperature).unsqueeze(-1)
-            wanted = (score / scale).T.view(self.n, self.d, -1).transpose(0, 1)
-            wanted = wanted - (_columns(self.base, steps)[:, None, None] * slopes).sum(0)
-            slopes, wanted = slopes.flatten(1, 2).double(), wanted.flatten(0, 1).double()
-            basis = self.basis[steps].double()
-            weighed = basis * self.spread[steps].unsqueeze(-1)
-            products = torch.einsum("mdb,ndb->bmn", slopes, slopes)
-            matrix += torch.einsum("bk,bl,bmn->kmln", weighed, basis, products)
-            vector += torch.einsum("bk,mdb,db->km", weighed, slopes, wanted)
-        square = matrix.view(knots * terms, knots * terms)
-        # A little ridge: at small noise some terms are nearly the same.
-        square = square + torch.diag(1e-4 * square.diag() + 1e-12)
-        solution = torch.linalg.solve(square, vector.flatten())
-        self.strength.copy_(solution.view(knots, terms))
-
-    def _standardise(self, x: Tensor, t: Tensor) -> None:
-        """Sets each step's standardisation of the descriptors."""
+    def calibrate(self, x: Tensor, t: Tensor) -> None:
+        """Sets each step's standardisation from states x (B, D) at steps t (B,), all steps in t."""
         steps = len(self.density_mean)
         density, vector = self.descriptors(self.places(self._positions(x, t), t))
         count = torch.bincount(t, minlength=steps).unsqueeze(-1)
@@ -531,10 +417,9 @@ class _PullBack(torch.autograd.Function):
         places: Places,
         density: Tensor,
         vector: Tensor,
-        last: Tensor,
     ) -> Tensor:
         ctx.network, ctx.places = network, places  # type: ignore[attr-defined]
-        return network.pull_back(places, last, (density, vector))
+        return network.pull_back(places, density, vector)
 
     @staticmethod
     def backward(

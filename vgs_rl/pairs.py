@@ -24,22 +24,13 @@ class NoisedPairPotential(nn.Module):
         energy: supplies u = ``energy.pair_potential(r)`` and d.
         noise: S at every step, shape (T,).
         cells: number of the table's cells, from 0 to REACH plus six standard deviations of r.
-        repulsion: bound of -U'/r at every step, shape (T,), or None. Which way two particles on
-            top of each other part is a matter of chance that forces should not magnify.
     """
 
     table: Tensor
 
     REACH = 8.0  # of the pair potentials, in units of distance
 
-    def __init__(
-        self,
-        energy: Energy,
-        noise: Tensor,
-        *,
-        cells: int = 500,
-        repulsion: Tensor | None = None,
-    ) -> None:
+    def __init__(self, energy: Energy, noise: Tensor, *, cells: int = 500) -> None:
         super().__init__()
         assert energy.symmetry is not None
         widest = math.sqrt(2 * float(noise.max()))
@@ -51,8 +42,6 @@ class NoisedPairPotential(nn.Module):
         levels = torch.linspace(float(level.min()), float(level.max()), min(len(noise), LEVELS))
         table = torch.stack([self._noised(energy, r, float(s)) for s in levels.exp()])
         table = torch.einsum("tl,lrc->trc", hat_functions(level, len(levels)), table)
-        if repulsion is not None:
-            table = self._bounded(table, r, repulsion.double())
         # Rows (U, step U') of step t and node i at t (cells + 1) + i.
         table = table.flatten(0, 1) * torch.tensor([1.0, self.step])
         self.register_buffer("table", table.float(), persistent=False)
@@ -83,15 +72,6 @@ class NoisedPairPotential(nn.Module):
         slope = (r - along) / variance
         slope[0] = 0.0  # U is even in r
         return torch.stack([u, slope], dim=-1)
-
-    def _bounded(self, table: Tensor, r: Tensor, repulsion: Tensor) -> Tensor:
-        """The table (T, R, 2) with U' ≥ -repulsion r, and U its integral from the far end."""
-        bounded = torch.maximum(table[..., 1], -repulsion.unsqueeze(-1) * r)
-        added = bounded - table[..., 1]
-        pieces = 0.5 * self.step * (added[:, 1:] + added[:, :-1])
-        lost = pieces.flip(-1).cumsum(-1).flip(-1)
-        lost = torch.cat([lost, torch.zeros_like(lost[:, :1])], -1)
-        return torch.stack([table[..., 0] - lost, bounded], -1)
 
     def forward(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U_t(r), U_t'(r) and U_t''(r) at distances r (rows, B), steps t one or (B,)."""
