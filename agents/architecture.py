@@ -9,11 +9,12 @@ import torch
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.clusters import ClusterValue
+from vgs_rl.guide import GuidedValue, ModeGuide
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.published import PublishedFeatures, PublishedMLP
 
-LearnedValue = TimeConditionedMLP | ClusterValue | PublishedMLP
+LearnedValue = TimeConditionedMLP | ClusterValue | GuidedValue | PublishedMLP
 
 
 @dataclass(kw_only=True)
@@ -129,6 +130,8 @@ class ClusterNetwork(NetworkConfig):
         relax: above 0, descriptors of relaxed positions join: by so many times the noise's
             variance along the noised pair forces.
         stages: how often they relax, each time with descriptors of its own.
+        guide: above 0, :class:`~vgs_rl.guide.ModeGuide` joins the gradient, with so many steps of
+            descent; for gradient matching only.
     """
 
     near: float = 0.0
@@ -141,6 +144,7 @@ class ClusterNetwork(NetworkConfig):
     knots: int = 10
     relax: float = 0.0
     stages: int = 1
+    guide: int = 0
 
     def __post_init__(self) -> None:
         require_positive("network", reach=self.reach)
@@ -152,12 +156,14 @@ class ClusterNetwork(NetworkConfig):
         require_at_least("network", 2, knots=self.knots)
         require_at_least("network", 0, relax=self.relax)
         require_at_least("network", 1, stages=self.stages)
+        if self.guide:
+            require_at_least("network", 4, guide=self.guide)
 
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
-    ) -> ClusterValue:
+    ) -> ClusterValue | GuidedValue:
         """See :meth:`NetworkConfig.build`."""
-        return ClusterValue(
+        network = ClusterValue(
             mdp.chain,
             mdp.energy,
             prior_std=prior_std,
@@ -174,3 +180,14 @@ class ClusterNetwork(NetworkConfig):
             temperature=mdp.temperature,
             generator=generator,
         )
+        if not self.guide:
+            return network
+        guide = ModeGuide(
+            mdp.chain,
+            mdp.energy,
+            steps=self.guide,
+            knots=self.knots,
+            temperature=mdp.temperature,
+            generator=generator,
+        )
+        return GuidedValue(network, guide)

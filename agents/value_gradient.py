@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vgs_rl.agents.architecture import (
+    ClusterNetwork,
     LearnedValue,
     MLPNetwork,
     NetworkConfig,
@@ -27,6 +28,7 @@ from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.clusters import ClusterValue
+from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain, plot_value
 from vgs_rl.sampler import ChainSampler
@@ -73,6 +75,10 @@ class ValueGradientConfig(AgentConfig):
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
         if isinstance(self.network, PublishedNetwork) and isinstance(self.rule, GradientMatching):
             raise ValueError("agent.network PublishedNetwork needs a TD rule, got GradientMatching")
+        guided = isinstance(self.network, ClusterNetwork) and self.network.guide
+        if guided and not isinstance(self.rule, GradientMatching):
+            name = type(self.rule).__name__
+            raise ValueError(f"agent.network.guide needs the rule GradientMatching, got {name}")
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
         """The untrained agent."""
@@ -154,7 +160,7 @@ class ValueGradientAgent(Agent):
         t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
         noised = self.mdp.noised(x, t, self.generator)
         for network in (self.network, self.average):
-            if isinstance(network, ClusterValue):
+            if isinstance(network, ClusterValue | GuidedValue):
                 network.calibrate(noised, t)
 
     def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:

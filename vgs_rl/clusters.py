@@ -195,7 +195,7 @@ class ClusterValue(nn.Module):
 
     def _coefficients(self, table: Tensor, t: int | Tensor) -> Tensor:
         """Spline coefficients (knots, C) at steps t: shape (C, B), or (C, 1) for one step."""
-        return _columns(self.basis @ table, t)
+        return columns(self.basis @ table, t)
 
     def _positions(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Centred positions of y = A_t x, shape (d, n, B)."""
@@ -313,9 +313,9 @@ class ClusterValue(nn.Module):
         """The learned part: its value (B,), and its gradients by ρ and v."""
         density, vector = self.descriptors(places)
         radial, n, batch = density.shape
-        inverse = 1 / _columns(self.density_std, t).unsqueeze(1)  # (K, 1, B)
-        density = (density - _columns(self.density_mean, t).unsqueeze(1)) * inverse
-        inverse_vector = (1 / _columns(self.vector_std, t)).view(radial, 1, 1, -1)
+        inverse = 1 / columns(self.density_std, t).unsqueeze(1)  # (K, 1, B)
+        density = (density - columns(self.density_mean, t).unsqueeze(1)) * inverse
+        inverse_vector = (1 / columns(self.vector_std, t)).view(radial, 1, 1, -1)
         vector = vector * inverse_vector
         scalars = self.density_mix @ density.view(radial, -1)  # (C, n B)
         channels = (self.vector_mix @ vector.view(radial, -1)).view(-1, self.d, n * batch)
@@ -429,7 +429,7 @@ class _PullBack(torch.autograd.Function):
         return None, None, *network.push_forward(places, grads[0])
 
 
-def _columns(table: Tensor, t: int | Tensor) -> Tensor:
+def columns(table: Tensor, t: int | Tensor) -> Tensor:
     """Rows t of a table (T, C) as columns: (C, B), or (C, 1) for one step."""
     if isinstance(t, int):
         return table[t].unsqueeze(-1)

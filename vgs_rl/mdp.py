@@ -438,9 +438,11 @@ class SamplingMDP(nn.Module):
                 estimates.append(squares.sqrt())
                 continue
             x_next, _ = self.noised_marginal(x, t + 1, generator)
-            x_t = x_next / self.chain.a[t] + self.chain.s[t] * self.noise(len(x), generator)
-            mean = self.chain.a[t] * x_t + self.chain.sigma[t] * policy(x_t, t)
-            squares = (x_next - mean).square().sum(-1).mean() / self.effective_dim
-            estimates.append(squares.sqrt() / self.chain.sigma[t])
+            z = self.noise(len(x), generator)
+            control = policy(x_next / self.chain.a[t] + self.chain.s[t] * z, t)
+            # x_{t+1} lies -sigma_t (z + u) from the mean. E ‖z‖² is known: to estimate only what
+            # ‖z + u‖² has beyond ‖z‖² is several times less noisy.
+            beyond = (control * (control + 2 * z)).sum(-1).mean() / self.effective_dim
+            estimates.append((1 + beyond).clamp_min(0.0).sqrt())
         fitted = torch.stack(estimates).clamp(least, 1.0)
         self.rho.lerp_(fitted.nan_to_num(1.0), rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgs_rl.energy import Energy
@@ -42,9 +43,12 @@ class NoisedPairPotential(nn.Module):
         levels = torch.linspace(float(level.min()), float(level.max()), min(len(noise), LEVELS))
         table = torch.stack([self._noised(energy, r, float(s)) for s in levels.exp()])
         table = torch.einsum("tl,lrc->trc", hat_functions(level, len(levels)), table)
-        # Rows (U, step U') of step t and node i at t (cells + 1) + i.
-        table = table.flatten(0, 1) * torch.tensor([1.0, self.step])
-        self.register_buffer("table", table.float(), persistent=False)
+        # Row t cells + i holds the cubic of cell i at step t, whose variable is in [0, 1].
+        u, m = table[..., 0], self.step * table[..., 1]
+        rise, m0, m1 = u[:, 1:] - u[:, :-1], m[:, :-1], m[:, 1:]
+        cubic = [u[:, :-1], m0, 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise]
+        table = torch.stack(cubic, -1).flatten(0, 1).float()
+        self.register_buffer("table", table, persistent=False)
 
     @staticmethod
     def _noised(energy: Energy, r: Tensor, noise: float) -> Tensor:
@@ -75,20 +79,26 @@ class NoisedPairPotential(nn.Module):
 
     def forward(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U_t(r), U_t'(r) and U_t''(r) at distances r (rows, B), steps t one or (B,)."""
+        f, beyond, (c0, c1, c2, c3) = self._cell(r, t)
+        value = c0 + f * (c1 + f * (c2 + f * c3)) + beyond * (c1 + 2 * c2 + 3 * c3)
+        slope = (c1 + f * (2 * c2 + 3 * f * c3)) / self.step
+        curvature = (2 * c2 + 6 * f * c3) * ((beyond == 0) / self.step**2)
+        return value, slope, curvature
+
+    def slope(self, r: Tensor, t: int | Tensor) -> Tensor:
+        """U_t'(r) alone, as :meth:`forward`."""
+        f, _, (_, c1, c2, c3) = self._cell(r, t)
+        return (c1 + f * (2 * c2 + 3 * f * c3)) / self.step
+
+    def _cell(self, r: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Where r lies in its cell, how far beyond the last, and its cubic's coefficients."""
         u = r / self.step
         cell = u.detach().long().clamp_max(self.cells - 1)
         f = u - cell
         beyond = (f - 1).clamp_min(0.0)
-        f = f - beyond
-        index = cell + t * (self.cells + 1)
-        left, right = self.table[index], self.table[index + 1]  # (rows, B, 2)
-        u0, m0, u1, m1 = left[..., 0], left[..., 1], right[..., 0], right[..., 1]
-        rise = u1 - u0
-        c2, c3 = 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
-        value = u0 + f * (m0 + f * (c2 + f * c3)) + beyond * m1
-        slope = (m0 + f * (2 * c2 + 3 * f * c3)) / self.step
-        curvature = (2 * c2 + 6 * f * c3) * ((beyond == 0) / self.step**2)
-        return value, slope, curvature
+        # embedding(): its gathering of rows is several times faster than that of indexing.
+        cubic = F.embedding(cell + t * self.cells, self.table)
+        return f - beyond, beyond, cubic.unbind(-1)
 
 
 def _bessel(dims: int, k: Tensor) -> tuple[Tensor, Tensor]:
