@@ -1,6 +1,7 @@
 """The invariant network of particle systems and the noised pair potential that it starts from."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -71,7 +72,14 @@ def test_the_gradient_is_differentiable_by_every_parameter(energy: ParticleEnerg
     def loss() -> Tensor:
         return (network.gradient(x, t) * weight).sum()
 
-    names = {n: p for n, p in network.named_parameters() if n not in ("offset", "mixture_bias")}
+    check_parameter_gradients(network, loss, ("offset", "mixture_bias"))
+
+
+def check_parameter_gradients(
+    network: torch.nn.Module, loss: Callable[[], Tensor], without: tuple[str, ...]
+) -> None:
+    """Compares autograd with central differences along a direction of every parameter."""
+    names = {n: p for n, p in network.named_parameters() if n not in without}
     gradients = torch.autograd.grad(loss(), list(names.values()))
     for (name, parameter), gradient in zip(names.items(), gradients, strict=True):
         generator = torch.Generator().manual_seed(5)

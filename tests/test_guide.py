@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_clusters import CHAINS, ENERGIES, make_network, states
+from test_clusters import CHAINS, ENERGIES, check_parameter_gradients, make_network, states
 from torch import Tensor
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
@@ -14,6 +14,7 @@ from vgs_rl.agents import (
     GradientMatching,
     ValueGradientConfig,
 )
+from vgs_rl.clusters import positions_first
 from vgs_rl.envs.particles import DW4, LennardJones, ParticleEnergy
 from vgs_rl.guide import GuidedValue, ModeGuide
 
@@ -73,15 +74,15 @@ def test_the_descent_ends_near_a_mode_of_the_posterior() -> None:
     x = x_T + noise.sqrt() * energy.geometry.project(
         torch.randn(x_T.shape, generator=generator, dtype=torch.float64)
     )
-    y = guide._particles(x)
+    y = positions_first(x, 6)
     fields = guide.fields(y, t)
     moved, force = fields[7], fields[8]  # of the last stage, in units of the noise
     pull = moved + force + noise.sqrt() * guide.trap * (y + noise.sqrt() * moved)
     assert float(pull.norm(dim=1).median()) < 0.02
     # The mode is nearer to where the particles came from than where they were found.
     m = y + noise.sqrt() * moved
-    before = (y - guide._particles(x_T)).square().sum((0, 1))
-    after = (m - guide._particles(x_T)).square().sum((0, 1))
+    before = (y - positions_first(x_T, 6)).square().sum((0, 1))
+    after = (m - positions_first(x_T, 6)).square().sum((0, 1))
     assert float((after / before).median()) < 0.7
 
 
@@ -120,20 +121,7 @@ def test_the_guided_gradient_is_differentiable_by_every_parameter() -> None:
         return (guided.gradient(x, t) * weight).sum()
 
     own = ("network.offset", "network.mixture_bias")
-    parameters = {n: p for n, p in guided.named_parameters() if n not in own}
-    gradients = torch.autograd.grad(loss(), list(parameters.values()))
-    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        generator = torch.Generator().manual_seed(5)
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        before, step = parameter.data.clone(), 1e-7
-        with torch.no_grad():
-            parameter.copy_(before + step * direction)
-            above = loss()
-            parameter.copy_(before - step * direction)
-            below = loss()
-            parameter.copy_(before)
-        expected = (above - below) / (2 * step)
-        assert torch.isclose((gradient * direction).sum(), expected, rtol=1e-4, atol=1e-3), name
+    check_parameter_gradients(guided, loss, own)
 
 
 def test_calibration_scales_every_field() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -170,8 +171,7 @@ class ClusterValue(nn.Module):
         self.register_buffer("trap", (trap / (1 + trap * noise)).float(), False)
 
         def uniform(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
-            weight = torch.rand(rows, columns, generator=generator) * 2 - 1
-            return nn.Parameter(weight * gain / math.sqrt(columns))
+            return uniform_weight(rows, columns, gain, generator)
 
         self.density_mix = uniform(scalars, channels, 2.0)
         self.vector_mix = uniform(vectors, channels, 2.0)
@@ -199,7 +199,7 @@ class ClusterValue(nn.Module):
 
     def _positions(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Centred positions of y = A_t x, shape (d, n, B)."""
-        y = x.T.reshape(self.n, self.d, len(x)).transpose(0, 1) * self.scale[t]
+        y = positions_first(x, self.n) * self.scale[t]
         return y - y.mean(1, keepdim=True)
 
     def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,7 +359,7 @@ class ClusterValue(nn.Module):
         size = max(64, self.PART // (len(self.differences) * self.radial))
         if len(x) <= size:
             return self._sweep_part(x, t)
-        steps = t.split(size) if isinstance(t, Tensor) else [t] * -(-len(x) // size)
+        steps = split_steps(t, len(x), size)
         parts = [self._sweep_part(*part) for part in zip(x.split(size), steps, strict=True)]
         return torch.cat([value for value, _ in parts]), torch.cat([slope for _, slope in parts])
 
@@ -372,7 +372,7 @@ class ClusterValue(nn.Module):
         back = _PullBack.apply(self, places, by_density, by_vector)  # type: ignore[no-untyped-call]
         gradient = back + (1 + strength[0]) * places.force + trap * y
         value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
-        gradient = (gradient * self.scale[t]).transpose(0, 1).reshape(self.n * self.d, len(x)).T
+        gradient = states_first(gradient * self.scale[t])
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
@@ -427,6 +427,29 @@ class _PullBack(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         network, places = ctx.network, ctx.places  # type: ignore[attr-defined]
         return None, None, *network.push_forward(places, grads[0])
+
+
+def uniform_weight(
+    rows: int, columns: int, gain: float, generator: torch.Generator
+) -> nn.Parameter:
+    """A matrix (rows, columns), uniform in ±gain/√columns."""
+    weight = torch.rand(rows, columns, generator=generator) * 2 - 1
+    return nn.Parameter(weight * gain / math.sqrt(columns))
+
+
+def positions_first(x: Tensor, n: int) -> Tensor:
+    """States (B, n d) as positions of n particles, the batch last: (d, n, B)."""
+    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1)
+
+
+def states_first(y: Tensor) -> Tensor:
+    """Positions (d, n, B) as states (B, n d)."""
+    return y.transpose(0, 1).flatten(0, 1).T
+
+
+def split_steps(t: int | Tensor, count: int, size: int) -> Sequence[int | Tensor]:
+    """Steps of the parts, at most `size` rows each, of a batch of `count` rows."""
+    return t.split(size) if isinstance(t, Tensor) else [t] * -(-count // size)
 
 
 def columns(table: Tensor, t: int | Tensor) -> Tensor:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vgs_rl.chain import Chain
-from vgs_rl.clusters import ClusterValue, columns
+from vgs_rl.clusters import (
+    ClusterValue,
+    columns,
+    positions_first,
+    split_steps,
+    states_first,
+    uniform_weight,
+)
 from vgs_rl.energy import Energy
 from vgs_rl.networks import silu_pair
 from vgs_rl.pairs import NoisedPairPotential, hat_functions, pair_differences
@@ -41,6 +50,9 @@ class ModeGuide(nn.Module):
         knots: spline knots in log S of every coefficient that depends on t.
         temperature: tau.
         generator: initialises the weights.
+
+    Raises:
+        ValueError: if there are fewer than 4 steps.
     """
 
     FIELDS = 12
@@ -56,6 +68,8 @@ class ModeGuide(nn.Module):
     noise: Tensor
     level: Tensor
     rate: Tensor
+    row: Tensor
+    column: Tensor
     field_scale: Tensor
 
     def __init__(
@@ -92,14 +106,13 @@ class ModeGuide(nn.Module):
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("differences", pair_differences(self.n), False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
+        row, column = torch.triu_indices(self.FIELDS, self.FIELDS)
+        self.register_buffer("row", row, False)
+        self.register_buffer("column", column, False)
         self.register_buffer("field_scale", torch.ones(chain.num_steps, self.FIELDS))
 
-        def uniform(rows: int, columns: int, gain: float) -> nn.Parameter:
-            weight = torch.rand(rows, columns, generator=generator) * 2 - 1
-            return nn.Parameter(weight * gain / math.sqrt(columns))
-
-        self.first = uniform(width, self.FIELDS * (self.FIELDS + 1) // 2, 2.0)
-        self.second = uniform(width, width, 1.0)
+        self.first = uniform_weight(width, len(self.row), 2.0, generator)
+        self.second = uniform_weight(width, width, 1.0, generator)
         self.shift = nn.Parameter(torch.randn(knots, 2 * width, generator=generator))
         self.readout = nn.Parameter(torch.zeros(knots, self.FIELDS * width))
         self.linear = nn.Parameter(torch.zeros(knots, self.FIELDS))
@@ -144,29 +157,27 @@ class ModeGuide(nn.Module):
     def _all_fields(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
         """Every field at x (B, D), where the value's gradient is `slope`: (F, d, n, B)."""
         scale = self.scale[t]
-        y = self._particles(x) * scale
+        y = positions_first(x, self.n) * scale
         y = y - y.mean(1, keepdim=True)
-        own = self._particles(slope) * (self.noise[t].sqrt() / (scale * self.temperature))
+        own = positions_first(slope, self.n) * (self.noise[t].sqrt() / (scale * self.temperature))
         return torch.cat([self.fields(y, t), _shortened(own, self.LONGEST).unsqueeze(0)])
-
-    def _particles(self, x: Tensor) -> Tensor:
-        return x.T.reshape(self.n, self.d, len(x)).transpose(0, 1)
 
     def forward(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
         """What to add to ∇V_t(x) = `slope`; all (B, D), t one step or one per row."""
-        size = max(64, ClusterValue.PART // (2 * len(self.differences)))
-        if len(x) <= size:
-            return self._part(x, t, slope)
-        steps = t.split(size) if isinstance(t, Tensor) else [t] * -(-len(x) // size)
-        parts = zip(x.split(size), steps, slope.split(size), strict=True)
+        parts = self._split(x, t, slope)
         return torch.cat([self._part(*part) for part in parts])
+
+    def _split(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Iterator[tuple[Any, ...]]:
+        """States, steps and slopes in parts that fit the cache."""
+        size = max(64, ClusterValue.PART // (2 * len(self.differences)))
+        steps = split_steps(t, len(x), size)
+        return zip(x.split(size), steps, slope.split(size), strict=True)
 
     def _part(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
         fields = self._all_fields(x, t, slope)
         fields = fields / columns(self.field_scale, t)[:, None, None]
         count, _, n, batch = fields.shape
-        row, column = torch.triu_indices(count, count, device=x.device)
-        products = (fields[row] * fields[column]).sum(1)
+        products = (fields[self.row] * fields[self.column]).sum(1)
         products = products * (1 + products.abs()).rsqrt()  # they have long tails
         shift = columns(self.basis @ self.shift, t).unsqueeze(1)  # (2 width, 1, B)
         width = len(self.second)
@@ -182,13 +193,12 @@ class ModeGuide(nn.Module):
         total = (weight.unsqueeze(1) * fields).sum(0)
         total = total - total.mean(1, keepdim=True)
         total = total * (self.temperature * self.scale[t] / self.noise[t].sqrt())
-        return total.transpose(0, 1).reshape(n * self.d, batch).T
+        return states_first(total)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, t: Tensor, slope: Tensor) -> None:
         """Sets the fields' scale at each step from states x and slopes (B, D), all steps in t."""
-        size = max(64, ClusterValue.PART // (2 * len(self.differences)))
-        parts = zip(x.split(size), t.split(size), slope.split(size), strict=True)
+        parts = self._split(x, t, slope)
         squares = [self._all_fields(*part).square().sum(1).mean(1).T for part in parts]
         total = torch.zeros_like(self.field_scale).index_add_(0, t, torch.cat(squares))
         count = torch.bincount(t, minlength=len(total)).unsqueeze(-1)
