@@ -191,9 +191,10 @@ class LibraryAgent(Agent):
 
     def figures(self, generator: torch.Generator) -> dict[str, Any]:
         """The chain over the density (of particles: as clusters)."""
-        plot = plot_chain if self.mdp.energy.symmetry is None else plot_cluster_chain
         with torch.no_grad():
-            return {"chain": plot(self.mdp, self.policy(), 1000, generator)}
+            if self.mdp.energy.symmetry is not None:
+                return {"chain": plot_cluster_chain(self.mdp, self.policy(), generator)}
+            return {"chain": plot_chain(self.mdp, self.policy(), 1000, generator)}
 
     def rollout_scalars(self) -> dict[str, Tensor]:
         """Scalars of the training episodes since the last call, to log."""

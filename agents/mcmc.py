@@ -208,7 +208,6 @@ class RefinedSampler(Sampler):
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.sampler, self.energy, self.steps = sampler, energy, steps
         self.temperature, self.pilot, self.device = temperature, pilot, sampler.device
-        self.chunk_size = sampler.chunk_size
         self.step_size: Tensor | None = None
 
     def _kernel(self, x: Tensor, step_size: float | Tensor) -> MALAKernel:

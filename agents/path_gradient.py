@@ -146,7 +146,7 @@ class PathAgent(Agent):
     def figures(self, generator: torch.Generator) -> dict[str, Any]:
         """The chain over the density, or of particles as clusters."""
         if self.mdp.energy.symmetry is not None:
-            return {"chain": plot_cluster_chain(self.mdp, self.policy, 500, generator)}
+            return {"chain": plot_cluster_chain(self.mdp, self.policy, generator)}
         return {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
 
 

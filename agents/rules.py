@@ -20,6 +20,8 @@ from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.clusters import ClusterValue
+from vgs_rl.guide import GuidedValue
 from vgs_rl.published import PublishedMLP
 from vgs_rl.start import widened
 
@@ -234,10 +236,27 @@ class GradientMatching(ValueRule):
             agent.refit_start(self._draw(self.start_size, agent)[0], rate=0.3)
         if not self._refreshes:
             agent.calibrate(self._draw(self.start_size, agent)[0])
+            self._fit_mixture(agent)
         agent.refit_noise_scale(self._draw(self.refresh_size, agent)[0], rate=0.3)
         if self.references and self.posterior_steps:
             self._measure_share(agent)
         self._refreshes += 1
+
+    def _fit_mixture(self, agent: ValueGradientAgent) -> None:
+        """Gives a cluster's mixture of the two targets a start, from states of every step."""
+        networks = [
+            network
+            for network in (agent.network, agent.average)
+            if isinstance(network, ClusterValue | GuidedValue)
+        ]
+        if agent.config.drift != "posterior" or not networks:
+            return
+        steps = torch.arange(self.start_size, device=agent.mdp.device)
+        t = steps * agent.mdp.num_steps // self.start_size
+        x, denoising, target_score = self._scores(agent, t)
+        for network in networks:
+            error = network.gradient(x, t) - denoising
+            network.fit_mixture(target_score - denoising, error, t)
 
     def _measure_share(self, agent: ValueGradientAgent) -> None:
         """The share of the references in each step's targets, from their effective number.

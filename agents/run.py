@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
 import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.architecture import NetworkConfig
@@ -44,7 +45,7 @@ from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
-from vgs_rl.sampler import ChainSampler, Sampler
+from vgs_rl.sampler import ChainSampler, Sampler, Samples
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
 
@@ -179,7 +180,7 @@ def train(
         if (path / "checkpoints" / "best.pt").is_file():
             _load(path, "best", agent)
         agent.counters = counters
-        return finish(config, target, agent, folder)
+        return finish(config, target, agent, folder, progress_bar=progress_bar)
     finally:
         folder.close()
 
@@ -226,10 +227,14 @@ def judge(
     resample: bool = False,
     sampler: Sampler | None = None,
     protocol: ParticleProtocol | None = None,
+    on_samples: Callable[[Samples], None] | None = None,
+    progress_bar: bool = False,
 ) -> Report:
     """The report of an agent (or of another sampler) on the run's own evaluation seed."""
+    sampler = sampler or agent.sampler()
+    sampler.progress_bar = progress_bar
     return evaluate(
-        sampler or agent.sampler(),
+        sampler,
         agent.mdp.energy,
         n or config.evaluation.n_samples,
         seed=config.evaluation.seed,
@@ -241,6 +246,7 @@ def judge(
         env_steps=agent.counters.env_steps,
         energy_evaluations=agent.counters.energy_evaluations,
         protocol=protocol,
+        on_samples=on_samples,
     )
 
 
@@ -270,36 +276,42 @@ def judge_smc(
     )
 
 
-def finish(config: RunConfig, target: Target, agent: Agent, folder: RunFolder) -> Report:
-    """Evaluates, draws, and writes report.json."""
-    report = judge(config, target, agent)
+def finish(
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    folder: RunFolder,
+    *,
+    progress_bar: bool = False,
+) -> Report:
+    """Evaluates, writes report.json, and draws."""
+    judged: list[Samples] = []
+    report = judge(config, target, agent, on_samples=judged.append, progress_bar=progress_bar)
+    report.save(folder.path / "report.json")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
     values = {name: figure.value for name, figure in report.figures.items()}
     folder.hyper_parameters(_flatten(config), {f"hparam/{name}": v for name, v in values.items()})
-    for name, figure in final_figures(config, target, agent, folder).items():
+    for name, figure in final_figures(config, target, agent, folder, judged[0].x).items():
         folder.figure(name, figure, step, keep=True)
-    report.save(folder.path / "report.json")
     return report
 
 
 @torch.no_grad()
 def final_figures(
-    config: RunConfig, target: Target, agent: Agent, folder: RunFolder
+    config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
 ) -> dict[str, Any]:
-    """The pictures of a finished run, by name."""
+    """The pictures of a finished run, by name; x (n, D) are the samples that were judged."""
     mdp = agent.mdp
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
     pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=mdp.energy.log_z)
     sampler = agent.sampler()
     if mdp.energy.symmetry is not None:
-        return pictures | _cluster_figures(config, target, sampler, folder, generator)
+        return pictures | _cluster_figures(target, sampler, folder, x, generator)
     if mdp.energy.can_sample and mdp.temperature == 1.0:
-        n = config.evaluation.n_samples
-        drawn = mdp.energy.energy(sampler.sample(n, generator).x)
-        exact = mdp.energy.energy(mdp.energy.sample(n, generator).to(mdp.dtype))
-        pictures["energy"] = plot_energy_histogram(drawn, exact)
+        exact = mdp.energy.energy(mdp.energy.sample(len(x), generator).to(mdp.dtype))
+        pictures["energy"] = plot_energy_histogram(mdp.energy.energy(x), exact)
     pictures["summary"] = hero(
         mdp,
         sampler.policy,
@@ -312,17 +324,16 @@ def final_figures(
 
 
 def _cluster_figures(
-    config: RunConfig,
     target: Target,
     sampler: ChainSampler,
     folder: RunFolder,
+    x: Tensor,
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """What particle targets have instead of pictures of two coordinates."""
     mdp, energy = sampler.mdp, sampler.mdp.energy
     assert energy.symmetry is not None
-    n = min(config.evaluation.n_samples, EXACT_CLUSTERS)
-    x = sampler.sample(n, generator).x
+    x = x[:EXACT_CLUSTERS]
     reference, label = reference_states(mdp, generator, "test"), reference_label(energy)
     pictures = {"distances": plot_pair_distances(x, reference, energy.symmetry, label=label)}
     if reference is not None:

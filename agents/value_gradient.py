@@ -204,7 +204,7 @@ class ValueGradientAgent(Agent):
     def figures(self, generator: torch.Generator) -> dict[str, Any]:
         """The chain over the density (of particles: as clusters); in 2-D the value and drift."""
         if self.mdp.energy.symmetry is not None:
-            return {"chain": plot_cluster_chain(self.mdp, self.policy, 500, generator)}
+            return {"chain": plot_cluster_chain(self.mdp, self.policy, generator)}
         pictures = {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
         if self.mdp.dim == 2:
             pictures["value"] = plot_value_of(self.mdp, self.policy, generator)

@@ -239,7 +239,7 @@ def _others(agent: Agent, report: Report) -> dict[str, Any]:
 def _resampled(folder: Path, report: Report) -> Report:
     config, agent = load_run(folder)
     how = _others(agent, report)
-    resampled = judge(config, find(config.env), agent, resample=True, **how)
+    resampled = judge(config, find(config.env), agent, resample=True, progress_bar=True, **how)
     return _costing_as(report, resampled, "vgs, resampled")
 
 
@@ -270,11 +270,17 @@ def _mala(folder: Path, report: Report) -> Report:
         # Particles may start on top of each other.
         max_drift=None if energy.symmetry is None else 100.0,
     )
+    drawn: list[float] = []
     begin = time.perf_counter()
-    sampler.sample(_others(agent, report)["n"], config.seed)
-    seconds = time.perf_counter() - begin
-    mala = judge(config, find(config.env), agent, sampler=sampler, **_others(agent, report))
-    cost = {"train_seconds": seconds, "env_steps": 0, "energy_evaluations": budget}
+    mala = judge(
+        config,
+        find(config.env),
+        agent,
+        sampler=sampler,
+        on_samples=lambda _: drawn.append(time.perf_counter() - begin),
+        **_others(agent, report),
+    )
+    cost = {"train_seconds": drawn[0], "env_steps": 0, "energy_evaluations": budget}
     return replace(mala, agent="mala", **cost)
 
 

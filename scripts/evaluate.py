@@ -71,7 +71,8 @@ def main(arguments: list[str]) -> int:
                 done = run / "report.json"
                 if done.is_file():  # what the whole training has cost, not the checkpoint's part
                     agent.counters = counters_of(Report.from_json(done.read_text()))
-            report = judge(config, find(config.env), agent, n=options.n, resample=options.resample)
+            how = {"n": options.n, "resample": options.resample}
+            report = judge(config, find(config.env), agent, progress_bar=True, **how)
             title = "this run" if len(names) == 1 else str(run)
             columns[title] = report
             if options.export is not None:

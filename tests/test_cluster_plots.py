@@ -118,7 +118,7 @@ class TestCluster:
 class TestChain:
     def test_clusters_stand_above_distances_with_their_noised_reference(self, dims: int) -> None:
         mdp = chain(ShippedSprings(4, dims))
-        figure = plot_cluster_chain(mdp, rest, 40, mdp.generator(0), panels=3)
+        figure = plot_cluster_chain(mdp, rest, mdp.generator(0), 40, 3)
         axes = every_axes(figure)
         titles = [panel.get_title() for panel in axes[:3]]
         assert titles == ["$t = 0$", "$t = 3$", "$t = 6 = T$"]
@@ -129,7 +129,7 @@ class TestChain:
 
     def test_without_any_samples_only_the_sampler_is_drawn(self, dims: int) -> None:
         for mdp in (chain(Bare(3, dims)), chain(Springs(3, dims), temperature=2.0)):
-            axes = every_axes(plot_cluster_chain(mdp, rest, 20, mdp.generator(0), panels=2))
+            axes = every_axes(plot_cluster_chain(mdp, rest, mdp.generator(0), 20, 2))
             assert [list(histograms(panel)) for panel in axes[2:]] == [["sampler"]] * 2
 
     def test_diverged_states_do_not_break_the_picture(self, dims: int) -> None:
@@ -137,7 +137,7 @@ class TestChain:
             return x * float("nan")
 
         for mdp in (chain(Springs(3, dims)), chain(Bare(3, dims))):
-            figure = plot_cluster_chain(mdp, diverge, 20, mdp.generator(0))
+            figure = plot_cluster_chain(mdp, diverge, mdp.generator(0), 20)
             assert all(np.isfinite(panel.get_xlim()).all() for panel in every_axes(figure))
 
 
@@ -168,7 +168,7 @@ class TestSummary:
     def test_a_target_without_particles_is_refused(self) -> None:
         mdp = chain(GMM9())
         with pytest.raises(ValueError, match="GMM9 has no particle symmetry"):
-            plot_cluster_chain(mdp, rest, 20, mdp.generator(0))
+            plot_cluster_chain(mdp, rest, mdp.generator(0), 20)
 
 
 def test_pair_distances_are_compared_as_densities() -> None:
@@ -188,7 +188,7 @@ def test_pictures_in_training_do_not_see_the_test_split() -> None:
 
     mdp = chain(Guarded())
     assert reference_states(mdp, mdp.generator(0)) is not None
-    plot_cluster_chain(mdp, rest, 20, mdp.generator(0), panels=2)
+    plot_cluster_chain(mdp, rest, mdp.generator(0), 20, 2)
 
 
 def test_a_finished_run_on_particles_has_pictures_of_clusters(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_finished_run_on_particles_has_pictures_of_clusters(tmp_path: Path) ->
     target, agent = build(config)
     folder = RunFolder(config.folder, "env: DW4\n")
     try:
-        pictures = final_figures(config, target, agent, folder)
+        pictures = final_figures(config, target, agent, folder, agent.sampler().sample(60, 0).x)
     finally:
         folder.close()
     assert list(pictures) == ["chain", "learning_curves", "distances", "energy", "summary"]

@@ -52,9 +52,9 @@ def test_learning_raises_the_elbo_and_leaves_the_centre_of_mass() -> None:
     x = agent.sampler().sample(50, 1).x
     torch.testing.assert_close(x.view(50, 4, 2).mean(1), torch.zeros(50, 2), atol=1e-5, rtol=0)
     used = agent.counters.energy_evaluations
-    # 512 states and 300 MALA steps at first; then four refreshes; in every update the energies of
-    # its states and three MALA steps.
-    at_first = 512 * 301
+    # 512 states and 300 MALA steps at first, and what an update needs on 480 for the mixture; then
+    # four refreshes; in every update the energies of its states and three MALA steps.
+    at_first = 512 * 301 + 480 * (1 + 3)
     refreshes = 4 * (64 + 512 * 11)
     assert used == at_first + refreshes + 200 * (1 + 3) * 240
 

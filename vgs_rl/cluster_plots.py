@@ -28,6 +28,7 @@ from vgs_rl.particles import pair_distances, positions
 from vgs_rl.plots import check_counter, times_of, uncounted
 
 EXACT_CLUSTERS = 5_000  # at most, behind a sampler's histograms
+CHAIN_DISTANCES = 100_000  # pair distances, about, behind each histogram of a chain
 PIXELS = 220  # side of a rendered cluster; it is computed at twice that
 LIGHT = np.array([-0.42, 0.55, 0.72])  # towards the light, from the left above the reader
 
@@ -36,8 +37,8 @@ LIGHT = np.array([-0.42, 0.55, 0.72])  # towards the light, from the left above 
 def plot_cluster_chain(
     mdp: SamplingMDP,
     policy: Policy,
-    n: int,
     generator: torch.Generator,
+    n: int | None = None,
     panels: int = 6,
     *,
     split: Split = "validation",
@@ -50,8 +51,8 @@ def plot_cluster_chain(
     Args:
         mdp: the chain of a particle target; its count of energy evaluations is left as it was.
         policy: the control.
-        n: number of episodes.
         generator: source of all noise, on the MDP's device.
+        n: number of episodes; by default as many as the histograms need.
         panels: number of times shown, at least 2.
         split: which shipped samples.
 
@@ -94,7 +95,7 @@ def cluster_summary(
     *,
     records: Records = (),
     counter: str = "env_steps",
-    n: int = 1_000,
+    n: int | None = None,
     panels: int = 6,
     split: Split = "validation",
     title: str | None = None,
@@ -111,7 +112,7 @@ def cluster_summary(
         generator: source of all noise, on the MDP's device.
         records: lines of the run's ``metrics.jsonl``.
         counter: horizontal axis of the learning curve.
-        n: episodes behind the distances of the chain.
+        n: episodes behind the distances of the chain; by default as many as those need.
         panels: times shown.
         split: which shipped samples.
         title: written above everything.
@@ -238,12 +239,14 @@ def _draw_chain(
     times: Sequence[int],
     mdp: SamplingMDP,
     policy: Policy,
-    n: int,
+    n: int | None,
     generator: torch.Generator,
     reference: Tensor | None,
 ) -> list[Any]:
     """Clusters above pair distances on a (sub)figure; returns what a legend should name."""
     symmetry = _symmetry(mdp.energy)
+    particles = symmetry.n_particles
+    n = n or min(500, max(1, 2 * CHAIN_DISTANCES // (particles * (particles - 1))))
     states = mdp.rollout(policy, n, generator, keep_states=True).states
     assert states is not None
     shown = draw.array(positions(torch.stack([states[t][0] for t in times]), symmetry))

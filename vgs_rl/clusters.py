@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,7 @@ class ClusterValue(nn.Module):
     sums: Tensor
     centres: Tensor
     basis: Tensor
+    levels: Tensor
     scale: Tensor
     unit: Tensor
     relaxation: Tensor
@@ -159,6 +160,7 @@ class ClusterValue(nn.Module):
         self.register_buffer("sums", self.differences.abs(), False)
         self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
+        self.register_buffer("levels", noise.log().float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
         self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
         self.stages = stages if relax > 0 else 0
@@ -354,13 +356,16 @@ class ClusterValue(nn.Module):
         by_first = (self.pooled_second.T @ (readout * second_slope)) * first_slope
         return (readout * second).sum(0), self.pooled_first.T @ by_first
 
+    def _split(self, x: Tensor, t: int | Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """States and steps in parts that fit the cache."""
+        size = max(64, self.PART // (len(self.differences) * self.radial))
+        return zip(x.split(size), split_steps(t, len(x), size), strict=True)
+
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """V, shape (B,), and ∇V, shape (B, D); in parts that fit the cache."""
-        size = max(64, self.PART // (len(self.differences) * self.radial))
-        if len(x) <= size:
-            return self._sweep_part(x, t)
-        steps = split_steps(t, len(x), size)
-        parts = [self._sweep_part(*part) for part in zip(x.split(size), steps, strict=True)]
+        parts = [self._sweep_part(*part) for part in self._split(x, t)]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat([value for value, _ in parts]), torch.cat([slope for _, slope in parts])
 
     def _sweep_part(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -390,21 +395,33 @@ class ClusterValue(nn.Module):
     @torch.no_grad()
     def calibrate(self, x: Tensor, t: Tensor) -> None:
         """Sets each step's standardisation from states x (B, D) at steps t (B,), all steps in t."""
-        steps = len(self.density_mean)
-        density, vector = self.descriptors(self.places(self._positions(x, t), t))
-        count = torch.bincount(t, minlength=steps).unsqueeze(-1)
-
-        def average(values: Tensor) -> Tensor:  # (K, B) to (T, K)
-            total = values.new_zeros(steps, len(values)).index_add_(0, t, values.T.contiguous())
-            return total / count
-
-        mean = average(density.mean(1))
-        variance = average((density - mean[t].T.unsqueeze(1)).square().mean(1))
-        square = average(vector.square().sum(1).mean(1))
+        moments = []
+        for part, steps in self._split(x, t):
+            density, vector = self.descriptors(self.places(self._positions(part, steps), steps))
+            squares = density.square().mean(1), vector.square().sum(1).mean(1)
+            moments.append(torch.cat([density.mean(1), *squares]).T)
+        averages = step_averages(torch.cat(moments), t, self.levels)
+        mean, square, vector_square = averages.chunk(3, dim=1)
         # A radial function that sees nothing keeps its natural scale.
         self.density_mean.copy_(mean)
-        self.density_std.copy_(variance.sqrt().clamp_min(0.05))
-        self.vector_std.copy_(square.sqrt().clamp_min(0.05))
+        self.density_std.copy_((square - mean.square()).clamp_min(0.0).sqrt().clamp_min(0.05))
+        self.vector_std.copy_(vector_square.sqrt().clamp_min(0.05))
+
+    @torch.no_grad()
+    def fit_mixture(self, apart: Tensor, error: Tensor, t: Tensor) -> None:
+        """Sets the mixture coefficients to those whose targets vary least.
+
+        Without it the loss is thousands of times too large where they start, and training waits
+        until they have moved.
+
+        Args:
+            apart: target scores less denoising targets, shape (B, D).
+            error: gradient less denoising targets, likewise; the gradient may be untrained.
+            t: steps, shape (B,), all of them in it.
+        """
+        products = torch.stack([(apart * error).sum(-1), apart.square().sum(-1)], dim=-1)
+        product, square = step_averages(products, t, self.levels).chunk(2, dim=1)
+        self.mixture_bias.copy_((product / square).clamp(1e-4, 1 - 1e-4).logit())
 
 
 class _PullBack(torch.autograd.Function):
@@ -450,6 +467,28 @@ def states_first(y: Tensor) -> Tensor:
 def split_steps(t: int | Tensor, count: int, size: int) -> Sequence[int | Tensor]:
     """Steps of the parts, at most `size` rows each, of a batch of `count` rows."""
     return t.split(size) if isinstance(t, Tensor) else [t] * -(-count // size)
+
+
+def step_averages(values: Tensor, t: Tensor, levels: Tensor) -> Tensor:
+    """Averages of values (B, C) over the states of each step and of those of about its noise.
+
+    A step's own few states would leave it with errors of its own, which no coefficient that is
+    smooth in t can undo.
+
+    Args:
+        values: one row per state.
+        t: their steps, shape (B,), all of them in it.
+        levels: log noise of the steps, shape (T,).
+
+    Returns:
+        Averages, shape (T, C), in double precision.
+    """
+    total = values.new_zeros(len(levels), values.shape[1], dtype=torch.float64)
+    total.index_add_(0, t, values.double())
+    count = torch.bincount(t, minlength=len(levels)).double().unsqueeze(-1)
+    near = (levels.double().unsqueeze(-1) - levels.double()) / 0.2
+    kernel = torch.exp(-0.5 * near.square())
+    return (kernel @ total) / (kernel @ count)
 
 
 def columns(table: Tensor, t: int | Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def evaluate(
     train_seconds: float = 0.0,
     env_steps: int = 0,
     energy_evaluations: int = 0,
+    on_samples: Callable[[Samples], None] | None = None,
 ) -> Report:
     """Judges a sampler by every figure that it and its target admit; the others are left out.
 
@@ -104,6 +105,7 @@ def evaluate(
         train_seconds: for the report.
         env_steps: for the report; those of training.
         energy_evaluations: for the report; those of training.
+        on_samples: is called with the samples that are judged, for pictures of them.
 
     Raises:
         ValueError: if n is below 2, or `resample` is asked of a sampler without log-weights.
@@ -114,6 +116,8 @@ def evaluate(
     temperature = _temperature(sampler)
     with _uncounted(sampler):
         samples = sampler.sample(n, draw, resample=resample)
+        if on_samples is not None:
+            on_samples(samples)
         paths = sampler.sample(n, paths_again) if resample else samples
         figures: dict[str, Figure] = {}
         reference = _reference(energy, n, split, exact, second) if temperature == 1.0 else None

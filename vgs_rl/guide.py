@@ -16,6 +16,7 @@ from vgs_rl.clusters import (
     positions_first,
     split_steps,
     states_first,
+    step_averages,
     uniform_weight,
 )
 from vgs_rl.energy import Energy
@@ -200,9 +201,8 @@ class ModeGuide(nn.Module):
         """Sets the fields' scale at each step from states x and slopes (B, D), all steps in t."""
         parts = self._split(x, t, slope)
         squares = [self._all_fields(*part).square().sum(1).mean(1).T for part in parts]
-        total = torch.zeros_like(self.field_scale).index_add_(0, t, torch.cat(squares))
-        count = torch.bincount(t, minlength=len(total)).unsqueeze(-1)
-        self.field_scale.copy_((total / count).sqrt().clamp_min(1e-3))
+        averages = step_averages(torch.cat(squares), t, self.noise.log())
+        self.field_scale.copy_(averages.sqrt().clamp_min(1e-3))
 
 
 class GuidedValue(nn.Module):
@@ -240,6 +240,10 @@ class GuidedValue(nn.Module):
         """Sets what states x (B, D) at steps t (B,) tell without training; all steps in t."""
         self.network.calibrate(x, t)
         self.guide.calibrate(x, t, self.network.gradient(x, t))
+
+    def fit_mixture(self, apart: Tensor, error: Tensor, t: Tensor) -> None:
+        """See :meth:`ClusterValue.fit_mixture`."""
+        self.network.fit_mixture(apart, error, t)
 
 
 def _shortened(vectors: Tensor, longest: Tensor | float) -> Tensor:

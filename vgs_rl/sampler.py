@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
@@ -39,18 +41,22 @@ class Sampler(ABC):
     Attributes:
         device: where the samples live and the generator must be.
         has_reverse_weights: whether :meth:`reverse_log_weight` works.
+        chunk_size: most samples drawn at once.
+        progress_bar: whether to show one over the chunks.
     """
 
     device: torch.device = torch.device("cpu")
     has_reverse_weights: bool = False
     chunk_size: int = 16_384
+    progress_bar: bool = False
 
     @abstractmethod
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         """N samples at once."""
 
-    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> list[Samples]:
-        return [self._draw(size, generator) for size in sizes]
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
+        for size in sizes:
+            yield self._draw(size, generator)
 
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
@@ -91,7 +97,13 @@ class Sampler(ABC):
             )
         total = n * oversample if resample else n
         sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
-        chunks = self._draw_chunks(sizes, generator)
+        chunks = []
+        with tqdm(
+            total=total, desc="sampling", leave=False, disable=not self.progress_bar
+        ) as progress:
+            for chunk in self._draw_chunks(sizes, generator):
+                chunks.append(chunk)
+                progress.update(len(chunk.x))
         samples = Samples(
             x=torch.cat([chunk.x for chunk in chunks]),
             log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
@@ -126,7 +138,8 @@ class ChainSampler(Sampler):
         self.has_reverse_weights = mdp.start.has_density
         self.device = mdp.device
         # A CPU's caches hold the activations of about this many rows; a GPU wants many.
-        self.chunk_size = 2048 if mdp.device.type == "cpu" else 65_536
+        few = min(2048, max(64, 80_000 // mdp.dim))
+        self.chunk_size = few if mdp.device.type == "cpu" else 65_536
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         before = self.mdp.energy_evaluations
@@ -135,13 +148,14 @@ class ChainSampler(Sampler):
         log_weight = rollout.log_weight if self.mdp.start.has_density else None
         return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=used)
 
-    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> list[Samples]:
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
 
         Every chunk has a generator of its own, so the samples do not depend on the threads.
         """
         if len(sizes) == 1 or self.device.type != "cpu":
-            return super()._draw_chunks(sizes, generator)
+            yield from super()._draw_chunks(sizes, generator)
+            return
         keep_freed_memory()
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
 
@@ -153,13 +167,11 @@ class ChainSampler(Sampler):
         with ThreadPoolExecutor(
             torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
-            chunks = list(pool.map(draw, sizes, seeds))
-        used = self.mdp.energy_evaluations - before
-        # Threads share the MDP's counter, so only the sum is known.
-        for chunk in chunks:
-            chunk.energy_evaluations = 0
-        chunks[0].energy_evaluations = used
-        return chunks
+            for i, chunk in enumerate(pool.map(draw, sizes, seeds), 1):
+                # Threads share the MDP's counter, so only the sum is known, at the end.
+                last = i == len(sizes)
+                chunk.energy_evaluations = self.mdp.energy_evaluations - before if last else 0
+                yield chunk
 
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
