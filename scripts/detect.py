@@ -22,15 +22,16 @@ from vgs_rl.plots import save_figure
 from vgs_rl.report import Figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prints a table, and writes JSON."""
+def main(arguments: list[str]) -> int:
+    """Prints a table, and writes JSON; returns its exit status."""
     options = _parse(arguments)
     out = sys.stderr if options.json == "-" else sys.stdout
     start = time.perf_counter()
     try:
         data_sets = _load(options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"data and features: {time.perf_counter() - start:.1f} s", file=out, flush=True)
     table: dict[str, dict[str, Figure]] = {}
     for method in OUTLIER_METHODS:
@@ -57,9 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
         }
         text = json.dumps(content, indent=2)
         print(text) if options.json == "-" else write_text(Path(options.json), text)
+    return 0
 
 
-def _parse(arguments: list[str] | None) -> Namespace:
+def _parse(arguments: list[str]) -> Namespace:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", choices=("digits", "textures", "mvtec"))
     parser.add_argument("--seed", type=int, default=0, help="of splits, crops and defects")
@@ -85,4 +87,4 @@ def _load(options: Namespace) -> list[anomaly.AnomalyData]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

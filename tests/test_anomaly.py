@@ -474,5 +474,5 @@ def test_the_command_prints_every_detectors_figures(tmp_path):
     values = {method: row["auroc_image"]["value"] for method, row in table.items()}
     assert values["local_outlier_factor"] > 0.93 and values["one_class_svm"] > 0.88
     options = ["mvtec", "--folder", "nowhere"]
-    _, error = run("detect.py", *options, folder=tmp_path, status=1)
+    _, error = run("detect.py", *options, folder=tmp_path, status=2)
     assert error.startswith("error: MVTec-AD is not at nowhere")
