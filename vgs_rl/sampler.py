@@ -99,7 +99,7 @@ class Sampler(ABC):
         sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
         chunks = []
         with tqdm(
-            total=total, desc="sampling", leave=False, disable=not self.progress_bar
+            total=total, unit="sample", leave=False, disable=not self.progress_bar
         ) as progress:
             for chunk in self._draw_chunks(sizes, generator):
                 chunks.append(chunk)
