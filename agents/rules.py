@@ -157,8 +157,15 @@ class GradientMatching(ValueRule):
         """An empty buffer.
 
         Raises:
-            ValueError: on a sphere, and with a start whose density is unknown.
+            ValueError: on a sphere, with a start whose density is unknown, and where start_size
+                cannot show a cluster's network every step.
         """
+        clusters = isinstance(agent.network, ClusterValue | GuidedValue)
+        if clusters and self.start_size < agent.mdp.num_steps:
+            raise ValueError(
+                f"GradientMatching.start_size must be at least mdp.num_steps "
+                f"{agent.mdp.num_steps} for particles, got {self.start_size}"
+            )
         agent.mdp.geometry.require_linear("GradientMatching")
         agent.mdp.start.require_density("GradientMatching")
         self._buffer = WeightedBuffer(self.capacity, self.least_ess)
@@ -254,9 +261,9 @@ class GradientMatching(ValueRule):
         steps = torch.arange(self.start_size, device=agent.mdp.device)
         t = steps * agent.mdp.num_steps // self.start_size
         x, denoising, target_score = self._scores(agent, t)
-        for network in networks:
-            error = network.gradient(x, t) - denoising
-            network.fit_mixture(target_score - denoising, error, t)
+        apart, error = target_score - denoising, networks[0].gradient(x, t) - denoising
+        for network in networks:  # equal so far
+            network.fit_mixture(apart, error, t)
 
     def _measure_share(self, agent: ValueGradientAgent) -> None:
         """The share of the references in each step's targets, from their effective number.

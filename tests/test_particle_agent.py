@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
@@ -57,6 +58,12 @@ def test_learning_raises_the_elbo_and_leaves_the_centre_of_mass() -> None:
     at_first = 512 * 301 + 480 * (1 + 3)
     refreshes = 4 * (64 + 512 * 11)
     assert used == at_first + refreshes + 200 * (1 + 3) * 240
+
+
+def test_states_that_cannot_show_every_step_are_refused() -> None:
+    config = ValueGradientConfig(rule=GradientMatching(start_size=11), network=ClusterNetwork())
+    with pytest.raises(ValueError, match=r"start_size must be at least mdp.num_steps 12 .* got 11"):
+        config.build(make_agent().mdp)
 
 
 def test_resuming_goes_on_bit_for_bit() -> None:

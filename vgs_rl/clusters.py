@@ -411,8 +411,8 @@ class ClusterValue(nn.Module):
     def fit_mixture(self, apart: Tensor, error: Tensor, t: Tensor) -> None:
         """Sets the mixture coefficients to those whose targets vary least.
 
-        Without it the loss is thousands of times too large where they start, and training waits
-        until they have moved.
+        Far from there the loss is mostly that of the coefficients, and training waits until they
+        have moved.
 
         Args:
             apart: target scores less denoising targets, shape (B, D).
