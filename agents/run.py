@@ -284,10 +284,11 @@ def finish(
     *,
     progress_bar: bool = False,
 ) -> Report:
-    """Evaluates, writes report.json, and draws."""
+    """Evaluates, writes report.json and samples.pt, and draws."""
     judged: list[Samples] = []
     report = judge(config, target, agent, on_samples=judged.append, progress_bar=progress_bar)
     report.save(folder.path / "report.json")
+    judged[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
     values = {name: figure.value for name, figure in report.figures.items()}

@@ -28,6 +28,7 @@ from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.clusters import ClusterValue
+from vgs_rl.compiled import CompiledValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain, plot_value
@@ -138,9 +139,22 @@ class ValueGradientAgent(Agent):
         """The control of the moving average."""
         return ValueGradientPolicy(self.mdp, self.average, self.config.drift)
 
-    def sampler(self) -> ChainSampler:
-        """See :meth:`Agent.sampler`."""
-        return ChainSampler(self.mdp, self.policy)
+    def sampler(self, *, compiled: bool = False, noise_scale: float | Tensor = 1.0) -> ChainSampler:
+        """See :meth:`Agent.sampler`.
+
+        Args:
+            compiled: of a particle system: compile the drift at the first call, which takes about
+                a minute (:class:`~vgs_rl.compiled.CompiledValue`).
+            noise_scale: see :class:`~vgs_rl.sampler.ChainSampler`.
+
+        Raises:
+            ValueError: if the drift cannot be compiled.
+        """
+        policy = self.policy
+        if compiled:
+            value = CompiledValue(self.average)
+            policy = ValueGradientPolicy(self.mdp, value, self.config.drift)
+        return ChainSampler(self.mdp, policy, noise_scale=noise_scale)
 
     def rollout(self, n: int, *, noise_scale: float = 1.0, keep_states: bool = False) -> Rollout:
         """N training episodes with the current policy, counted as environment steps."""

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,8 +44,18 @@ from compare_jobs import make_jobs, run_job
 from jsonargparse import auto_cli
 
 from vgs_rl import find
-from vgs_rl.agents import Agent, MALASampler, RefinedSampler, ValueGradientConfig, load_run
+from vgs_rl.agents import (
+    Agent,
+    MALASampler,
+    RefinedSampler,
+    ValueGradientAgent,
+    ValueGradientConfig,
+    load_run,
+)
+from vgs_rl.agents.pretrained import counters_of, load_pretrained
+from vgs_rl.agents.pretrained import pretrained as shipped_samplers
 from vgs_rl.agents.run import (
+    RunConfig,
     ceilings,
     config_of,
     judge,
@@ -57,6 +67,7 @@ from vgs_rl.agents.run import (
 from vgs_rl.evaluation import Report, format_comparison
 from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import plot_steps, save_figure
+from vgs_rl.sampler import DrawnSampler, Sampler, Samples
 
 # What each shipped configuration has to reach, as medians over seeds (value, how it is meant).
 # Training seconds are on 2 cores without a GPU. Nothing here is ever loosened.
@@ -121,7 +132,7 @@ BOUNDS: dict[str, dict[str, tuple[str, float]]] = {
 }
 PARTICLES = ("dw4", "lj13", "lj55")
 
-Beside = Literal["resampled", "SMC", "MALA alone", "oracle", "then MALA"]
+Beside = Literal["resampled", "SMC", "MALA alone", "oracle", "then MALA", "less noise"]
 BESIDE: tuple[Beside, ...] = get_args(Beside)
 COSTS = ("train_seconds", "env_steps", "energy_evaluations")
 
@@ -131,6 +142,9 @@ def quality(
     seeds: tuple[int, ...] = (0, 1, 2),
     agents: tuple[str, ...] = (),
     beside: tuple[Beside, ...] = BESIDE,
+    pretrained: bool = False,
+    n: int | None = None,
+    compiled: bool = False,
     output: Path = Path("runs/benchmark"),
     json: Path | None = None,
     markdown: Path | None = None,
@@ -141,7 +155,8 @@ def quality(
     Beside each run stand the same samples after importance resampling, SMC with the learned value
     as twist, MALA alone with as many energy evaluations as training and sampling took together,
     and the oracle, which is what perfect learning would reach; for particle systems, which have no
-    oracle, the samples after ten MALA steps instead.
+    oracle, the samples after ten MALA steps instead, and samples drawn with nine tenths of the
+    noise and none in the last step, which some published tables report.
 
     Args:
         configs: names of files in configs/, or paths of YAML files.
@@ -150,21 +165,34 @@ def quality(
             gets a column, after as many seconds on the same MDP as the configuration's own agent.
         beside: which of the columns above to show; for many particles some take as long as the
             training.
+        pretrained: train nothing; judge the samplers that the package ships for the
+            configurations' targets.
+        n: with `pretrained`, samples to judge; as many as the shipped configuration says by
+            default.
+        compiled: with `pretrained`, compile drifts before they draw.
         output: where the run folders go; finished runs there are read, not repeated.
         json: also write all reports to this file.
         markdown: also write the tables to this file, between its lines `<!-- SECTION:begin -->`
             and `<!-- SECTION:end -->` if it has them.
         section: name of that section.
     """
+    if not pretrained and (n is not None or compiled):
+        raise SystemExit("error: n and compiled are for --pretrained true")
     size = machine(torch.get_num_threads())
     print_machine(size)
     tables, reports = [], []
     for name in configs:
-        runs = [_reports(name, seed, agents, beside, output) for seed in seeds]
+        place = output / Path(name).stem
+        if pretrained:
+            trained = [_shipped(name, place, n, compiled)]
+        else:
+            trained = [_trained(name, place, [f"--seed={seed}"]) for seed in seeds]
+        runs = [_reports(name, run, agents, beside, place) for run in trained]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, BOUNDS.get(name, {}))
         first = next(iter(runs[0].values()))
-        title = f"{name}, {first.n_samples:,} samples, median of seeds {list(seeds)}"
+        of = [run.report.seed for run in trained]
+        title = f"{name}, {first.n_samples:,} samples, median of seeds {of}"
         print_table(title, rows)
         tables.append(f"**{title}**\n\n{markdown_table(rows)}")
     if markdown is not None:
@@ -173,33 +201,43 @@ def quality(
     write_json({"machine": size, "reports": contents}, json)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A trained agent: its report, the folder of what is judged beside it, and how to load it."""
+
+    report: Report
+    folder: Path
+    load: Callable[[], tuple[RunConfig, Agent]]
+    compiled: bool = False
+
+
 def _reports(
-    name: str, seed: int, agents: Sequence[str], beside: Sequence[Beside], output: Path
+    name: str, run: _Run, agents: Sequence[str], beside: Sequence[Beside], output: Path
 ) -> dict[str, Report]:
-    """The reports of one configuration and seed, trained or read from an earlier call."""
-    options = [f"--seed={seed}"]
-    output = output / Path(name).stem
-    report = _trained(name, output, options)
-    config = config_of(parse_run(config_arguments(name, [*options, f"--output={output}"])))
-    folder, energy = config.folder, find(config.env).make_energy(**config.env_args)
-    others: dict[Beside, Callable[[Path, Report], Report]] = {
+    """The reports of one configuration and run, new or read from an earlier call."""
+    config = config_of(parse_run(config_arguments(name)))
+    energy = find(config.env).make_energy(**config.env_args)
+    others: dict[Beside, Callable[[_Run], Report]] = {
         "resampled": _resampled,
         "SMC": _smc,
         "MALA alone": _mala,
     }
-    others |= {"oracle": _oracle} if energy.has_value else {"then MALA": _then_mala}
-    reports = {"vgs": report}
+    if energy.has_value:
+        others["oracle"] = _oracle
+    else:
+        others |= {"then MALA": _then_mala, "less noise": _less_noise}
+    reports = {"vgs": run.report}
     for title, judge_other in others.items():
         if title not in beside:
             continue
         # The oracle knows no training seed: one report serves all of them.
-        place = output if title == "oracle" else folder
+        place = output if title == "oracle" else run.folder
         path = place / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
-            judge_other(folder, report).save(path)
+            judge_other(run).save(path)
         reports[title] = Report.from_json(path.read_text())
-    budget = {"seconds": report.train_seconds}
-    config_file = config_arguments(name)[1]
+    budget = {"seconds": run.report.train_seconds}
+    config_file, seed = config_arguments(name)[1], run.report.seed or 0
     jobs = make_jobs([config_file], agents, [seed], budget, output / "agents") if agents else []
     for job in jobs:
         if job.agent not in agents:  # `uncontrolled`, which a comparison always has
@@ -214,18 +252,52 @@ def _reports(
     return reports
 
 
-def _trained(name: str, output: Path, options: Sequence[str]) -> Report:
+def _trained(name: str, output: Path, options: Sequence[str]) -> _Run:
     """Trains a configuration, or reads the report of that run from an earlier call."""
     arguments = config_arguments(name, [*options, f"--output={output}"])
     config = config_of(parse_run(arguments))
     done = config.folder / "report.json"
-    if done.is_file():
-        return Report.from_json(done.read_text())
-    print(f"training {' '.join([name, *options])} into {config.folder}")
-    report = train(config, resolved_yaml(arguments), overwrite=True)
-    if report is None:
-        raise SystemExit(130)
-    return report
+    if not done.is_file():
+        print(f"training {' '.join([name, *options])} into {config.folder}")
+        if train(config, resolved_yaml(arguments), overwrite=True) is None:
+            raise SystemExit(130)
+    report = Report.from_json(done.read_text())
+    return _Run(report=report, folder=config.folder, load=lambda: load_run(config.folder))
+
+
+def _shipped(name: str, output: Path, n: int | None, compiled: bool) -> _Run:
+    """Judges the sampler that is shipped for a configuration's target, or reads its report."""
+    target = find(config_of(parse_run(config_arguments(name))).env)
+    if target.name not in shipped_samplers():
+        known = ", ".join(shipped_samplers())
+        raise SystemExit(f"error: no sampler is shipped for {target.name}; there are {known}")
+    config, agent, trained = load_pretrained(target.name)
+    n = n or config.evaluation.n_samples
+    folder = output / f"pretrained_{n}"
+    file, drawn = folder / "report.json", folder / "samples.pt"
+    if not file.is_file():
+        print(f"judging {target.name} in {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        sampler: Sampler = agent.sampler(compiled=compiled)
+        if drawn.is_file():  # drawn before, and then interrupted
+            sampler = DrawnSampler(Samples.load(drawn, agent.mdp.device))
+        agent.counters = counters_of(trained)
+        judge(
+            config,
+            target,
+            agent,
+            n=n,
+            sampler=sampler,
+            on_samples=lambda samples: samples.save(drawn),
+            progress_bar=True,
+        ).save(file)
+    report = Report.from_json(file.read_text())
+    return _Run(
+        report=report,
+        folder=folder,
+        load=lambda: load_pretrained(target.name)[:2],
+        compiled=compiled,
+    )
 
 
 def _others(agent: Agent, report: Report) -> dict[str, Any]:
@@ -236,17 +308,31 @@ def _others(agent: Agent, report: Report) -> dict[str, Any]:
     return {"n": report.n_samples // 10, "protocol": protocol}
 
 
-def _resampled(folder: Path, report: Report) -> Report:
-    config, agent = load_run(folder)
-    how = _others(agent, report)
-    resampled = judge(config, find(config.env), agent, resample=True, progress_bar=True, **how)
-    return _costing_as(report, resampled, "vgs, resampled")
+def _again(run: _Run, agent: Agent) -> Sampler | None:
+    """The samples that were judged, where the chain is expensive, else None: new ones."""
+    if agent.mdp.energy.symmetry is None:
+        return None
+    return DrawnSampler(Samples.load(run.folder / "samples.pt", agent.mdp.device))
 
 
-def _smc(folder: Path, report: Report) -> Report:
-    config, agent = load_run(folder)
-    smc = judge_smc(config, agent, **_others(agent, report))
-    return _costing_as(report, smc, "vgs, SMC")
+def _resampled(run: _Run) -> Report:
+    config, agent = run.load()
+    resampled = judge(
+        config,
+        find(config.env),
+        agent,
+        resample=True,
+        sampler=_again(run, agent),
+        progress_bar=True,
+        **_others(agent, run.report),
+    )
+    return _costing_as(run.report, resampled, "vgs, resampled")
+
+
+def _smc(run: _Run) -> Report:
+    config, agent = run.load()
+    smc = judge_smc(config, agent, **_others(agent, run.report))
+    return _costing_as(run.report, smc, "vgs, SMC")
 
 
 def _costing_as(report: Report, other: Report, agent: str) -> Report:
@@ -255,9 +341,10 @@ def _costing_as(report: Report, other: Report, agent: str) -> Report:
     return replace(other, agent=agent, **cost)
 
 
-def _mala(folder: Path, report: Report) -> Report:
+def _mala(run: _Run) -> Report:
     """MALA with the energy evaluations of training and of one sampling, from a start as wide."""
-    config, agent = load_run(folder)
+    report = run.report
+    config, agent = run.load()
     assert isinstance(config.agent, ValueGradientConfig)
     budget = report.energy_evaluations + report.n_samples
     energy = agent.mdp.energy
@@ -284,16 +371,33 @@ def _mala(folder: Path, report: Report) -> Report:
     return replace(mala, agent="mala", **cost)
 
 
-def _then_mala(folder: Path, report: Report) -> Report:
-    config, agent = load_run(folder)
-    sampler = RefinedSampler(agent.sampler(), agent.mdp.energy, steps=10)
-    how = _others(agent, report)
+def _then_mala(run: _Run) -> Report:
+    config, agent = run.load()
+    drawn = _again(run, agent) or agent.sampler()
+    sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10)
+    how = _others(agent, run.report)
     refined = judge(config, find(config.env), agent, sampler=sampler, **how)
-    return _costing_as(report, refined, "vgs, then MALA")
+    return _costing_as(run.report, refined, "vgs, then MALA")
 
 
-def _oracle(folder: Path, report: Report) -> Report:
-    config, _ = load_run(folder)
+def _less_noise(run: _Run) -> Report:
+    config, agent = run.load()
+    assert isinstance(agent, ValueGradientAgent)
+    scale = torch.full_like(agent.mdp.rho, 0.9)
+    scale[-1] = 0.0
+    quiet = judge(
+        config,
+        find(config.env),
+        agent,
+        sampler=agent.sampler(compiled=run.compiled, noise_scale=scale),
+        progress_bar=True,
+        **_others(agent, run.report),
+    )
+    return _costing_as(run.report, quiet, "vgs, less noise")
+
+
+def _oracle(run: _Run) -> Report:
+    config, _ = run.load()
     return ceilings(config, ("posterior",))["oracle posterior"]
 
 
@@ -371,7 +475,7 @@ def steps(
             options = [f"--mdp.num_steps={count}", f"--agent.drift={drift}", f"--seed={seed}"]
             options += [f"--agent.fit_noise_scale={str(drift == 'posterior').lower()}"]
             options += [f"--budget.updates={updates}"] if updates else []
-            learned = _trained(name, output / f"{drift}_{count}", options)
+            learned = _trained(name, output / f"{drift}_{count}", options).report
             (ceiling,) = ceilings(
                 config_of(parse_run(config_arguments(name, options))), (drift,)
             ).values()

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ebm_report import is_detector, judge_runs
 from jsonargparse import ArgumentParser
 
+from vgs_rl.agents import ValueGradientAgent
 from vgs_rl.agents.pretrained import counters_of, export_sampler, load_pretrained
 from vgs_rl.agents.run import ceilings, judge, judge_smc, load_run
 from vgs_rl.config import ConfigError, parse
@@ -35,6 +37,7 @@ def main(arguments: list[str]) -> int:
     add("--checkpoint", type=str, default="best", help="best or last")
     add("--resample", type=bool, default=False, help="importance-resample the samples")
     add("--smc", type=bool, default=False, help="also judge SMC with the learned value as twist")
+    add("--compiled", type=bool, default=False, help="compile the drift of particles first")
     add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
     add("--split", type=str, default="test", help="of a detector's data: test or validation")
     add("--device", type=str, default="auto", help="auto, cpu or cuda")
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> int:
         detectors = [run for run in options.runs if is_detector(run)]
         if detectors and len(detectors) < len(names):
             raise ConfigError("detectors and samplers are judged by different figures: call twice")
-        for name in ("export", "n", "resample", "smc", "ceiling"):
+        for name in ("export", "n", "resample", "smc", "compiled", "ceiling"):
             if detectors and options[name]:
                 raise ConfigError(f"--{name} is for samplers, got a detector: {detectors[0]}")
         if detectors:
@@ -71,7 +74,13 @@ def main(arguments: list[str]) -> int:
                 done = run / "report.json"
                 if done.is_file():  # what the whole training has cost, not the checkpoint's part
                     agent.counters = counters_of(Report.from_json(done.read_text()))
-            how = {"n": options.n, "resample": options.resample}
+            how: dict[str, Any] = {"n": options.n, "resample": options.resample}
+            if options.compiled:
+                if not isinstance(agent, ValueGradientAgent):
+                    raise ConfigError(
+                        f"--compiled is for value gradients, got {config.agent.name}: {run}"
+                    )
+                how["sampler"] = agent.sampler(compiled=True)
             report = judge(config, find(config.env), agent, progress_bar=True, **how)
             title = "this run" if len(names) == 1 else str(run)
             columns[title] = report

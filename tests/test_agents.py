@@ -418,6 +418,21 @@ def test_resampling_moves_samples_towards_the_target() -> None:
     assert resampled.energy_evaluations == 64_000
 
 
+def test_less_noise_keeps_exact_weights_until_a_step_has_none() -> None:
+    target = GaussianMixture(torch.zeros(1, 2), torch.ones(1, 2))
+    agent = ValueGradientAgent(small_mdp(target), ValueGradientConfig(prior_std=1.0))
+    plain, less = agent.sampler(), agent.sampler(noise_scale=0.9)
+    assert plain.has_reverse_weights and not less.has_reverse_weights
+    drawn = less.sample(20_000, 0)
+    assert drawn.log_weight is not None
+    assert drawn.log_weight.exp().mean() == pytest.approx(1.0, abs=0.05)  # Z
+    assert drawn.x.std() < 0.97 * plain.sample(20_000, 0).x.std()
+    scale = torch.ones_like(agent.mdp.rho)
+    scale[-1] = 0.0
+    silent = agent.sampler(noise_scale=scale).sample(2_000, 0)
+    assert silent.log_weight is None and bool(torch.isfinite(silent.x).all())
+
+
 def test_chunked_sampling_counts_and_concatenates() -> None:
     sampler = ValueGradientAgent(small_mdp(), ValueGradientConfig()).sampler()
     sampler.chunk_size = 300

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
 from vgs_rl.networks import silu_pair
-from vgs_rl.pairs import NoisedPairPotential, hat_functions, pair_differences
+from vgs_rl.pairs import NoisedPairPotential, PairSums, hat_functions
 
 
 class Stiffness(NamedTuple):
@@ -110,8 +110,6 @@ class ClusterValue(nn.Module):
 
     PART = 200_000  # numbers per descriptor array of one part of a batch
 
-    differences: Tensor
-    sums: Tensor
     centres: Tensor
     basis: Tensor
     levels: Tensor
@@ -156,8 +154,7 @@ class ClusterValue(nn.Module):
         steps = chain.num_steps
         noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
         self.pairs = NoisedPairPotential(energy, noise)
-        self.register_buffer("differences", pair_differences(n), False)
-        self.register_buffer("sums", self.differences.abs(), False)
+        self.sums = PairSums(n)
         self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("levels", noise.log().float(), False)
@@ -213,7 +210,7 @@ class ClusterValue(nn.Module):
 
     def _pairs(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Distances (P, B) of the pairs of y (d, n, B), and unit vectors (d, P, B)."""
-        difference = self.differences @ y
+        difference = self.sums.difference(y)
         r = difference.square().sum(0).clamp_min(1e-8).sqrt()
         return r, difference / r
 
@@ -225,29 +222,29 @@ class ClusterValue(nn.Module):
 
     def _collect(self, value: Tensor, vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Sums over each particle's pairs of numbers (K, P, B), and of vectors that change sign."""
-        vector = torch.stack([self.differences.T @ part for part in vectors], 1)
-        return self.sums.T @ value, vector
+        vector = torch.stack([self.sums.net(part) for part in vectors], 1)
+        return self.sums.total(value), vector
 
     def _pull(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
         """Transposed Jacobian of :meth:`_describe`: (K, n, B) and (K, d, n, B) to (d, n, B)."""
         r, unit = self._pairs(y)
         value, slope = self._radial(r)
-        both = self.sums @ density
+        both = self.sums.both(density)
         across = []
         for axis in range(self.d):
-            difference = self.differences @ vector[:, axis]
+            difference = self.sums.difference(vector[:, axis])
             both.addcmul_(difference, unit[axis])
-            across.append(difference.mul_(value).sum(0))
-        across_unit = torch.stack(across).div_(r)
-        along = slope.mul_(both).sum(0) - (across_unit * unit).sum(0)
-        force = across_unit.addcmul_(along, unit)
-        return self.differences.T @ force
+            across.append(difference.mul_(value).sum(0).div_(r))
+        along = slope.mul_(both).sum(0)
+        for part, axis_unit in zip(across, unit, strict=True):
+            along = along - part * axis_unit
+        return self.sums.forces(part + along * u for part, u in zip(across, unit, strict=True))
 
     def _push(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Jacobian of :meth:`_describe` times a direction (d, n, B)."""
         r, unit = self._pairs(y)
         value, slope = self._radial(r)
-        moved = self.differences @ direction
+        moved = self.sums.difference(direction)
         along = (unit * moved).sum(0)
         turn = (moved - unit * along) / r
         stretch = slope.mul_(along)
@@ -258,9 +255,13 @@ class ClusterValue(nn.Module):
         """Σ U_t at y (d, n, B), its gradient, and the stiffness of its pairs."""
         r, unit = self._pairs(y)
         u, slope, curvature = self.pairs(r, t)
-        force = self.differences.T @ (slope * unit)
+        force = self.sums.forces(slope * along for along in unit)
         across, length = slope / r, self.relaxation[t]
-        return u.sum(0), force, Stiffness(unit, length * across, length * (curvature - across))
+        return (
+            self.sums.all(u),
+            force,
+            Stiffness(unit, length * across, length * (curvature - across)),
+        )
 
     @torch.no_grad()
     def places(self, y: Tensor, t: int | Tensor) -> Places:
@@ -280,10 +281,10 @@ class ClusterValue(nn.Module):
         """Jacobian of the next stage's positions by this one's, times a direction (d, n, B)."""
         assert stage.stiffness is not None
         unit, across, along = stage.stiffness
-        moved = self.differences @ direction
+        moved = self.sums.difference(direction)
         stretch = along * (unit * moved).sum(0)
-        force = (across * moved).addcmul_(stretch, unit)
-        return direction - self.differences.T @ force
+        both = zip(moved, unit, strict=True)
+        return direction - self.sums.forces(across * m + stretch * u for m, u in both)
 
     @torch.no_grad()
     def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
@@ -357,8 +358,9 @@ class ClusterValue(nn.Module):
         return (readout * second).sum(0), self.pooled_first.T @ by_first
 
     def _split(self, x: Tensor, t: int | Tensor) -> Iterator[tuple[Tensor, Any]]:
-        """States and steps in parts that fit the cache."""
-        size = max(64, self.PART // (len(self.differences) * self.radial))
+        """States and steps in parts that fit the cache, or a GPU's memory."""
+        part = self.PART if x.device.type == "cpu" else 250 * self.PART
+        size = max(64, part // (self.sums.count * self.radial))
         return zip(x.split(size), split_steps(t, len(x), size), strict=True)
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -374,7 +376,8 @@ class ClusterValue(nn.Module):
         learned, by_density, by_vector = self._environment(places, t)
         strength = self._coefficients(self.strength, t)
         trap = self.trap[t] + strength[1]
-        back = _PullBack.apply(self, places, by_density, by_vector)  # type: ignore[no-untyped-call]
+        pull_back = _pull_back if torch.is_grad_enabled() else ClusterValue.pull_back
+        back = pull_back(self, places, by_density, by_vector)
         gradient = back + (1 + strength[0]) * places.force + trap * y
         value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
         gradient = states_first(gradient * self.scale[t])
@@ -387,6 +390,10 @@ class ClusterValue(nn.Module):
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), on the centre-of-mass-free space; analytic."""
         return self._sweep(x, t)[1]
+
+    def gradient_part(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """:meth:`gradient`, all at once."""
+        return self._sweep_part(x, t)[1]
 
     def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """∇V_t(x), shape (B, D), and the mixture coefficient of its targets, shape (B, 1)."""
@@ -446,6 +453,12 @@ class _PullBack(torch.autograd.Function):
         return None, None, *network.push_forward(places, grads[0])
 
 
+def _pull_back(network: ClusterValue, places: Places, density: Tensor, vector: Tensor) -> Tensor:
+    """:meth:`ClusterValue.pull_back` with a backward pass of its own."""
+    pulled: Tensor = _PullBack.apply(network, places, density, vector)  # type: ignore[no-untyped-call]
+    return pulled
+
+
 def uniform_weight(
     rows: int, columns: int, gain: float, generator: torch.Generator
 ) -> nn.Parameter:
@@ -456,7 +469,7 @@ def uniform_weight(
 
 def positions_first(x: Tensor, n: int) -> Tensor:
     """States (B, n d) as positions of n particles, the batch last: (d, n, B)."""
-    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1)
+    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1).contiguous()
 
 
 def states_first(y: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from vgs_rl.clusters import (
 )
 from vgs_rl.energy import Energy
 from vgs_rl.networks import silu_pair
-from vgs_rl.pairs import NoisedPairPotential, hat_functions, pair_differences
+from vgs_rl.pairs import NoisedPairPotential, PairSums, hat_functions
 
 
 class ModeGuide(nn.Module):
@@ -63,7 +63,6 @@ class ModeGuide(nn.Module):
     LONGEST = 6.0  # of a field, likewise: noise is never longer
     LEVELS = 160  # of noise, in the table of pair potentials
 
-    differences: Tensor
     basis: Tensor
     scale: Tensor
     noise: Tensor
@@ -105,7 +104,7 @@ class ModeGuide(nn.Module):
         self.register_buffer("rate", (0.6 / (1 + noise * cage)).float(), False)
         self.register_buffer("noise", noise.float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
-        self.register_buffer("differences", pair_differences(self.n), False)
+        self.sums = PairSums(self.n)
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         row, column = torch.triu_indices(self.FIELDS, self.FIELDS)
         self.register_buffer("row", row, False)
@@ -129,9 +128,10 @@ class ModeGuide(nn.Module):
 
     def _forces(self, m: Tensor, level: Tensor) -> Tensor:
         """Gradient of Σ U at m (d, n, B), noised to a level, one or (B,)."""
-        difference = self.differences @ m
+        difference = self.sums.difference(m)
         r = difference.square().sum(0).clamp_min(1e-8).sqrt()
-        forces: Tensor = self.differences.T @ (difference * (self.pairs.slope(r, level) / r))
+        strength = self.pairs.slope(r, level) / r
+        forces: Tensor = self.sums.forces(strength * along for along in difference)
         return forces
 
     @torch.no_grad()
@@ -166,15 +166,17 @@ class ModeGuide(nn.Module):
     def forward(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
         """What to add to ∇V_t(x) = `slope`; all (B, D), t one step or one per row."""
         parts = self._split(x, t, slope)
-        return torch.cat([self._part(*part) for part in parts])
+        return torch.cat([self.part(*part) for part in parts])
 
     def _split(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Iterator[tuple[Any, ...]]:
-        """States, steps and slopes in parts that fit the cache."""
-        size = max(64, ClusterValue.PART // (2 * len(self.differences)))
+        """States, steps and slopes in parts that fit the cache, or a GPU's memory."""
+        part = ClusterValue.PART if x.device.type == "cpu" else 50 * ClusterValue.PART
+        size = max(64, part // (2 * self.sums.count))
         steps = split_steps(t, len(x), size)
         return zip(x.split(size), steps, slope.split(size), strict=True)
 
-    def _part(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
+    def part(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:
+        """:meth:`forward`, all at once."""
         fields = self._all_fields(x, t, slope)
         fields = fields / columns(self.field_scale, t)[:, None, None]
         count, _, n, batch = fields.shape
@@ -229,6 +231,11 @@ class GuidedValue(nn.Module):
         slope = self.network.gradient(x, t)
         total: Tensor = slope + self.guide(x, t, slope)
         return total
+
+    def gradient_part(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """:meth:`gradient`, all at once."""
+        slope = self.network.gradient_part(x, t)
+        return slope + self.guide.part(x, t, slope)
 
     def gradient_and_mixture(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`gradient`, and the mixture coefficient of its targets, shape (B, 1)."""

@@ -315,7 +315,7 @@ class SamplingMDP(nn.Module):
         n: int,
         generator: torch.Generator,
         *,
-        noise_scale: float = 1.0,
+        noise_scale: float | Tensor = 1.0,
         keep_states: bool = False,
     ) -> Rollout:
         """N whole episodes. Gradients flow if the caller and the policy allow them.
@@ -324,8 +324,9 @@ class SamplingMDP(nn.Module):
             policy: maps (x, t) to the control, or is the kernel itself.
             n: number of episodes.
             generator: source of all noise.
-            noise_scale: factor on every rho_t, for exploration; the weights stay exact. A policy
-                that is the kernel has its own noise and ignores it.
+            noise_scale: factor on every rho_t, or one for each, shape (T,); the weights stay exact,
+                unless one is 0: then they and the cost are infinite. A policy that is the kernel
+                has its own noise and ignores it.
             keep_states: also return x_0 … x_T.
         """
         x = self.start.sample(n, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,65 @@ def pair_differences(n: int) -> Tensor:
     i, j = torch.triu_indices(n, n, 1)
     rows = torch.eye(n)
     return rows[i] - rows[j]
+
+
+class PairSums(nn.Module):
+    """From n particles to their pairs and back: y (..., n, B) and f (..., rows, B).
+
+    Eagerly a row is a pair i < j, and all is products with :func:`pair_differences`: few, large
+    operations. Where operations are fused (``torch.compile``) a row is i and any j, twice the
+    pairs, and all is broadcasting and sums over j: many times fewer operations.
+
+    Args:
+        n: number of particles.
+    """
+
+    signed: Tensor
+    unsigned: Tensor
+    others: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.count = n, n * (n - 1) // 2
+        self.register_buffer("signed", pair_differences(n), False)
+        self.register_buffer("unsigned", self.signed.abs(), False)
+        self.register_buffer("others", 1 - torch.eye(n).unsqueeze(-1), False)
+
+    def difference(self, y: Tensor) -> Tensor:
+        """y_i - y_j."""
+        if torch.compiler.is_compiling():
+            return (y.unsqueeze(-2) - y.unsqueeze(-3)).flatten(-3, -2)
+        return self.signed @ y
+
+    def both(self, y: Tensor) -> Tensor:
+        """y_i + y_j."""
+        if torch.compiler.is_compiling():
+            return (y.unsqueeze(-2) + y.unsqueeze(-3)).flatten(-3, -2)
+        return self.unsigned @ y
+
+    def net(self, f: Tensor) -> Tensor:
+        """Sums over each particle's pairs of what changes sign with the pair's order."""
+        if torch.compiler.is_compiling():
+            summed: Tensor = f.unflatten(-2, (self.n, self.n)).sum(-2)
+            return summed
+        return self.signed.T @ f
+
+    def forces(self, vectors: Iterable[Tensor]) -> Tensor:
+        """:meth:`net` of vectors, given by axes, each (rows, B): shape (d, n, B)."""
+        return torch.stack([self.net(along) for along in vectors])
+
+    def total(self, f: Tensor) -> Tensor:
+        """Sums over each particle's pairs of what does not."""
+        if torch.compiler.is_compiling():
+            summed: Tensor = (self.others * f.unflatten(-2, (self.n, self.n))).sum(-2)
+            return summed
+        return self.unsigned.T @ f
+
+    def all(self, f: Tensor) -> Tensor:
+        """Sums over all pairs of what does not: (..., rows, B) to (..., B)."""
+        if torch.compiler.is_compiling():
+            return 0.5 * self.total(f).sum(-2)
+        return f.sum(-2)
 
 
 def hat_functions(position: Tensor, knots: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
 from vgs_rl.weights import log_z_estimate, systematic_resample
@@ -31,6 +32,23 @@ class Samples:
     x: Tensor
     log_weight: Tensor | None
     energy_evaluations: int
+
+    def save(self, path: Path) -> None:
+        """Writes them to a file for :meth:`load`."""
+        save_checkpoint(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Samples:
+        """Samples from a file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or holds something else.
+        """
+        state = load_checkpoint(path, device)
+        if state.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError(f"{path} holds no samples, but {', '.join(state)}")
+        return cls(**state)
 
 
 class Sampler(ABC):
@@ -122,6 +140,49 @@ class Sampler(ABC):
         )
 
 
+class DrawnSampler(Sampler):
+    """Hands out samples that were drawn before, each once; resampling chooses among all of them.
+
+    Args:
+        samples: what was drawn.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples, self.device = samples, samples.x.device
+        self.given = 0
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        return self.sample(n, generator)
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | int = 0,
+        *,
+        resample: bool = False,
+        oversample: int = 4,
+    ) -> Samples:
+        """The next n; see :meth:`Sampler.sample`, whose `oversample` has no meaning here.
+
+        Raises:
+            ValueError: if fewer are left, or `resample` is asked of samples without weights.
+        """
+        if resample:
+            if isinstance(generator, int):
+                generator = torch.Generator(self.device).manual_seed(generator)
+            return self._resampled(self.samples, n, generator)
+        rows = slice(self.given, self.given + n)
+        x, log_weight = self.samples.x[rows], self.samples.log_weight
+        if len(x) < n:
+            raise ValueError(f"n must be at most {len(x)}, as many samples are left, got {n}")
+        self.given += n
+        return Samples(
+            x=x,
+            log_weight=None if log_weight is None else log_weight[rows],
+            energy_evaluations=round(self.samples.energy_evaluations * n / len(self.samples.x)),
+        )
+
+
 def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
@@ -130,12 +191,23 @@ def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
 class ChainSampler(Sampler):
     """Runs a policy through an MDP: every RL agent's sampler.
 
-    Its samples have weights unless the MDP's start has no density.
+    Its samples have weights unless the MDP's start has no density, or a step has no noise.
+
+    Args:
+        mdp: the chain.
+        policy: the control.
+        noise_scale: factor on every rho_t, or one for each, shape (T,). Less noise than the policy
+            is meant for gives states of too little energy, which some published tables report.
     """
 
-    def __init__(self, mdp: SamplingMDP, policy: Policy) -> None:
-        self.mdp, self.policy = mdp, policy
-        self.has_reverse_weights = mdp.start.has_density
+    def __init__(
+        self, mdp: SamplingMDP, policy: Policy, *, noise_scale: float | Tensor = 1.0
+    ) -> None:
+        self.mdp, self.policy, self.noise_scale = mdp, policy, noise_scale
+        as_configured = isinstance(noise_scale, float) and noise_scale == 1.0
+        noisy = bool((torch.as_tensor(noise_scale) > 0).all())
+        self.has_weights = mdp.start.has_density and noisy
+        self.has_reverse_weights = mdp.start.has_density and as_configured
         self.device = mdp.device
         # A CPU's caches hold the activations of about this many rows; a GPU wants many.
         few = min(2048, max(64, 80_000 // mdp.dim))
@@ -143,9 +215,9 @@ class ChainSampler(Sampler):
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         before = self.mdp.energy_evaluations
-        rollout = self.mdp.rollout(self.policy, n, generator)
+        rollout = self.mdp.rollout(self.policy, n, generator, noise_scale=self.noise_scale)
         used = self.mdp.energy_evaluations - before
-        log_weight = rollout.log_weight if self.mdp.start.has_density else None
+        log_weight = rollout.log_weight if self.has_weights else None
         return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=used)
 
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
@@ -181,18 +253,21 @@ class ChainSampler(Sampler):
         return torch.cat(weights)
 
 
-def load_sampler(name: str | Path, device: str = "auto") -> Sampler:
+def load_sampler(name: str | Path, device: str = "auto", *, compiled: bool = False) -> Sampler:
     """A trained sampler that the package ships, or one from an exported file.
 
     Args:
         name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
             of a shipped one (``vgs_rl.agents.pretrained()`` lists them).
         device: `auto`, `cpu` or `cuda`.
+        compiled: of a particle system: compile the drift at the first call, which takes about a
+            minute and halves what many samples take (:class:`vgs_rl.compiled.CompiledValue`).
 
     Raises:
         FileNotFoundError: if there is none of that name.
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged, or its drift cannot be compiled.
     """
     pretrained = importlib.import_module("vgs_rl.agents.pretrained")
-    sampler: Sampler = pretrained.load_pretrained(name, device)[1].sampler()
+    agent = pretrained.load_pretrained(name, device)[1]
+    sampler: Sampler = agent.sampler(compiled=compiled)
     return sampler

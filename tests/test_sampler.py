@@ -1,0 +1,50 @@
+"""Samples as files, and samplers that hand out what was drawn before."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vgs_rl.checkpoint import save_checkpoint
+from vgs_rl.sampler import DrawnSampler, Samples
+
+
+def make(log_weight: torch.Tensor | None = None) -> Samples:
+    return Samples(x=torch.arange(20.0).view(10, 2), log_weight=log_weight, energy_evaluations=30)
+
+
+@pytest.mark.parametrize("log_weight", [None, torch.linspace(-1, 1, 10)])
+def test_samples_come_back_from_their_file(tmp_path: Path, log_weight: torch.Tensor | None) -> None:
+    file = tmp_path / "samples.pt"
+    make(log_weight).save(file)
+    again = Samples.load(file)
+    assert torch.equal(again.x, make().x) and again.energy_evaluations == 30
+    if log_weight is None:
+        assert again.log_weight is None
+    else:
+        assert torch.equal(again.log_weight, log_weight)
+
+
+def test_another_file_is_no_samples(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.pt", {"x": torch.zeros(2), "config": "a"})
+    with pytest.raises(ValueError, match="holds no samples, but x, config"):
+        Samples.load(tmp_path / "other.pt")
+
+
+def test_drawn_samples_are_handed_out_once_each() -> None:
+    sampler = DrawnSampler(make(torch.linspace(-1, 1, 10)))
+    parts = [sampler.sample(4), sampler.sample(6)]
+    assert torch.equal(torch.cat([part.x for part in parts]), make().x)
+    assert [part.energy_evaluations for part in parts] == [12, 18]
+    with pytest.raises(ValueError, match="n must be at most 0, as many samples are left, got 1"):
+        sampler.sample(1)
+
+
+def test_drawn_samples_are_resampled_from_all_of_them() -> None:
+    log_weight = torch.full((10,), -torch.inf)
+    log_weight[7] = 0.0
+    drawn = DrawnSampler(make(log_weight)).sample(3, 0, resample=True)
+    assert torch.equal(drawn.x, make().x[[7, 7, 7]])
+    torch.testing.assert_close(drawn.log_weight, torch.full((3,), 0.1).log())
+    with pytest.raises(ValueError, match="resample needs log-weights"):
+        DrawnSampler(make()).sample(3, resample=True)
