@@ -374,7 +374,8 @@ def _mala(run: _Run) -> Report:
 def _then_mala(run: _Run) -> Report:
     config, agent = run.load()
     drawn = _again(run, agent) or agent.sampler()
-    sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10)
+    pilot = min(200, run.report.n_samples // 2)
+    sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10, pilot=pilot)
     how = _others(agent, run.report)
     refined = judge(config, find(config.env), agent, sampler=sampler, **how)
     return _costing_as(run.report, refined, "vgs, then MALA")

@@ -51,6 +51,33 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     assert mala["energy_evaluations"] == own["energy_evaluations"] + own["n_samples"]
 
 
+def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
+    options = ["--pretrained=true", "--configs=[dw4]", "--n=40", "--markdown=page.md"]
+    beside = ["resampled", "then MALA", "less noise"]
+    first, _ = run("benchmark.py", "quality", *options, f"--beside={beside}", folder=folder)
+    again, _ = run("benchmark.py", "quality", *options, f"--beside={beside}", folder=folder)
+    assert "judging DW4" in first and "judging" not in again
+    assert "training" not in first.replace("train_seconds", "")
+    text = (folder / "page.md").read_text()
+    assert "**dw4, 40 samples, median of seeds [0]**" in text
+    assert f"| {' | '.join(beside)} |" in text
+    reports = folder / "runs/benchmark/dw4/pretrained_40"
+    own, quiet = (
+        json.loads((reports / f"{name}.json").read_text())
+        for name in ("report", "report_less_noise")
+    )
+    assert own["seed"] == 0 and own["train_seconds"] > 60 and "elbo" in own["figures"]
+    assert quiet["n_samples"] == 4 and "elbo" not in quiet["figures"]
+
+
+def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
+    _, err = run("benchmark.py", "quality", "--n=40", folder=folder, status=1)
+    assert "error: n and compiled are for --pretrained true" in err
+    options = ["--pretrained=true", "--configs=[gmm9]"]
+    _, err = run("benchmark.py", "quality", *options, folder=folder, status=1)
+    assert "error: no sampler is shipped for GMM9; there are DW4, LJ13, LJ55" in err
+
+
 def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
     options = ["--name=tiny.yaml", "--num_steps=[3,6]", "--figure=steps.png", "--json=s.json"]
     run("benchmark.py", "steps", *options, folder=folder)

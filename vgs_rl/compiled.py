@@ -42,7 +42,8 @@ class CompiledValue:
             )
         network = value.network if isinstance(value, GuidedValue) else value
         self.original = value
-        if network.trap.device.type == "cpu":
+        on_cpu = network.trap.device.type == "cpu"
+        if on_cpu:
             _require_compiler()
             fitting = max(self.LEAST_ROWS, self.NUMBERS // network.n**2)
             self.rows = 2 ** int(math.log2(fitting))  # divides most batches
@@ -56,8 +57,8 @@ class CompiledValue:
             gradient_part,
             dynamic=False,
             fullgraph=True,
-            # All of it in C++, so that Python's lock is not held: chunks are drawn in threads.
-            options={"cpp_wrapper": True},
+            # All of it in C++, so that Python's lock is not held: threads draw chunks on a CPU.
+            options={"cpp_wrapper": on_cpu},
         )
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
