@@ -348,11 +348,12 @@ def _mala(run: _Run) -> Report:
     assert isinstance(config.agent, ValueGradientConfig)
     budget = report.energy_evaluations + report.n_samples
     energy = agent.mdp.energy
-    chains = min(1_000, budget // 20)
+    # Clusters take ten thousands of steps to settle: rather few chains than short ones.
+    chains = budget // 20 if energy.symmetry is None else max(10, budget // 50_000)
     sampler = MALASampler(
         energy,
         budget,
-        chains=chains,
+        chains=min(1_000, chains),
         scale=config.agent.prior_std,
         # Particles may start on top of each other.
         max_drift=None if energy.symmetry is None else 100.0,

@@ -17,7 +17,7 @@ from vgs_rl.guide import GuidedValue
 class CompiledValue:
     """The value of a particle system with a gradient that ``torch.compile`` has fused.
 
-    On a CPU it takes half the time or less, and the same numbers up to rounding come out.
+    On a CPU it takes about half the time, and the same numbers up to rounding come out.
     Compilation costs about a minute at the first call, so it pays from some thousand samples on.
     It serves acting, not learning: no gradient flows through it.
 
