@@ -253,7 +253,8 @@ class TestFigures:
         energy = Springs(21, 2)
         x = energy.sample(40, torch.Generator().manual_seed(5))
         usual = figures(x, protocol=ParticleProtocol(n=20, geometric_n=8), energy=energy)
-        assert usual["w2_geometric"].n == 2 and "w2_geometric_published" not in usual
+        assert usual["w2_geometric"].n == 2 and usual["w2_geometric"].details["repeats"] == 10
+        assert "w2_geometric_published" not in usual
         asked = ParticleProtocol(n=20, geometric_n=8, geometric_repeats=1)
         assert figures(x, protocol=asked, energy=energy)["w2_geometric"].n == 8
 

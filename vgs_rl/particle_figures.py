@@ -31,7 +31,7 @@ class ParticleProtocol:
 
     ``w2_geometric`` and ``w2_geometric_published`` assign particles for every pair of samples, and
     so take minutes: where their repeats are None, they are 4 and 1 for up to `few` particles; for
-    more, one repeat of ``w2_geometric`` on a quarter of geometric_n, and none of the other.
+    more, ``w2_geometric`` has `repeats` on a quarter of geometric_n, and the other none.
 
     Args:
         n: samples and reference samples of a repeat; fewer where there are fewer.
@@ -148,7 +148,7 @@ def _metrics(
         "w2_geometric": _Metric(
             compare=lambda a, b: geometric_wasserstein(a.x, b.x, symmetry),
             n=protocol.geometric_n // (1 if few or geometric is not None else 4),
-            repeats=(4 if few else 1) if geometric is None else geometric,
+            repeats=(4 if few else protocol.repeats) if geometric is None else geometric,
             note="up to O(d) and labels",
         ),
         "w2_geometric_published": _Metric(
