@@ -13,6 +13,7 @@ from commands import ROOT, load, run, run_until_ctrl_c
 
 import vgs_rl
 from vgs_rl.agents import load_run
+from vgs_rl.sampler import Samples
 
 TINY = [
     "--agent.network.init_args.width=16",
@@ -101,6 +102,21 @@ def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> Non
     assert "give at least one run folder, or --pretrained NAME" in err
     _, err = run("evaluate.py", "--pretrained", "nothing", folder=tmp_path, status=2)
     assert "no trained sampler 'nothing'" in err
+
+
+def test_a_run_keeps_the_samples_that_were_judged(trained: Path) -> None:
+    path = trained / "runs/GMM9/vgs/0"
+    samples = Samples.load(path / "samples.pt")
+    report = json.loads((path / "report.json").read_text())
+    assert samples.x.shape == (report["n_samples"], 2) and samples.log_weight is not None
+    elbo = report["figures"]["elbo"]["value"]
+    assert float(samples.log_weight.double().mean()) == pytest.approx(elbo)
+
+
+def test_a_drift_that_cannot_be_compiled_is_refused(trained: Path, tmp_path: Path) -> None:
+    path = trained / "runs/GMM9/vgs/0"
+    _, err = run("evaluate.py", path, "--compiled", "true", folder=tmp_path, status=2)
+    assert "compiling is for networks of particle systems (ClusterNetwork), got" in err
 
 
 def test_tensorboard_has_scalars_histograms_pictures_and_hyper_parameters(trained: Path) -> None:
