@@ -348,8 +348,8 @@ def _mala(run: _Run) -> Report:
     assert isinstance(config.agent, ValueGradientConfig)
     budget = report.energy_evaluations + report.n_samples
     energy = agent.mdp.energy
-    # Clusters take ten thousands of steps to settle: rather few chains than short ones.
-    chains = budget // 20 if energy.symmetry is None else max(10, budget // 50_000)
+    # Clusters settle slowly, a few of them very slowly: rather few chains than short ones.
+    chains = budget // 20 if energy.symmetry is None else max(10, budget // 100_000)
     sampler = MALASampler(
         energy,
         budget,
