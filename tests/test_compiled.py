@@ -1,5 +1,6 @@
 """Compiled drifts: the same numbers, in parts of one size, from sums written for fusion."""
 
+import os
 import shutil
 
 import pytest
@@ -12,7 +13,9 @@ from vgs_rl.compiled import CompiledValue
 from vgs_rl.networks import ValueFunction
 from vgs_rl.pairs import PairSums
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler on this machine"
+)
 
 
 @pytest.mark.parametrize("n", [2, 5, 6])

@@ -40,11 +40,13 @@ def test_drawn_samples_are_handed_out_once_each() -> None:
         sampler.sample(1)
 
 
-def test_drawn_samples_are_resampled_from_all_of_them() -> None:
+def test_drawn_samples_are_resampled_by_their_weights() -> None:
     log_weight = torch.full((10,), -torch.inf)
-    log_weight[7] = 0.0
-    drawn = DrawnSampler(make(log_weight)).sample(3, 0, resample=True)
-    assert torch.equal(drawn.x, make().x[[7, 7, 7]])
-    torch.testing.assert_close(drawn.log_weight, torch.full((3,), 0.1).log())
+    log_weight[5] = 0.0
+    sampler = DrawnSampler(make(log_weight))
+    drawn = sampler.sample(2, 0, resample=True)  # from the first eight
+    assert torch.equal(drawn.x, make().x[[5, 5]])
+    torch.testing.assert_close(drawn.log_weight, torch.full((2,), 0.125).log())
+    assert torch.equal(sampler.sample(2).x, make().x[8:])
     with pytest.raises(ValueError, match="resample needs log-weights"):
-        DrawnSampler(make()).sample(3, resample=True)
+        DrawnSampler(make()).sample(2, resample=True)

@@ -71,7 +71,7 @@ class CompiledValue:
         missing = -len(x) % self.rows
         filled = torch.cat([x, x[-1:].expand(missing, -1)]) if missing else x
         if isinstance(t, int):
-            steps = [torch.tensor([t], device=x.device)] * (len(filled) // self.rows)
+            steps = [torch.full((1,), t, device=x.device)] * (len(filled) // self.rows)
         else:
             steps = list(torch.cat([t, t[-1:].expand(missing)]).split(self.rows))
         parts = zip(filled.split(self.rows), steps, strict=True)

@@ -141,7 +141,7 @@ class Sampler(ABC):
 
 
 class DrawnSampler(Sampler):
-    """Hands out samples that were drawn before, each once; resampling chooses among all of them.
+    """Hands out samples that were drawn before, in their order and each of them once.
 
     Args:
         samples: what was drawn.
@@ -152,25 +152,6 @@ class DrawnSampler(Sampler):
         self.given = 0
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
-        return self.sample(n, generator)
-
-    def sample(
-        self,
-        n: int,
-        generator: torch.Generator | int = 0,
-        *,
-        resample: bool = False,
-        oversample: int = 4,
-    ) -> Samples:
-        """The next n; see :meth:`Sampler.sample`, whose `oversample` has no meaning here.
-
-        Raises:
-            ValueError: if fewer are left, or `resample` is asked of samples without weights.
-        """
-        if resample:
-            if isinstance(generator, int):
-                generator = torch.Generator(self.device).manual_seed(generator)
-            return self._resampled(self.samples, n, generator)
         rows = slice(self.given, self.given + n)
         x, log_weight = self.samples.x[rows], self.samples.log_weight
         if len(x) < n:
