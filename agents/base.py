@@ -26,9 +26,14 @@ from vgs_rl.weights import effective_sample_size
 
 @dataclass(kw_only=True)
 class AgentConfig(ABC):
-    """Base of every agent's configuration; a subclass names its agent in :meth:`build`."""
+    """Base of every agent's configuration; a subclass names its agent in :meth:`build`.
+
+    Attributes:
+        changeable: settings that a resumed run may change, since they are read at every update.
+    """
 
     name: ClassVar[str] = "agent"
+    changeable: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> Agent:
@@ -85,6 +90,10 @@ class Agent(ABC):
     def figures(self, generator: torch.Generator) -> dict[str, Any]:
         """Pictures of the agent's current state, by name."""
         return {}
+
+    def report_details(self) -> dict[str, Any]:
+        """What a report of this agent says besides its figures, as JSON holds it."""
+        return {"updates": self.counters.updates}
 
     # --- the loop -----------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class PathConfig(AgentConfig):
         clip_norm: bound of the gradient's norm; None leaves it.
     """
 
+    changeable: ClassVar[tuple[str, ...]] = ("lr", "final_lr", "warmup")
+
     batch_size: int = 256
     width: int = 64
     depth: int = 2

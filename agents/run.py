@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -40,6 +40,7 @@ from vgs_rl.config import (
     resolve_device,
 )
 from vgs_rl.evaluation import Report, evaluate
+from vgs_rl.identity import digest, identity_of, settings_of
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
@@ -54,6 +55,9 @@ allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
 class RunConfig:
     """One training run.
 
+    Attributes:
+        changeable: what a resumed run may change.
+
     Args:
         env: a registered target (`GMM9`, `vgs_rl/GMM9-v0`), `my_module:me/Rings-v0`, or the import
             path of an energy (`my_module:Rings`).
@@ -66,6 +70,8 @@ class RunConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         output: folder of run folders; this run's is <output>/<env>/<agent>/<seed>.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = ("budget", "evaluation", "device", "output")
 
     env: str = "GMM9"
     env_args: dict[str, Any] = field(default_factory=dict)
@@ -233,7 +239,7 @@ def judge(
     """The report of an agent (or of another sampler) on the run's own evaluation seed."""
     sampler = sampler or agent.sampler()
     sampler.progress_bar = progress_bar
-    return evaluate(
+    report = evaluate(
         sampler,
         agent.mdp.energy,
         n or config.evaluation.n_samples,
@@ -248,6 +254,18 @@ def judge(
         protocol=protocol,
         on_samples=on_samples,
     )
+    report.details |= agent.report_details() | identity_details(config)
+    return report
+
+
+def identity_details(config: RunConfig) -> dict[str, Any]:
+    """Whose report it is: digests of what defines the run, and of all settings but `output`.
+
+    Two runs of one `identity` train alike; reports of one `settings` are the same report.
+    """
+    settings = settings_of(config)
+    del settings["output"]
+    return {"identity": digest(identity_of(config)), "settings": digest(settings)}
 
 
 def judge_smc(

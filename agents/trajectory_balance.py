@@ -50,6 +50,7 @@ class TrajectoryBalanceConfig(OffPolicyPathConfig):
     """
 
     name: ClassVar[str] = "tb"
+    changeable: ClassVar[tuple[str, ...]] = (*OffPolicyPathConfig.changeable, "log_z_lr")
 
     log_z_lr: float = 0.1
 

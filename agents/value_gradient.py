@@ -54,6 +54,7 @@ class ValueGradientConfig(AgentConfig):
     """
 
     name: ClassVar[str] = "vgs"
+    changeable: ClassVar[tuple[str, ...]] = ("lr", "final_lr", "warmup")
 
     drift: Drift = "posterior"
     rule: ValueRule = field(default_factory=GradientMatching)
