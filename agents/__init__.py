@@ -21,7 +21,7 @@ from vgs_rl.agents.negatives import (
 from vgs_rl.agents.oracle import ExactSampler, oracle_sampler
 from vgs_rl.agents.path_gradient import PISConfig
 from vgs_rl.agents.policy import ValueGradientPolicy
-from vgs_rl.agents.pretrained import load_pretrained, pretrained
+from vgs_rl.agents.pretrained import load_pretrained, shipped_samplers
 from vgs_rl.agents.rules import GradientMatching, ValueRule
 from vgs_rl.agents.run import RunConfig, load_run, train
 from vgs_rl.agents.sb3 import SB3Agent, SB3Config
@@ -70,6 +70,6 @@ __all__ = [
     "load_pretrained",
     "load_run",
     "oracle_sampler",
-    "pretrained",
+    "shipped_samplers",
     "train",
 ]

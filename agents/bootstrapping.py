@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgs_rl.agents.base import rollout_scalars
-from vgs_rl.agents.rules import ValueRule
+from vgs_rl.agents.rules import ValueLearner, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.start import GaussianStart, widened
 
@@ -53,70 +53,13 @@ class TrajectoryRule(ValueRule):
         require_positive(rule, noise_scale=self.noise_scale)
         require_at_least(rule, 0, start_lr=self.start_lr)
 
-    def setup(self, agent: ValueGradientAgent) -> None:
-        """No trajectories yet."""
-        self._states = torch.empty(0)  # (T · batch, D), row t · batch + i
-        self._order = torch.empty(0, dtype=torch.long)
-        self._cursor = 0
-        self._scalars: dict[str, Tensor] = {}
-        self._start_optimizer: torch.optim.Adam | None = None
-        start = agent.mdp.start
-        if agent.mdp.config.start.learned and isinstance(start, GaussianStart):
-            self._start_optimizer = torch.optim.Adam([start.log_scale], lr=self.start_lr)
+    def build(self, agent: ValueGradientAgent) -> TrajectoryLearner:
+        """See :meth:`ValueRule.build`."""
+        return TrajectoryLearner(self, agent)
 
     @abstractmethod
     def target(self, agent: ValueGradientAgent, x: Tensor, t: Tensor) -> Tensor:
         """The regression target for V_t(x), shape (B,); no gradient flows through it."""
-
-    def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the class."""
-        if self._cursor >= len(self._order):
-            self._collect(agent)
-        rows = self._order[self._cursor : self._cursor + self.batch_size]
-        self._cursor += self.batch_size
-        x = self._states[rows]
-        t = torch.div(rows, self.batch_size, rounding_mode="floor")
-        with torch.no_grad():
-            target = self.target(agent, x, t)
-        error = agent.network.value(x, t) - target
-        if self.scale_by_dim:
-            error = error / agent.mdp.effective_dim
-        zero = torch.zeros_like(error)
-        loss = error.square().mean() if self.loss_kind == "l2" else F.smooth_l1_loss(error, zero)
-        return loss, {"train/loss": loss.detach(), **self._scalars}
-
-    def averages_now(self, agent: ValueGradientAgent) -> bool:
-        """At the end of an iteration."""
-        return self._cursor >= len(self._order)
-
-    def _collect(self, agent: ValueGradientAgent) -> None:
-        mdp = agent.mdp
-        with torch.no_grad(), widened(mdp.start, self.noise_scale):
-            rollout = agent.rollout(self.batch_size, noise_scale=self.noise_scale, keep_states=True)
-        assert rollout.states is not None
-        self._states = rollout.states[:-1].flatten(0, 1)
-        n = len(self._states)
-        orders = [
-            torch.randperm(n, generator=agent.generator, device=mdp.device)
-            for _ in range(self.passes)
-        ]
-        self._order, self._cursor = torch.cat(orders), 0
-        self._scalars = rollout_scalars(agent.mdp, rollout)
-        if self._start_optimizer is not None and isinstance(mdp.start, GaussianStart):
-            self._fit_start(agent, mdp.start)
-
-    def _fit_start(self, agent: ValueGradientAgent, start: GaussianStart) -> None:
-        mdp = agent.mdp
-        z = mdp.noise(self.batch_size, agent.generator)
-        with torch.no_grad():
-            x = start.scale * z
-            # d/d log s_0 of E[V_0(s_0 z)] - tau D log s_0
-            slope = (agent.average.gradient(x, 0) * x).sum(-1).mean()
-            slope = slope - mdp.temperature * mdp.effective_dim
-        assert self._start_optimizer is not None
-        start.log_scale.grad = slope.nan_to_num(0.0).to(start.log_scale)
-        self._start_optimizer.step()
-        start.log_scale.grad = None
 
     def _step_terms(
         self, agent: ValueGradientAgent, x: Tensor, t: Tensor, eps: Tensor
@@ -159,25 +102,6 @@ class TrajectoryRule(ValueRule):
                 energy = energy.clamp_max(self.energy_clip)
             value = value.index_copy(1, last, energy.to(value.dtype))
         return value
-
-    def state_dict(self) -> dict[str, Any]:
-        """The iteration in progress."""
-        return {
-            "states": self._states,
-            "order": self._order,
-            "cursor": self._cursor,
-            "scalars": self._scalars,
-            "start_optimizer": (
-                None if self._start_optimizer is None else self._start_optimizer.state_dict()
-            ),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self._states, self._order = state["states"], state["order"]
-        self._cursor, self._scalars = state["cursor"], state["scalars"]
-        if self._start_optimizer is not None:
-            self._start_optimizer.load_state_dict(state["start_optimizer"])
 
 
 @dataclass(kw_only=True)
@@ -234,3 +158,98 @@ class SoftBellman(TrajectoryRule):
         push = control + mdp.rho[t].unsqueeze(-1) * eps
         log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return -tau * (torch.logsumexp(log_ratio - value / tau, 0) - math.log(self.draws))
+
+
+class TrajectoryLearner(ValueLearner):
+    """The iteration in progress of a :class:`TrajectoryRule`, and the start's optimiser.
+
+    Args:
+        config: the rule.
+        agent: whose value it teaches.
+    """
+
+    def __init__(self, config: TrajectoryRule, agent: ValueGradientAgent) -> None:
+        self.config = config
+        self._states = torch.empty(0)  # (T · batch, D), row t · batch + i
+        self._order = torch.empty(0, dtype=torch.long)
+        self._cursor = 0
+        self._scalars: dict[str, Tensor] = {}
+        self._start_optimizer: torch.optim.Adam | None = None
+        start = agent.mdp.start
+        if agent.mdp.config.start.learned and isinstance(start, GaussianStart):
+            self._start_optimizer = torch.optim.Adam([start.log_scale], lr=self.config.start_lr)
+
+    def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`TrajectoryRule`."""
+        if self._cursor >= len(self._order):
+            self._collect(agent)
+        rows = self._order[self._cursor : self._cursor + self.config.batch_size]
+        self._cursor += self.config.batch_size
+        x = self._states[rows]
+        t = torch.div(rows, self.config.batch_size, rounding_mode="floor")
+        with torch.no_grad():
+            target = self.config.target(agent, x, t)
+        error = agent.network.value(x, t) - target
+        if self.config.scale_by_dim:
+            error = error / agent.mdp.effective_dim
+        zero = torch.zeros_like(error)
+        loss = (
+            error.square().mean()
+            if self.config.loss_kind == "l2"
+            else F.smooth_l1_loss(error, zero)
+        )
+        return loss, {"train/loss": loss.detach(), **self._scalars}
+
+    def averages_now(self) -> bool:
+        """At the end of an iteration."""
+        return self._cursor >= len(self._order)
+
+    def _collect(self, agent: ValueGradientAgent) -> None:
+        mdp = agent.mdp
+        with torch.no_grad(), widened(mdp.start, self.config.noise_scale):
+            rollout = agent.rollout(
+                self.config.batch_size, noise_scale=self.config.noise_scale, keep_states=True
+            )
+        assert rollout.states is not None
+        self._states = rollout.states[:-1].flatten(0, 1)
+        n = len(self._states)
+        orders = [
+            torch.randperm(n, generator=agent.generator, device=mdp.device)
+            for _ in range(self.config.passes)
+        ]
+        self._order, self._cursor = torch.cat(orders), 0
+        self._scalars = rollout_scalars(agent.mdp, rollout)
+        if self._start_optimizer is not None and isinstance(mdp.start, GaussianStart):
+            self._fit_start(agent, mdp.start)
+
+    def _fit_start(self, agent: ValueGradientAgent, start: GaussianStart) -> None:
+        mdp = agent.mdp
+        z = mdp.noise(self.config.batch_size, agent.generator)
+        with torch.no_grad():
+            x = start.scale * z
+            # d/d log s_0 of E[V_0(s_0 z)] - tau D log s_0
+            slope = (agent.average.gradient(x, 0) * x).sum(-1).mean()
+            slope = slope - mdp.temperature * mdp.effective_dim
+        assert self._start_optimizer is not None
+        start.log_scale.grad = slope.nan_to_num(0.0).to(start.log_scale)
+        self._start_optimizer.step()
+        start.log_scale.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iteration in progress."""
+        return {
+            "states": self._states,
+            "order": self._order,
+            "cursor": self._cursor,
+            "scalars": self._scalars,
+            "start_optimizer": (
+                None if self._start_optimizer is None else self._start_optimizer.state_dict()
+            ),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self._states, self._order = state["states"], state["order"]
+        self._cursor, self._scalars = state["cursor"], state["scalars"]
+        if self._start_optimizer is not None:
+            self._start_optimizer.load_state_dict(state["start_optimizer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ class LibraryAgent(Agent):
     config: LibraryConfig
 
     def __init__(self, mdp: SamplingMDP, config: LibraryConfig, *, seed: int = 0) -> None:
-        self.config = config
+        self.config = copy.deepcopy(config)  # libraries write into options they are given
         if config.policy_noise == "policy" and mdp.effective_dim != mdp.dim:
             raise ValueError(
                 "agent.policy_noise 'policy' needs a Euclidean geometry; this one has "
@@ -170,6 +171,18 @@ class LibraryAgent(Agent):
         self.randomness = LibraryRandomness(seed, mdp.device)
         self.statistics = EpisodeStatistics()
         super().__init__(mdp, seed=seed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: a new agent that takes over the state, as a resumed run does.
+
+        What a library keeps beside its state (loggers, graphs, modules) cannot be copied.
+        """
+        state = {"progress": self.progress, "agent": self.state_dict()}
+        return _anew, (type(self), self.mdp, self.config, self.seed), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.progress = state["progress"]
+        self.load_state_dict(state["agent"])
 
     @abstractmethod
     def parameters(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -200,6 +213,12 @@ class LibraryAgent(Agent):
         """Scalars of the training episodes since the last call, to log."""
         values = self.statistics.pop(self.config.reward_scale)
         return {f"rollout/{name}": torch.tensor(value) for name, value in values.items()}
+
+
+def _anew(
+    kind: type[LibraryAgent], mdp: SamplingMDP, config: LibraryConfig, seed: int
+) -> LibraryAgent:
+    return kind(mdp, config, seed=seed)
 
 
 class MeanControl:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -121,8 +120,7 @@ class AgentNegativeSampler(NegativeSampler):
 
     def __init__(self, mdp: SamplingMDP, config: AgentConfig, *, seed: int) -> None:
         super().__init__(mdp)
-        # A copy: rules keep their state in their configuration.
-        self.config, self.seed = copy.deepcopy(config), seed
+        self.config, self.seed = config, seed
         self.agent: Agent = self.config.build(mdp, seed=seed)
 
     def train(self, updates: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ KL divergence of paths up to a constant, and a step is differentiable: x_{t+1} =
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class PathAgent(Agent):
     saved: ClassVar[tuple[str, ...]] = ("network", "optimizer")
 
     def __init__(self, mdp: SamplingMDP, config: PathConfig, *, seed: int = 0) -> None:
-        self.config = config
+        self.config = copy.deepcopy(config)
         super().__init__(mdp, seed=seed)
 
     def _setup(self) -> None:

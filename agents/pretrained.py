@@ -14,7 +14,7 @@ from vgs_rl.evaluation import Report
 FOLDER = Path(__file__).parent / "trained"
 
 
-def pretrained() -> list[str]:
+def shipped_samplers() -> list[str]:
     """Names of the samplers that the package ships."""
     return sorted(path.stem for path in FOLDER.glob("*.pt"))
 
@@ -43,16 +43,16 @@ def load_pretrained(
     """A trained sampler's configuration, agent and report.
 
     Args:
-        name: one of :func:`pretrained`, or the path of a file of :func:`export_sampler`.
+        name: one of :func:`shipped_samplers`, or the path of a file of :func:`export_sampler`.
         device: where to put it.
 
     Raises:
         FileNotFoundError: if there is none of that name.
         ValueError: if the file is damaged or does not fit.
     """
-    path = FOLDER / f"{name}.pt" if str(name) in pretrained() else Path(name)
+    path = FOLDER / f"{name}.pt" if str(name) in shipped_samplers() else Path(name)
     if not path.is_file():
-        known = ", ".join(pretrained()) or "none"
+        known = ", ".join(shipped_samplers()) or "none"
         raise FileNotFoundError(
             f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
         )

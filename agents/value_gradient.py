@@ -6,6 +6,7 @@ with the `posterior` drift, fitted noise scales and gradient matching of this pr
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.architecture import (
     ClusterNetwork,
@@ -24,7 +25,7 @@ from vgs_rl.agents.architecture import (
 )
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.policy import Drift, ValueGradientPolicy
-from vgs_rl.agents.rules import GradientMatching, ValueRule
+from vgs_rl.agents.rules import GradientMatching, ValueLearner, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.clusters import ClusterValue
@@ -33,6 +34,9 @@ from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain, plot_value
 from vgs_rl.sampler import ChainSampler
+
+
+Parameters = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(kw_only=True)
@@ -92,6 +96,7 @@ class ValueGradientAgent(Agent):
 
     Attributes:
         network: V, trained.
+        rule: the configured rule at work: its state and its loss.
         average: V, exponential moving average of the network: what acts and evaluates.
         skipped: number of updates skipped because loss or gradient was not finite.
     """
@@ -105,7 +110,7 @@ class ValueGradientAgent(Agent):
         *,
         seed: int = 0,
     ) -> None:
-        self.config = config or ValueGradientConfig()
+        self.config = copy.deepcopy(config or ValueGradientConfig())
         super().__init__(mdp, seed=seed)
 
     def _setup(self) -> None:
@@ -116,12 +121,11 @@ class ValueGradientAgent(Agent):
             self.mdp, prior_std=config.prior_std, generator=initial
         )
         self.averaged = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False
+            self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
         )
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.tally = _Tally(self.mdp.device)
-        self.rule = config.rule
-        self.rule.setup(self)
+        self.rule: ValueLearner = config.rule.build(self)
 
     @property
     def average(self) -> LearnedValue:
@@ -199,7 +203,7 @@ class ValueGradientAgent(Agent):
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.tally.skipped += bad
-        if self.rule.averages_now(self):
+        if self.rule.averages_now():
             self.averaged.update_parameters(self.network)
         return {
             **scalars,
@@ -236,6 +240,21 @@ def plot_value_of(mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torc
         value: Callable[[Tensor], Tensor] = lambda x: policy.value.value(x, t)  # noqa: E731
         drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
         return plot_value(value, drift, t, (-limit, limit), device=mdp.device, dtype=mdp.dtype)
+
+
+class MovingAverage:
+    """The exponential moving average as :class:`AveragedModel` takes it, and as pickle does.
+
+    Args:
+        decay: the share of the old average that stays.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: Parameters, current: Parameters, _: Tensor | int) -> None:
+        """Moves the averaged parameters towards the current ones, in place."""
+        torch._foreach_lerp_(average, current, 1 - self.decay)
 
 
 class _Tally:

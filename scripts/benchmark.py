@@ -52,8 +52,7 @@ from vgs_rl.agents import (
     ValueGradientConfig,
     load_run,
 )
-from vgs_rl.agents.pretrained import counters_of, load_pretrained
-from vgs_rl.agents.pretrained import pretrained as shipped_samplers
+from vgs_rl.agents.pretrained import counters_of, load_pretrained, shipped_samplers
 from vgs_rl.agents.run import (
     RunConfig,
     ceilings,

@@ -19,7 +19,9 @@ from vgs_rl.agents import (
     ValueRule,
     oracle_sampler,
 )
+from vgs_rl.agents.bootstrapping import TrajectoryLearner
 from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.agents.matching import GradientMatchingLearner
 from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import GMM9, FourGauss, GaussianMixture
@@ -44,6 +46,16 @@ def small_agent(
     options.setdefault("network", MLPNetwork(width=32, depth=2))
     config = ValueGradientConfig(rule=rule, prior_std=2.0, **options)  # type: ignore[arg-type]
     return ValueGradientAgent(mdp or small_mdp(), config, seed=3)
+
+
+def matching(agent: ValueGradientAgent) -> GradientMatchingLearner:
+    assert isinstance(agent.rule, GradientMatchingLearner)
+    return agent.rule
+
+
+def trajectories(agent: ValueGradientAgent) -> TrajectoryLearner:
+    assert isinstance(agent.rule, TrajectoryLearner)
+    return agent.rule
 
 
 def gaussian_agent(rule: ValueRule, drift: str) -> tuple[ValueGradientAgent, SamplingMDP]:
@@ -110,17 +122,18 @@ def test_score_targets_are_unbiased_for_the_value_gradient(
     rule = GradientMatching(batch_size=256, references=references, posterior_steps=posterior_steps)
     mdp = small_mdp(GMM9(), num_steps=4)
     agent = small_agent(rule, mdp)
+    learner = matching(agent)
     if posterior_steps:  # both kinds of averages at once
-        rule._share.fill_(0.6)
+        learner._share.fill_(0.6)
     generator = mdp.generator(0)
     for step in range(mdp.num_steps):
         t = torch.full((256,), step)
         products = []
         for _ in range(60):  # fresh exact states: batches are independent, their rows are not
             x_T = mdp.energy.sample(512, generator)
-            rule._buffer = WeightedBuffer(512, 0.0)
-            rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(512))
-            x, *targets = rule._scores(agent, t)
+            learner._buffer = WeightedBuffer(512, 0.0)
+            learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(512))
+            x, *targets = learner._scores(agent, t)
             exact = mdp.energy.value_gradient(x, step, mdp.chain)
             # E[(target - ∇V)·f(x)] = 0 for every f; a few are tried.
             tests = (x, exact, torch.sin(x))
@@ -137,9 +150,10 @@ def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() 
         rule = GradientMatching(batch_size=256, references=references)
         mdp = small_mdp(GMM9(), num_steps=4)
         agent = small_agent(rule, mdp)
+        learner = matching(agent)
         x_T = mdp.energy.sample(1024, mdp.generator(0))
-        rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
-        x, denoising, target_score = rule._scores(agent, torch.zeros(256, dtype=torch.long))
+        learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
+        x, denoising, target_score = learner._scores(agent, torch.zeros(256, dtype=torch.long))
         exact = mdp.energy.value_gradient(x, 0, mdp.chain)
         noise.append([float((s - exact).square().mean()) for s in (denoising, target_score)])
     assert all(averaged < 0.1 * single for single, averaged in zip(*noise, strict=True))
@@ -150,14 +164,15 @@ def test_references_share_targets_only_where_many_of_them_count() -> None:
     schedule = ScheduleConfig(kind="geometric", first=500.0, last=1e-4)
     mdp = SamplingMDP(GMM9(), MDPConfig(chain="ve", num_steps=12, schedule=schedule))
     agent = small_agent(rule, mdp)
-    rule._share.zero_()
+    learner = matching(agent)
+    learner._share.zero_()
     x_T = mdp.energy.sample(256, mdp.generator(0))
-    rule._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(256))
-    rule._measure_share(agent)
-    assert float(rule._share[0]) > 0.9
-    assert rule._shared < 12 and bool((rule._share[rule._shared :] == 0).all())
-    assert bool((rule._share[:-1] >= rule._share[1:] - 0.05).all())
-    assert bool(torch.isfinite(rule._scores(agent, torch.arange(64) % 12 // 2)[1]).all())
+    learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(256))
+    learner._measure_share(agent)
+    assert float(learner._share[0]) > 0.9
+    assert learner._shared < 12 and bool((learner._share[learner._shared :] == 0).all())
+    assert bool((learner._share[:-1] >= learner._share[1:] - 0.05).all())
+    assert bool(torch.isfinite(learner._scores(agent, torch.arange(64) % 12 // 2)[1]).all())
 
 
 def test_references_fewer_than_the_batch_are_refused_by_name() -> None:
@@ -179,7 +194,8 @@ def test_first_draws_are_weighted_exactly() -> None:
     rule = GradientMatching(first_size=64_000, first_spread=4.0)
     target = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 2.0]]))
     mdp = small_mdp(target)
-    x, minus_log_density = rule._first_draws(small_agent(rule, mdp))
+    agent = small_agent(rule, mdp)
+    x, minus_log_density = matching(agent)._first_draws(agent)
     weights = (minus_log_density - mdp.energy.energy(x)).double().exp()
     error = float(weights.std()) / math.sqrt(len(x))
     assert float(weights.mean()) == pytest.approx(1.0, abs=4.5 * error)
@@ -230,7 +246,7 @@ def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
     with torch.no_grad():
         mdp.start.log_scale.fill_(math.log(3 * best))  # type: ignore[union-attr]
     for _ in range(200):
-        rule._fit_start(agent, mdp.start)  # type: ignore[arg-type]
+        trajectories(agent)._fit_start(agent, mdp.start)  # type: ignore[arg-type]
     assert float(mdp.start.scale.detach()) == pytest.approx(best, rel=0.05)  # type: ignore[arg-type]
 
 
@@ -252,8 +268,8 @@ def test_exploration_widens_the_start_only_while_trajectories_are_drawn() -> Non
     rule = TD0(batch_size=4096, noise_scale=1.5, start_lr=0.0)
     agent = small_agent(rule, fit_noise_scale=False)
     scale = float(agent.mdp.start.scale.detach())  # type: ignore[union-attr]
-    rule._collect(agent)
-    drawn = rule._states[:4096].std()
+    trajectories(agent)._collect(agent)
+    drawn = trajectories(agent)._states[:4096].std()
     assert float(drawn) == pytest.approx(1.5 * scale, rel=0.05)
     assert float(agent.mdp.start.scale.detach()) == pytest.approx(scale)  # type: ignore[union-attr]
 

@@ -152,7 +152,7 @@ def test_a_guide_learns() -> None:
     network = ClusterNetwork(near=1.0, reach=8.0, radial=8, width=16, knots=4, guide=4)
     rule = GradientMatching(batch_size=120, refine_steps=5, capacity=256, posterior_steps=2)
     agent = ValueGradientConfig(rule=rule, network=network, prior_std=2.0).build(mdp)
-    loss, _ = rule.loss(agent)
+    loss, _ = agent.rule.loss(agent)
     loss.backward()
     guided = agent.network
     assert isinstance(guided, GuidedValue)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import vgs_rl
-from vgs_rl.agents.pretrained import FOLDER, load_pretrained, pretrained
+from vgs_rl.agents.pretrained import FOLDER, load_pretrained, shipped_samplers
 
 
 def test_every_particle_system_ships_a_sampler() -> None:
-    assert pretrained() == ["DW4", "LJ13", "LJ55"]
-    assert sum((FOLDER / f"{name}.pt").stat().st_size for name in pretrained()) < 3e6
+    assert shipped_samplers() == ["DW4", "LJ13", "LJ55"]
+    assert sum((FOLDER / f"{name}.pt").stat().st_size for name in shipped_samplers()) < 3e6
 
 
 @pytest.mark.parametrize("name", ["DW4", "LJ13", "LJ55"])

@@ -5,8 +5,8 @@ import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
 from vgs_rl.agents import GradientMatching, ValueGradientConfig
+from vgs_rl.agents.matching import GradientMatchingLearner, _posterior_means
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
-from vgs_rl.agents.rules import _posterior_means
 from vgs_rl.config import BudgetConfig
 from vgs_rl.envs import Gaussian, GaussianMixture
 
@@ -96,7 +96,8 @@ def test_annealed_first_states_have_the_modes_shares() -> None:
         agent = ValueGradientConfig(rule=rule, prior_std=4.0).build(mdp, seed=0)
         agent.learn(BudgetConfig(updates=1), progress_bar=False)
         assert agent.counters.energy_evaluations > 4_000 * (anneal + 60)
-        return float((rule._refined.x[:, 0] < 0).float().mean())
+        assert isinstance(agent.rule, GradientMatchingLearner)
+        return float((agent.rule._refined.x[:, 0] < 0).float().mean())
 
     assert abs(share(80) - 0.85) < 0.04
     assert share(0) < 0.6  # MALA alone leaves them where they began

@@ -239,7 +239,7 @@ def load_sampler(name: str | Path, device: str = "auto", *, compiled: bool = Fal
 
     Args:
         name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
-            of a shipped one (``vgs_rl.agents.pretrained()`` lists them).
+            of a shipped one (``vgs_rl.agents.shipped_samplers()`` lists them).
         device: `auto`, `cpu` or `cuda`.
         compiled: of a particle system: compile the drift at the first call, which takes about a
             minute and halves what many samples take (:class:`vgs_rl.compiled.CompiledValue`).
