@@ -35,7 +35,6 @@ from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import plot_chain, plot_value
 from vgs_rl.sampler import ChainSampler
 
-
 Parameters = tuple[Tensor, ...] | list[Tensor]
 
 
