@@ -12,7 +12,7 @@ from vgs_rl.clusters import ClusterValue
 from vgs_rl.guide import GuidedValue, ModeGuide
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP
-from vgs_rl.published import PublishedFeatures, PublishedMLP
+from vgs_rl.published import PublishedFeatures, PublishedForm, PublishedMLP
 
 LearnedValue = TimeConditionedMLP | ClusterValue | GuidedValue | PublishedMLP
 
@@ -86,16 +86,21 @@ class PublishedNetwork(NetworkConfig):
         width: units per hidden layer.
         over_dim: whether it learns V/D.
         features: `state`, or on particles sorted `distances` or `reciprocals`.
-        multiply_time: whether time features multiply those of the state.
+        form: how state and time meet: `embedded` for mixtures and DW-4, `joined` for the funnel,
+            `multiplied` for LJ-13 and MVTec-AD (:class:`~vgs_rl.published.PublishedMLP`).
+        sinusoids: length of the time's embedding; `width` by default.
     """
 
     width: int = 1024
     over_dim: bool = False
     features: PublishedFeatures = "state"
-    multiply_time: bool = False
+    form: PublishedForm = "embedded"
+    sinusoids: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least("network", 1, width=self.width)
+        if self.sinusoids is not None and (self.sinusoids < 4 or self.sinusoids % 2):
+            raise ValueError(f"network.sinusoids must be even and at least 4, got {self.sinusoids}")
 
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
@@ -109,7 +114,8 @@ class PublishedNetwork(NetworkConfig):
             scale=scale,
             particles=mdp.energy.symmetry,
             features=self.features,
-            multiply_time=self.multiply_time,
+            form=self.form,
+            sinusoids=self.sinusoids,
             generator=generator,
         )
 
