@@ -104,7 +104,7 @@ def test_ve_chains_begin_at_the_noised_unit_gaussian(name: str, scale: float) ->
     mdp = published(name)[1]
     if mdp.config.chain == "ve":
         assert scale == pytest.approx(math.sqrt(1 + float(mdp.chain.s.square().sum())), abs=6e-4)
-    assert float(mdp.start.scale) == pytest.approx(scale, abs=6e-4)
+    assert mdp.start.scale.item() == pytest.approx(scale, abs=6e-4)
 
 
 def sinusoids(t: int, count: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -89,7 +90,7 @@ class PublishedMLP(nn.Module):
 
         def layers(*units: int) -> nn.Sequential:
             parts: list[nn.Module] = [linear(units[0], units[1])]
-            for fan_in, fan_out in zip(units[1:], units[2:], strict=False):
+            for fan_in, fan_out in itertools.pairwise(units[1:]):
                 parts += [nn.ReLU(), linear(fan_in, fan_out)]
             return nn.Sequential(*parts)
 
