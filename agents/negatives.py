@@ -77,7 +77,13 @@ class NegativesConfig(ABC):
 
 def _td_agent() -> ValueGradientConfig:
     """The value-gradient agent as it follows a moving energy: TD(0), a constant rate."""
-    rule = TD0(batch_size=128, noise_scale=1.0, control_variate=True)
+    rule = TD0(
+        batch_size=128,
+        noise_scale=1.0,
+        loss_kind="huber",
+        scale_by_dim=False,
+        control_variate=True,
+    )
     return ValueGradientConfig(drift="bellman", rule=rule, ema=0.9, lr=3e-3, final_lr=1.0, warmup=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vgs_rl.mdp import SamplingMDP
@@ -24,12 +25,22 @@ class ValueGradientPolicy:
         mdp: supplies the chain and, for `bellman`, ∇E.
         value: V, exact or learned.
         drift: which of the two.
+        energy_clip: bound of E in the last step of `bellman`: the gradient of min(E, bound), which
+            is 0 beyond it; None leaves E as it is.
     """
 
-    def __init__(self, mdp: SamplingMDP, value: ValueFunction, drift: Drift) -> None:
+    def __init__(
+        self,
+        mdp: SamplingMDP,
+        value: ValueFunction,
+        drift: Drift,
+        *,
+        energy_clip: float | None = None,
+    ) -> None:
         if drift not in ("bellman", "posterior"):
             raise ValueError(f"drift must be 'bellman' or 'posterior', got {drift!r}")
         self.mdp, self.value, self.drift = mdp, value, drift
+        self.energy_clip = energy_clip
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """u_t(x), shape (B, D)."""
@@ -41,5 +52,12 @@ class ValueGradientPolicy:
             if t + 1 < self.mdp.num_steps:
                 slope = self.value.gradient(ahead, t + 1)
             else:
-                slope = self.mdp.evaluate_gradient(ahead)[1]
+                slope = self.energy_slope(ahead)
         return self.mdp.geometry.tangent(slope, x) * (-step / tau)
+
+    def energy_slope(self, x: Tensor) -> Tensor:
+        """∇min(E, bound) at x, both (B, D); counted as one energy evaluation a state."""
+        energy, slope = self.mdp.evaluate_gradient(x)
+        if self.energy_clip is None:
+            return slope
+        return torch.where((energy <= self.energy_clip).unsqueeze(-1), slope, 0.0)
