@@ -26,8 +26,9 @@ class TrajectoryRule(ValueRule):
 
     One iteration: a batch of trajectories with exploration noise, then `passes` passes over its
     T x batch states in shuffled minibatches; targets come from the moving average, with next
-    states drawn anew; at the iteration's end the average takes in the network once, and s_0 takes
-    a gradient step on E[V_0(s_0 z)] - tau D log s_0 if the start is a learned Gaussian.
+    states drawn anew; at the iteration's end the average takes in the network once, and then s_0
+    takes a gradient step on E[V_0(s_0 z)] - tau D log s_0 if the start is a learned Gaussian. The
+    defaults are the published ones of the mixtures.
 
     Args:
         batch_size: trajectories per iteration and states per update.
@@ -35,15 +36,15 @@ class TrajectoryRule(ValueRule):
         noise_scale: exploration: factor on s_0 and on the step noise of the trajectories.
         loss_kind: `l2`, or `huber` (smooth L1 with threshold 1) of (V - target)/D.
         scale_by_dim: whether the error is divided by D.
-        start_lr: learning rate of log s_0 (Adam).
+        start_lr: learning rate of s_0 (Adam).
         energy_clip: upper bound of E(x_T) in targets; None leaves it.
     """
 
     batch_size: int = 128
     passes: int = 1
     noise_scale: float = 1.2
-    loss_kind: Literal["l2", "huber"] = "huber"
-    scale_by_dim: bool = False
+    loss_kind: Literal["l2", "huber"] = "l2"
+    scale_by_dim: bool = True
     start_lr: float = 1e-3
     energy_clip: float | None = None
 
@@ -78,7 +79,7 @@ class TrajectoryRule(ValueRule):
             slope = agent.average.gradient(a * x, torch.where(last, t, t + 1))
             rows = last.nonzero().squeeze(-1)
             if len(rows):
-                slope = slope.index_copy(0, rows, mdp.evaluate_gradient((a * x)[rows])[1])
+                slope = slope.index_copy(0, rows, agent.policy.energy_slope((a * x)[rows]))
             control = -sigma / tau * mdp.geometry.tangent(slope, x)
         rho = mdp.rho[t].unsqueeze(-1)
         if mdp.geometry.linear:
@@ -177,7 +178,8 @@ class TrajectoryLearner(ValueLearner):
         self._start_optimizer: torch.optim.Adam | None = None
         start = agent.mdp.start
         if agent.mdp.config.start.learned and isinstance(start, GaussianStart):
-            self._start_optimizer = torch.optim.Adam([start.log_scale], lr=self.config.start_lr)
+            self._scale = start.scale.detach().clone()  # Adam moves s_0 itself, not its logarithm
+            self._start_optimizer = torch.optim.Adam([self._scale], lr=self.config.start_lr)
 
     def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`TrajectoryRule`."""
@@ -219,21 +221,24 @@ class TrajectoryLearner(ValueLearner):
         ]
         self._order, self._cursor = torch.cat(orders), 0
         self._scalars = rollout_scalars(agent.mdp, rollout)
-        if self._start_optimizer is not None and isinstance(mdp.start, GaussianStart):
-            self._fit_start(agent, mdp.start)
 
-    def _fit_start(self, agent: ValueGradientAgent, start: GaussianStart) -> None:
-        mdp = agent.mdp
-        z = mdp.noise(self.config.batch_size, agent.generator)
+    def after_average(self, agent: ValueGradientAgent) -> None:
+        """A gradient step of s_0, if it is learned."""
+        start = agent.mdp.start
+        if self._start_optimizer is None or not isinstance(start, GaussianStart):
+            return
+        mdp, scale = agent.mdp, self._scale
         with torch.no_grad():
-            x = start.scale * z
-            # d/d log s_0 of E[V_0(s_0 z)] - tau D log s_0
-            slope = (agent.average.gradient(x, 0) * x).sum(-1).mean()
-            slope = slope - mdp.temperature * mdp.effective_dim
-        assert self._start_optimizer is not None
-        start.log_scale.grad = slope.nan_to_num(0.0).to(start.log_scale)
-        self._start_optimizer.step()
-        start.log_scale.grad = None
+            z = mdp.noise(self.config.batch_size, agent.generator)
+            scale.copy_(start.scale)
+            # d/d s_0 of E[V_0(s_0 z)] - tau D log s_0
+            slope = (agent.average.gradient(scale * z, 0) * z).sum(-1).mean()
+            slope = slope - mdp.temperature * mdp.effective_dim / scale
+            scale.grad = slope.nan_to_num(0.0).to(scale)
+            self._start_optimizer.step()
+            scale.grad = None
+            scale.clamp_min_(1e-6)
+            start.log_scale.copy_(scale.log())
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration in progress."""

@@ -30,6 +30,9 @@ class ValueLearner(ABC):
         """Whether the moving average takes in the network after this update."""
         return True
 
+    def after_average(self, agent: ValueGradientAgent) -> None:
+        """Called when the moving average has taken in the network."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The learner's state, for checkpoints."""

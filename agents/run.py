@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,8 +124,7 @@ def _use_target_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> No
 
 def config_of(options: Namespace) -> RunConfig:
     """The run configuration among parsed options."""
-    fields = RunConfig.__dataclass_fields__
-    return RunConfig(**{name: options[name] for name in fields})
+    return RunConfig(**{each.name: options[each.name] for each in fields(RunConfig)})
 
 
 def build(config: RunConfig) -> tuple[Target, Agent]:
@@ -395,13 +394,13 @@ def _flatten(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
-        fields = getattr(value, "__dataclass_fields__", None)
-        if fields is None:
+        if not is_dataclass(value):
             flat[prefix] = value
             return
         if isinstance(value, (AgentConfig, NetworkConfig, ValueRule)):
             flat[prefix] = type(value).__name__
-        for name in fields:
+        for each in fields(value):
+            name = each.name
             visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
 
     visit("", config)

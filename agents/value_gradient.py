@@ -32,6 +32,7 @@ from vgs_rl.clusters import ClusterValue
 from vgs_rl.compiled import CompiledValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.networks import ValueFunction
 from vgs_rl.plots import plot_chain, plot_value
 from vgs_rl.sampler import ChainSampler
 
@@ -44,6 +45,8 @@ class ValueGradientConfig(AgentConfig):
 
     Args:
         drift: how the control is read off the value: `posterior`, or `bellman` as published.
+        drift_clip: bound of E in the last step of the `bellman` drift, which is the gradient of
+            min(E, bound) there (published for the funnel); None leaves E as it is.
         rule: how the value is learned.
         network: what V is; its fields are its own.
         prior_std: rough standard deviation of the target per coordinate: an untrained `MLPNetwork`
@@ -60,6 +63,7 @@ class ValueGradientConfig(AgentConfig):
     changeable: ClassVar[tuple[str, ...]] = ("lr", "final_lr", "warmup")
 
     drift: Drift = "posterior"
+    drift_clip: float | None = None
     rule: ValueRule = field(default_factory=GradientMatching)
     network: NetworkConfig = field(default_factory=MLPNetwork)
     prior_std: float = 1.0
@@ -75,6 +79,10 @@ class ValueGradientConfig(AgentConfig):
         require_at_least("agent", 0, warmup=self.warmup)
         if self.clip_norm is not None:
             require_positive("agent", clip_norm=self.clip_norm)
+        if self.drift_clip is not None and self.drift != "bellman":
+            raise ValueError(
+                f"agent.drift_clip needs the drift bellman, which reads ∇E, got {self.drift}"
+            )
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -122,6 +130,7 @@ class ValueGradientAgent(Agent):
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
         )
+        self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.tally = _Tally(self.mdp.device)
         self.rule: ValueLearner = config.rule.build(self)
@@ -141,7 +150,11 @@ class ValueGradientAgent(Agent):
     @property
     def policy(self) -> ValueGradientPolicy:
         """The control of the moving average."""
-        return ValueGradientPolicy(self.mdp, self.average, self.config.drift)
+        return self._policy_of(self.average)
+
+    def _policy_of(self, value: ValueFunction) -> ValueGradientPolicy:
+        drift, clip = self.config.drift, self.config.drift_clip
+        return ValueGradientPolicy(self.mdp, value, drift, energy_clip=clip)
 
     def sampler(self, *, compiled: bool = False, noise_scale: float | Tensor = 1.0) -> ChainSampler:
         """See :meth:`Agent.sampler`.
@@ -154,10 +167,7 @@ class ValueGradientAgent(Agent):
         Raises:
             ValueError: if the drift cannot be compiled.
         """
-        policy = self.policy
-        if compiled:
-            value = CompiledValue(self.average)
-            policy = ValueGradientPolicy(self.mdp, value, self.config.drift)
+        policy = self._policy_of(CompiledValue(self.average)) if compiled else self.policy
         return ChainSampler(self.mdp, policy, noise_scale=noise_scale)
 
     def rollout(self, n: int, *, noise_scale: float = 1.0, keep_states: bool = False) -> Rollout:
@@ -204,6 +214,7 @@ class ValueGradientAgent(Agent):
         self.tally.skipped += bad
         if self.rule.averages_now():
             self.averaged.update_parameters(self.network)
+            self.rule.after_average(self)
         return {
             **scalars,
             "train/gradient_norm": norm,

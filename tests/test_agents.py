@@ -246,7 +246,7 @@ def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
     with torch.no_grad():
         mdp.start.log_scale.fill_(math.log(3 * best))  # type: ignore[union-attr]
     for _ in range(200):
-        trajectories(agent)._fit_start(agent, mdp.start)  # type: ignore[arg-type]
+        agent.rule.after_average(agent)
     assert float(mdp.start.scale.detach()) == pytest.approx(best, rel=0.05)  # type: ignore[arg-type]
 
 
