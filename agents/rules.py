@@ -30,7 +30,7 @@ class ValueLearner(ABC):
         """Whether the moving average takes in the network after this update."""
         return True
 
-    def after_average(self, agent: ValueGradientAgent) -> None:
+    def after_average(self, agent: ValueGradientAgent) -> None:  # noqa: B027  an optional hook
         """Called when the moving average has taken in the network."""
 
     @abstractmethod

@@ -240,7 +240,7 @@ def test_every_rule_improves_the_elbo(
 
 
 def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
-    rule = TD0(batch_size=512, start_lr=0.02)
+    rule = TD0(batch_size=512, start_lr=0.04)
     agent, mdp = gaussian_agent(rule, "posterior")
     best = float((mdp.chain.S[0] + 4.0 / mdp.chain.A[0] ** 2).sqrt())
     with torch.no_grad():

@@ -50,7 +50,7 @@ def slope_of(function: object, x: torch.Tensor) -> torch.Tensor:
 
 
 def published_step(agent: ValueGradientAgent, x: torch.Tensor, t: int) -> torch.Tensor:
-    """mu, what a step takes from a_t x: s² a² times the slope of V_{t+1}, of min(E, clip) at last."""
+    """mu, what a step takes from a_t x: s² a² times the slope of V_{t+1}, at last of min(E, c)."""
     s2 = torch.linspace(math.sqrt(0.3), math.sqrt(0.1), STEPS, dtype=torch.float64)[t] ** 2
     a = (1 / (1 - s2)).sqrt()
     if t + 1 < STEPS:
