@@ -39,6 +39,7 @@ from vgs_rl.config import (
     read_yaml,
     resolve_device,
 )
+from vgs_rl.energy import Energy
 from vgs_rl.evaluation import Report, evaluate
 from vgs_rl.identity import digest, identity_of, settings_of
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -47,6 +48,7 @@ from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.trust import imports
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
 
@@ -73,7 +75,7 @@ class RunConfig:
 
     changeable: ClassVar[tuple[str, ...]] = ("budget", "evaluation", "device", "output")
 
-    env: str = "GMM9"
+    env: str = imports(Energy, default="GMM9")
     env_args: dict[str, Any] = field(default_factory=dict)
     mdp: MDPConfig = field(default_factory=MDPConfig)
     agent: AgentConfig = field(default_factory=ValueGradientConfig)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Euclidean, Geometry, Sphere
+from vgs_rl.trust import imports, load_class
 
 
 class LearnedEnergy(Energy):
@@ -427,11 +427,12 @@ class ModuleEnergyConfig(EnergyConfig):
     """A module of your own, named by its import path.
 
     Args:
-        class_path: a class or function that makes the module, such as `my_module.Net`.
+        class_path: a subclass of `nn.Module` such as `my_module.Net`, or a function annotated to
+            return one.
         init_args: its keyword arguments.
     """
 
-    class_path: str
+    class_path: str = imports(nn.Module)
     init_args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, dim: int, *, on_sphere: bool, seed: int) -> ModuleEnergy:
@@ -440,11 +441,9 @@ class ModuleEnergyConfig(EnergyConfig):
         Raises:
             ValueError: if there is no such class, or it does not take the arguments.
         """
-        module_name, _, name = self.class_path.rpartition(".")
-        try:
-            make = getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"energy.class_path {self.class_path!r}: {error}") from error
+        make = load_class(
+            self.class_path, nn.Module, owner=f"energy.class_path {self.class_path!r}"
+        )
         # Foreign code draws from the global generator: it gets a seed, the user's goes on as it was
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

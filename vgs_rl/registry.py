@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import gymnasium
 
 from vgs_rl.energy import Energy
 from vgs_rl.mdp import MDPConfig
+from vgs_rl.trust import load, require
 
 EnergyFactory = Callable[..., Energy]
 
@@ -38,6 +38,11 @@ class Target:
         """The id without namespace and version, as in run folders: `GMM9`."""
         last = self.id.rpartition(":")[2].rpartition("/")[2]
         return last.rpartition("-v")[0] or last
+
+    @property
+    def namespace(self) -> str:
+        """What stands before the name in the id; empty for an import path."""
+        return self.id.rpartition(":")[2].rpartition("/")[0]
 
     def make_energy(self, **overrides: Any) -> Energy:
         """A new energy; `overrides` replace registered arguments.
@@ -127,21 +132,31 @@ def find(name: str) -> Target:
     Args:
         name: a registered id (`vgs_rl/GMM9-v0`), its short name (`GMM9`), either of them behind a
             module that registers it when imported (`my_module:me/Rings-v0`), or the import path
-            of an energy class or function (`my_module:Rings`).
+            of an :class:`Energy` class, or of a function annotated to return one
+            (`my_module:Rings`). Short names are this package's before they are a user's.
 
     Raises:
-        ValueError: if nothing of that name exists, with the nearest names.
-        ModuleNotFoundError: if the module cannot be imported.
+        ValueError: if nothing of that name exists, with the nearest names; if a short name stands
+            for several targets; if what was imported is no energy.
+        ModuleNotFoundError: if the module cannot be imported, with the reason; a ValueError, too.
     """
-    module_name, colon, rest = name.partition(":")
-    if colon:
-        module = importlib.import_module(module_name)
-        if rest.isidentifier() and hasattr(module, rest):
-            return Target(id=name, energy=getattr(module, rest))
-        name = rest
+    full = name
+    if ":" in name:
+        module, name = load(name, owner="env")
+        if name.isidentifier() and hasattr(module, name):
+            energy = getattr(module, name)
+            if not any(target.energy is energy for target in _targets.values()):
+                require(energy, Energy, name=full, owner="env")
+            return Target(id=full, energy=energy)
     if name in _targets:
         return _targets[name]
     short = [target for target in _targets.values() if target.name == name]
+    namespaces = {target.namespace for target in short}
+    if "vgs_rl" in namespaces:
+        short = [target for target in short if target.namespace == "vgs_rl"]
+    elif len(namespaces) > 1:
+        ids = ", ".join(target.id for target in short)
+        raise ValueError(f"env: {name!r} stands for several targets, name one of {ids}")
     if short:
         return short[-1]
     known = [*_targets, *(target.name for target in _targets.values())]
