@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.sampler import Sampler, Samples, pilot_generator
 from vgs_rl.start import GaussianStart
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
@@ -45,12 +45,12 @@ class AnnealedSampler(Sampler):
     """Annealed importance sampling; with a `threshold` above 0, sequential Monte Carlo.
 
     The β_k and the step size of every γ_k are fitted on `pilot` particles of their own at the
-    first draw (counted there), so that they depend on no particle they are used for and the
-    weights stay unbiased for Z: the β_k such that log-weights vary by the same amount in every
-    step, the step sizes towards an acceptance rate of 0.6.
+    first draw (counted there), from a stream of random numbers of their own. So they depend on no
+    particle they are used for, and the weights stay unbiased for Z. The β_k are such that
+    log-weights vary by the same amount in every step; step sizes aim at an acceptance rate of 0.6.
 
-    With resampling, particles of one chunk interact: their weights belong together, and ELBO and
-    effective sample size are those of what was resampled.
+    With resampling, particles of one chunk interact: their weights belong together, and neither
+    ELBO nor effective sample size is to be had from them (`Samples.independent` is False).
 
     Attributes:
         betas: β_0 … β_K, shape (K + 1,), once fitted.
@@ -65,6 +65,7 @@ class AnnealedSampler(Sampler):
         temperature: tau.
         pilot: particles of the pilot runs; these cost 3 · 5 (K + 1) evaluations each.
         device: where the particles live.
+        seed: seed of the pilot runs.
     """
 
     ROUNDS, PILOT_MOVES, ACCEPTANCE = 3, 5, 0.6
@@ -80,6 +81,7 @@ class AnnealedSampler(Sampler):
         temperature: float = 1.0,
         pilot: int = 200,
         device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
         require_at_least("AnnealedSampler", 1, steps=steps, moves=moves)
         require_at_least("AnnealedSampler", 10, pilot=pilot)
@@ -87,7 +89,8 @@ class AnnealedSampler(Sampler):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.energy, self.scale, self.threshold, self.moves = energy, scale, threshold, moves
-        self.temperature, self.pilot, self.device = temperature, pilot, torch.device(device)
+        self.temperature, self.device = temperature, torch.device(device)
+        self.pilot, self.seed = pilot, seed
         self.start = GaussianStart(energy.geometry, scale).to(self.device)
         # Before the fit, the pilot's own: close together where a wide start meets steep energies.
         self.betas = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=self.device) ** 4
@@ -99,7 +102,8 @@ class AnnealedSampler(Sampler):
         self._used += len(x)
         energy, gradient = self.energy.energy_and_gradient(x)
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
-        energy = torch.where(finite, energy, torch.inf) / self.temperature
+        usable = finite | torch.isneginf(energy)  # E = -inf is a weight of +inf, which is an error
+        energy = torch.where(usable, energy, torch.inf) / self.temperature
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0) / self.temperature
         return _Particles(x, energy, self.energy.geometry.project(gradient))
 
@@ -133,7 +137,7 @@ class AnnealedSampler(Sampler):
     # --- the pilot ------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        generator = torch.Generator(self.device).manual_seed(0)
+        generator = pilot_generator(self.device, self.seed)
         for turn in range(self.ROUNDS):
             spread = self._pilot_run(generator)
             if turn < self.ROUNDS - 1:
@@ -192,4 +196,9 @@ class AnnealedSampler(Sampler):
                     particles, float(self.betas[k]), self.step_sizes[k - 1], generator
                 )
         used = self._used - before
-        return Samples(x=particles.x, log_weight=log_weight, energy_evaluations=used)
+        return Samples(
+            x=particles.x,
+            log_weight=log_weight,
+            energy_evaluations=used,
+            independent=not self.threshold,
+        )

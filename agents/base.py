@@ -21,7 +21,7 @@ from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
-from vgs_rl.weights import effective_sample_size
+from vgs_rl.weights import effective_share, live_elbo
 
 
 @dataclass(kw_only=True)
@@ -195,7 +195,7 @@ class Agent(ABC):
                 folder.save("last", self.state_dict())
             return float("nan")
         log_weight = samples.log_weight.double()
-        elbo = float(log_weight.mean())
+        elbo = float(live_elbo(log_weight))
         if folder is None:
             self.best_elbo = max(self.best_elbo, elbo)
             return elbo
@@ -266,8 +266,8 @@ def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:
     }
     if mdp.start.has_density:
         log_weight = rollout.log_weight.detach()
-        scalars["rollout/elbo"] = log_weight.mean()
-        scalars["rollout/path_ess"] = effective_sample_size(log_weight)
+        scalars["rollout/elbo"] = live_elbo(log_weight)
+        scalars["rollout/path_ess"] = effective_share(log_weight)
     return scalars
 
 

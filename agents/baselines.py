@@ -23,7 +23,7 @@ from vgs_rl.evaluation import Report, evaluate
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.metrics import spread_rows
 from vgs_rl.run import RunFolder
-from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.sampler import ChainSampler, DrawnSampler, Sampler, Samples, pilot_generator
 from vgs_rl.weights import systematic_resample
 
 UNCONTROLLED = "uncontrolled"
@@ -165,7 +165,10 @@ def run_baseline(
     trained = run.name != UNCONTROLLED
     counters = _counters(drawn, used)
     report = evaluate(
-        run.sampler(0) if run.name == UNCONTROLLED else _Drawn(drawn, mdp),
+        # What was drawn is counted as the run's cost already.
+        run.sampler(0)
+        if run.name == UNCONTROLLED
+        else DrawnSampler(replace(drawn, energy_evaluations=0)),
         mdp.energy,
         run.n,
         seed=evaluation.seed,
@@ -239,7 +242,8 @@ def _timed(run: Baseline, budget: int) -> tuple[Samples, float]:
     samples = sampler.sample(run.n, run.seed)
     if samples.log_weight is not None and run.name != UNCONTROLLED:
         # Annealed samples mean something with their weights only: judged are resampled ones.
-        chosen = systematic_resample(samples.log_weight, run.n, run.mdp.generator(run.seed))
+        own = pilot_generator(run.mdp.device, run.seed)
+        chosen = systematic_resample(samples.log_weight, run.n, own)
         samples = replace(samples, x=samples.x[chosen])
     return samples, time.perf_counter() - begin
 
@@ -253,18 +257,4 @@ def _validated(
     samples: Samples, progress: EnergyProgress, run: Baseline, n: int
 ) -> dict[str, float]:
     energies = run.mdp.energy.energy(spread_rows(samples.x, min(n, run.n)))
-    return dict(progress.figures(energies, samples.log_weight))
-
-
-class _Drawn(ChainSampler):
-    """Samples that are there already; a chain's, so that evaluation knows its temperature."""
-
-    has_reverse_weights = False
-
-    def __init__(self, samples: Samples, mdp: SamplingMDP) -> None:
-        super().__init__(mdp, lambda x, t: torch.zeros_like(x))
-        self.samples = samples
-        self.chunk_size = 2**62
-
-    def _draw(self, n: int, generator: torch.Generator) -> Samples:
-        return Samples(x=self.samples.x, log_weight=self.samples.log_weight, energy_evaluations=0)
+    return dict(progress.figures(energies, samples.log_weight, independent=samples.independent))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgs_rl.weights import log_z_estimate, temper
+from vgs_rl.weights import log_mean_weight, rows_at, temper
 
 
 class WeightedBuffer:
@@ -19,6 +19,9 @@ class WeightedBuffer:
     stable on the way. The cap (truncated importance sampling, Ionides, JCGS 17, 2008) keeps a few
     outliers from flattening the weights of all others.
 
+    Attributes:
+        dropped: rows so far that were left out, because they were not finite or had weight 0.
+
     Args:
         capacity: rows kept; the oldest go first.
         least_ess: effective sample size to keep, as a fraction of the rows.
@@ -27,18 +30,30 @@ class WeightedBuffer:
     def __init__(self, capacity: int, least_ess: float) -> None:
         self.capacity, self.least_ess = capacity, least_ess
         self.x = self.gradient = self.log_weight = self._edges = torch.empty(0)
+        self.dropped = 0
 
     def __len__(self) -> int:
         return len(self.x)
 
     def add(self, x: Tensor, gradient: Tensor, log_weight: Tensor) -> None:
-        """Adds rows (B, D), (B, D) and (B,); rows that are not finite are left out."""
+        """Adds rows (B, D), (B, D) and (B,); rows of weight 0, or not finite, are left out.
+
+        Raises:
+            ValueError: if a weight is infinite.
+        """
+        if infinite := int(torch.isposinf(log_weight).sum()):
+            raise ValueError(
+                f"log_weight must not be +inf, got {infinite:,} of {len(x):,}: "
+                "the energy is -inf there"
+            )
         finite = (
             torch.isfinite(x).all(-1)
             & torch.isfinite(gradient).all(-1)
             & torch.isfinite(log_weight)
         )
+        given = len(x)
         x, gradient, log_weight = x[finite], gradient[finite], log_weight[finite]
+        self.dropped += given - len(x)
         if len(self):
             x = torch.cat([self.x, x])
             gradient = torch.cat([self.gradient, gradient])
@@ -51,7 +66,7 @@ class WeightedBuffer:
     def _update(self) -> None:
         log_weight = self.log_weight.double()
         for _ in range(10):  # the mean itself is of capped weights, or one outlier would carry it
-            cap = log_z_estimate(log_weight) + 0.5 * math.log(len(log_weight))
+            cap = log_mean_weight(log_weight) + 0.5 * math.log(len(log_weight))
             log_weight = log_weight.clamp_max(cap)
         weights = temper(log_weight, self.least_ess)
         self._edges = weights.cumsum(0)
@@ -62,17 +77,22 @@ class WeightedBuffer:
         strata = torch.arange(n, device=device, dtype=torch.float64)
         jitter = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         points = (strata + jitter) / n * self._edges[-1]
-        rows = torch.searchsorted(self._edges, points).clamp_max(len(self) - 1)
+        rows = rows_at(self._edges, points)
         rows = rows[torch.randperm(n, generator=generator, device=device)]
         return self.x[rows], self.gradient[rows]
 
     def state_dict(self) -> dict[str, Any]:
         """The rows."""
-        return {"x": self.x, "gradient": self.gradient, "log_weight": self.log_weight}
+        return {
+            "x": self.x,
+            "gradient": self.gradient,
+            "log_weight": self.log_weight,
+            "dropped": self.dropped,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.x, self.gradient = state["x"], state["gradient"]
-        self.log_weight = state["log_weight"]
+        self.log_weight, self.dropped = state["log_weight"], state["dropped"]
         if len(self):
             self._update()

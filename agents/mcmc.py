@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Geometry
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.sampler import Sampler, Samples, pilot_generator
 
 
 class MALAKernel:
@@ -191,8 +191,8 @@ class RefinedSampler(Sampler):
         sampler: what draws the states.
         energy: its target.
         steps: MALA steps of each state.
-        temperature: tau.
         pilot: states and steps of the adaptation.
+        seed: seed of the adaptation, which shares no states with any draw.
     """
 
     def __init__(
@@ -201,13 +201,14 @@ class RefinedSampler(Sampler):
         energy: Energy,
         steps: int,
         *,
-        temperature: float = 1.0,
         pilot: int = 200,
+        seed: int = 0,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.sampler, self.energy, self.steps = sampler, energy, steps
-        self.temperature, self.pilot, self.device = temperature, pilot, sampler.device
+        self.temperature, self.device = sampler.temperature, sampler.device
+        self.pilot, self.seed = pilot, seed
         self.step_size: Tensor | None = None
 
     def _kernel(self, x: Tensor, step_size: float | Tensor) -> MALAKernel:
@@ -218,7 +219,7 @@ class RefinedSampler(Sampler):
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         used = 0
         if self.step_size is None:
-            own = torch.Generator(self.device).manual_seed(0)
+            own = pilot_generator(self.device, self.seed)
             drawn = self.sampler.sample(self.pilot, own)
             kernel = self._kernel(drawn.x, 1e-3)
             for _ in range(self.pilot):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.metrics import total_variation
-from vgs_rl.weights import effective_sample_size, log_z_estimate
+from vgs_rl.weights import dead_paths, effective_share, live_elbo, log_mean_weight
 
 
 class EnergyProgress:
@@ -45,14 +45,24 @@ class EnergyProgress:
             return
         self.reference = energy.energy(states[:n].to(generator.device))
 
-    def figures(self, energies: Tensor, log_weight: Tensor | None) -> Mapping[str, float]:
-        """What validation records: `eval/` figures of energies (n,) and log-weights (n,)."""
-        figures = {}
+    def figures(
+        self, energies: Tensor, log_weight: Tensor | None, *, independent: bool = True
+    ) -> Mapping[str, float]:
+        """What validation records: `eval/` figures of energies (n,) and log-weights (n,).
+
+        Where paths have weight 0, `eval/elbo` is that of the sampler which throws them away
+        (:func:`vgs_rl.weights.live_elbo`), and `eval/dead_paths` says how many they are.
+        Log-weights that are not `independent` give log Z alone.
+        """
+        figures: dict[str, float] = {}
         if log_weight is not None:
             log_weight = log_weight.double()
-            figures["eval/elbo"] = float(log_weight.mean())
-            figures["eval/log_z"] = float(log_z_estimate(log_weight))
-            figures["eval/path_ess"] = float(effective_sample_size(log_weight))
+            figures["eval/log_z"] = float(log_mean_weight(log_weight))
+            if dead := dead_paths(log_weight):
+                figures["eval/dead_paths"] = dead
+        if log_weight is not None and independent:
+            figures["eval/elbo"] = float(live_elbo(log_weight))
+            figures["eval/path_ess"] = float(effective_share(log_weight))
         if self.reference is not None:
             figures["eval/tvd_energy"] = float(total_variation(energies, self.reference))
         return figures

@@ -71,9 +71,12 @@ class RefinedBuffer:
 
 
 def resample(x: Tensor, log_weight: Tensor, n: int, least_ess: float, generator: Any) -> Tensor:
-    """N of the rows x (B, D) by their weights, tempered to a fraction `least_ess`."""
-    finite = torch.isfinite(x).all(-1) & torch.isfinite(log_weight)
-    log_weight = torch.where(finite, log_weight, -torch.inf)
+    """N of the rows x (B, D) by their weights, tempered to a fraction `least_ess`.
+
+    Raises:
+        ValueError: if a weight is infinite, or all are 0.
+    """
+    log_weight = torch.where(torch.isfinite(x).all(-1), log_weight, -torch.inf)
     weights = temper(log_weight.double(), least_ess)
     return x[systematic_resample(weights.log(), n, generator)]
 

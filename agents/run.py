@@ -325,7 +325,8 @@ def final_figures(
     mdp = agent.mdp
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
-    pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=mdp.energy.log_z)
+    log_z = mdp.energy.log_z if mdp.temperature == 1.0 else None
+    pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=log_z)
     sampler = agent.sampler()
     if mdp.energy.symmetry is not None:
         return pictures | _cluster_figures(target, sampler, folder, x, generator)

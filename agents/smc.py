@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.mdp import SamplingMDP, State
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.sampler import Sampler, Samples, pilot_generator
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
 
@@ -27,13 +27,15 @@ class SMCSampler(Sampler):
     says nothing, λ_t = 0, and the plain importance weights are left.
 
     Particles of one chunk interact: samples are exchangeable within it, not independent, and
-    their weights belong together.
+    their weights belong together (`Samples.independent` is False). What the pilot costs is counted
+    in the first draw.
 
     Args:
         mdp: the chain.
         policy: the control; its value is the twist.
         threshold: effective sample size, as a fraction, below which particles are resampled.
         pilot: paths that λ is fitted on; 0 sets every λ_t to 1.
+        seed: seed of the pilot, which shares no paths with any draw.
 
     Attributes:
         trust: λ_1 … λ_T, shape (T,).
@@ -46,6 +48,7 @@ class SMCSampler(Sampler):
         threshold: float = 0.5,
         *,
         pilot: int = 2_000,
+        seed: int = 0,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
@@ -53,14 +56,16 @@ class SMCSampler(Sampler):
             raise ValueError(f"pilot must be 0 or at least 2, got {pilot}")
         mdp.start.require_density("SMC")
         self.mdp, self.policy, self.threshold = mdp, policy, threshold
-        self.device = mdp.device
+        self.device, self.temperature = mdp.device, mdp.temperature
         self.trust = torch.ones(mdp.num_steps, device=mdp.device, dtype=mdp.dtype)
+        self._pilot_cost = 0
         if pilot:
-            self.trust = self._fit_trust(pilot)
+            with mdp.uncounted() as used:
+                self.trust = self._fit_trust(pilot, pilot_generator(mdp.device, seed))
+                self._pilot_cost = used()
 
     @torch.no_grad()
-    def _fit_trust(self, n: int) -> Tensor:
-        generator = self.mdp.generator(0)
+    def _fit_trust(self, n: int, generator: torch.Generator) -> Tensor:
         x = self.mdp.start.sample(n, generator)
         path = -self.mdp.start.log_prob(x)
         twisted = []
@@ -68,6 +73,8 @@ class SMCSampler(Sampler):
             x, path, log_twisted = self._step(x, path, t, generator)
             twisted.append(log_twisted)
         predictors, outcome = torch.stack(twisted), twisted[-1]
+        live = torch.isfinite(predictors).all(0)  # a path of weight 0 has no place on a line
+        predictors, outcome = predictors[:, live], outcome[live]
         predictors = predictors - predictors.mean(-1, keepdim=True)
         slope = (predictors * (outcome - outcome.mean())).sum(-1) / predictors.square().sum(-1)
         slope = slope.nan_to_num(0.0).clamp(0.0, 1.0)
@@ -86,8 +93,18 @@ class SMCSampler(Sampler):
         return x, path, path - self.policy.value.value(x, t + 1) / mdp.temperature
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        with self.mdp.uncounted() as used:
+            x, log_weight = self._particles(n, generator)
+            cost, self._pilot_cost = used() + self._pilot_cost, 0
+        return Samples(
+            x=x,
+            log_weight=log_weight,
+            energy_evaluations=cost,
+            independent=not self.threshold,
+        )
+
+    def _particles(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mdp = self.mdp
-        before = mdp.energy_evaluations
         x = mdp.start.sample(n, generator)
         path = -mdp.start.log_prob(x)
         log_weight = torch.zeros_like(path)  # of the particles, since all of them were equal
@@ -99,7 +116,7 @@ class SMCSampler(Sampler):
                 x, path, believed = x[chosen], path[chosen], believed[chosen]
                 log_weight = log_z_estimate(log_weight).expand(n)
             x, path, log_twisted = self._step(x, path, t, generator)
-            log_weight = log_weight + self.trust[t] * log_twisted - believed
-            believed = self.trust[t] * log_twisted
-        used = mdp.energy_evaluations - before
-        return Samples(x=x, log_weight=log_weight, energy_evaluations=used)
+            log_weight = log_weight - believed
+            believed = torch.where(self.trust[t] > 0, self.trust[t] * log_twisted, 0.0)
+            log_weight = log_weight + believed
+        return x, log_weight

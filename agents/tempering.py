@@ -219,7 +219,7 @@ class ParallelTempering(Sampler):
             )
         self.energy, self.budget, self.chains = energy, energy_evaluations, chains
         self.leapfrog_steps, self.scale = leapfrog_steps, scale
-        self.device = torch.device(device)
+        self.temperature, self.device = temperature, torch.device(device)
         self.chunk_size = 2**62  # one call is one run: its budget is not split
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:

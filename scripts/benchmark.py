@@ -354,8 +354,10 @@ def _mala(run: _Run) -> Report:
         budget,
         chains=min(1_000, chains),
         scale=config.agent.prior_std,
+        temperature=agent.mdp.temperature,
         # Particles may start on top of each other.
         max_drift=None if energy.symmetry is None else 100.0,
+        device=agent.mdp.device,
     )
     drawn: list[float] = []
     begin = time.perf_counter()

@@ -22,6 +22,8 @@ from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
 from vgs_rl.evaluation import Figure, ParticleProtocol, Report, evaluate, format_comparison
 
+OF_WEIGHTS = ["ess", "largest_weight", "k_hat", "path_ess"]
+
 
 class Exact(Sampler):
     """Exact samples, moved by `shift`."""
@@ -146,7 +148,7 @@ class TestEvaluate:
 
     def test_figures_that_the_target_does_not_admit_are_left_out(self) -> None:
         report = evaluate(oracle(Ring(), num_steps=4), Ring(), 500)
-        assert list(report.figures) == ["log_z", "elbo", "path_ess"]
+        assert list(report.figures) == ["log_z", "elbo", *OF_WEIGHTS]
         assert report.figures["elbo"].floor is report.figures["log_z"].floor is None
         assert report.figures["log_z"].value == report.figures["elbo"].details["log_z_estimate"]
 
@@ -162,7 +164,7 @@ class TestEvaluate:
 
     def test_another_temperature_leaves_only_bounds(self) -> None:
         report = evaluate(oracle(Gaussian(), num_steps=4, temperature=2.0), Gaussian(), 500)
-        assert list(report.figures) == ["log_z", "elbo", "path_ess"]
+        assert list(report.figures) == ["log_z", "elbo", *OF_WEIGHTS]
         assert report.figures["elbo"].floor is None
         assert report.details["temperature"] == 2.0
 
@@ -281,7 +283,8 @@ class TestParticles:
 
     def test_a_chain_of_particles_gets_path_figures_too(self) -> None:
         report = evaluate(oracle(Springs(), num_steps=3), Springs(), 400, protocol=SMALL)
-        assert list(report.figures) == [*PARTICLE_FIGURES, "log_z", "elbo", "eubo", "path_ess"]
+        names = [*PARTICLE_FIGURES, "log_z", "elbo", "eubo", "gap", *OF_WEIGHTS]
+        assert list(report.figures) == names
 
 
 class TestReport:
@@ -340,7 +343,7 @@ class TestReport:
         figure = report.figures["tvd_energy"]
         assert writer.scalars["eval/tvd_energy"] == (figure.value, 40)
         assert writer.scalars["eval/tvd_energy_floor"] == (figure.floor, 40)
-        assert len(writer.scalars) == 2 * len(report.figures)
+        assert len(writer.scalars) == 2 * len(report.figures) - 1  # k_hat has no floor
 
 
 def small(value: float, floor: float | None, name: str = "elbo") -> Report:

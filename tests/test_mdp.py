@@ -583,4 +583,4 @@ def test_samples_and_counts_do_not_depend_on_the_number_of_threads() -> None:
     one, four = drawn
     assert torch.equal(one.x, four.x) and torch.equal(one.log_weight, four.log_weight)
     assert one.energy_evaluations == four.energy_evaluations == 1000
-    assert mdp.energy_evaluations == 2000
+    assert mdp.energy_evaluations == 0  # what draws cost is in the samples, not in training

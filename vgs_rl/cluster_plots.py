@@ -25,7 +25,7 @@ from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.panels import Array, Records
 from vgs_rl.particles import pair_distances, positions
-from vgs_rl.plots import check_counter, times_of, uncounted
+from vgs_rl.plots import check_counter, times_of
 
 EXACT_CLUSTERS = 5_000  # at most, behind a sampler's histograms
 CHAIN_DISTANCES = 100_000  # pair distances, about, behind each histogram of a chain
@@ -62,7 +62,7 @@ def plot_cluster_chain(
     times = times_of(mdp, panels)
     _symmetry(mdp.energy)
     reference = reference_states(mdp, generator, split)
-    with rc_context(draw.STYLE), uncounted(mdp):
+    with rc_context(draw.STYLE), mdp.uncounted():
         figure = Figure(figsize=(1.85 * len(times) + 0.4, 4.1), layout="constrained")
         handles = _draw_chain(figure, times, mdp, policy, n, generator, reference)
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -141,7 +141,7 @@ def cluster_summary(
         log_z = energy.log_z if mdp.temperature == 1.0 else None
         below.append(lambda axes: draw.draw_curves(axes, records, counter, draw.BOUNDS, log_z))
 
-    with rc_context(draw.STYLE), uncounted(mdp):
+    with rc_context(draw.STYLE), mdp.uncounted():
         figure = Figure(figsize=(1.85 * len(times) + 0.4, 6.5), layout="constrained")
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1.0))
         handles = _draw_chain(rows[0], times, mdp, policy, n, generator, reference)

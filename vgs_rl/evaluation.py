@@ -7,8 +7,7 @@ large set of exact samples against the same reference, or the value at which a b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +20,18 @@ from vgs_rl.energy import Energy, Split
 from vgs_rl.particle_figures import ParticleProtocol, particle_figures
 from vgs_rl.particles import pair_distances, transformed
 from vgs_rl.report import Figure, Report, format_comparison
-from vgs_rl.sampler import ChainSampler, Sampler, Samples
-from vgs_rl.weights import effective_sample_size, log_z_estimate
+from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.weights import (
+    cleaned,
+    dead_paths,
+    effective_share,
+    largest_weight,
+    live_elbo,
+    log_mean_weight,
+    log_z_standard_error,
+    pareto_k,
+    reliable_k,
+)
 
 __all__ = ["Figure", "ParticleProtocol", "Report", "evaluate", "format_comparison"]
 
@@ -45,7 +54,12 @@ FIGURE_ORDER = (
     "log_z_error",
     "log_z",
     "elbo",
+    "elbo_live",
     "eubo",
+    "gap",
+    "ess",
+    "largest_weight",
+    "k_hat",
     "path_ess",
 )
 
@@ -78,15 +92,22 @@ def evaluate(
       ``std_error`` and ``sinkhorn``, which relabelling and rotation would drown.
     - Against known masses: ``mode_weight_error``. Against a known log Z: ``log_z_error``,
       |log mean w - log Z|; where it is not known, ``log_z``, the estimate itself.
-    - From log-weights: ``elbo`` and ``path_ess`` (median over batches); ``eubo`` on paths drawn
-      backwards from exact samples, which have to exist.
+    - From the log-weights of independent paths: ``elbo``; ``ess``, the effective sample size of
+      all n paths; the share of the ``largest_weight`` and the tail index ``k_hat``, which say
+      whether ess and log Z can be believed; ``path_ess``, the median ESS over batches. Of particles
+      that have been resampled on the way (SMC) only log Z is left.
+    - ``eubo`` on paths drawn backwards from exact samples, which have to exist, and its ``gap`` to
+      the ELBO, which bounds how wrong the sampler is without knowing log Z.
 
-    At a temperature other than 1 neither exact samples nor log Z apply: only ``log_z``, ``elbo``
-    and ``path_ess`` are left, at that temperature, and the report's details say so.
+    A path whose log-weight is NaN or -inf has weight 0. The ELBO is then -inf, as it is in truth;
+    ``elbo_live`` is that of the sampler which throws such paths away, and the details count them.
+
+    At the sampler's temperature, if it is not 1, neither exact samples nor log Z nor mode weights
+    apply, whatever the sampler: what is left are figures of log-weights, at that temperature.
 
     The same arguments give the same numbers. The sampler, the reference, the floor and the
-    backward paths have generators of their own, derived from `seed`, on the sampler's device. What
-    the evaluation costs is not added to the counter of a chain's MDP.
+    backward paths have generators of their own, derived from `seed`, on the sampler's device. No
+    counter of training moves.
 
     Args:
         sampler: what to judge.
@@ -95,8 +116,8 @@ def evaluate(
         seed: seed of the evaluation.
         target_name: name for the report; the energy's class by default.
         agent_name: name for the report.
-        resample: judge importance-resampled samples. The path figures (elbo, path_ess, eubo,
-            log_z_error) then come from n further paths without resampling.
+        resample: judge importance-resampled samples. The figures of log-weights then come from n
+            further paths without resampling.
         batches: batches of the path-ESS, at most as many as n allows.
         batch_size: paths in each.
         split: which shipped samples: "validation" for choices, "test" for what is reported.
@@ -108,30 +129,32 @@ def evaluate(
         on_samples: is called with the samples that are judged, for pictures of them.
 
     Raises:
-        ValueError: if n is below 2, or `resample` is asked of a sampler without log-weights.
+        ValueError: if n is below 2, `resample` is asked of a sampler without log-weights, or a
+            log-weight is +inf.
     """
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}")
     draw, paths_again, exact, second, backwards, repeats = _generators(seed, sampler.device)
-    temperature = _temperature(sampler)
-    with _uncounted(sampler):
-        samples = sampler.sample(n, draw, resample=resample)
-        if on_samples is not None:
-            on_samples(samples)
-        paths = sampler.sample(n, paths_again) if resample else samples
-        figures: dict[str, Figure] = {}
-        reference = _reference(energy, n, split, exact, second) if temperature == 1.0 else None
-        if reference is not None:
-            protocol = protocol or ParticleProtocol()
-            figures |= _sample_figures(samples.x, energy, reference, protocol, repeats)
-        if temperature == 1.0 and energy.mode_probabilities is not None:
-            figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
-        if paths.log_weight is not None:
-            log_z = energy.log_z if temperature == 1.0 else None
+    temperature = sampler.temperature
+    samples = sampler.sample(n, draw, resample=resample)
+    if on_samples is not None:
+        on_samples(samples)
+    paths = sampler.sample(n, paths_again) if resample else samples
+    figures: dict[str, Figure] = {}
+    reference = _reference(energy, n, split, exact, second) if temperature == 1.0 else None
+    if reference is not None:
+        protocol = protocol or ParticleProtocol()
+        figures |= _sample_figures(samples.x, energy, reference, protocol, repeats)
+    if temperature == 1.0 and energy.mode_probabilities is not None:
+        figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
+    if paths.log_weight is not None:
+        log_z = energy.log_z if temperature == 1.0 else None
+        figures |= _log_z_figure(paths.log_weight, log_z, paths.independent)
+        if paths.independent:
             figures |= _path_figures(paths.log_weight, log_z, batches, batch_size)
             if sampler.has_reverse_weights and reference is not None and reference.exact:
                 log_weight = sampler.reverse_log_weight(reference.x.to(samples.x), backwards)
-                figures["eubo"] = _bound(log_weight, log_z, "at least log Z")
+                figures |= _upper_figures(log_weight, log_z, figures["elbo"])
     order = [name for name in FIGURE_ORDER if name in figures]
     return Report(
         target=target_name or type(energy).__name__,
@@ -256,54 +279,126 @@ def _mode_figure(x: Tensor, energy: Energy, reference: _Reference | None) -> Fig
     return Figure(value=error(x), floor=floor, n=len(x), note=note, details={"modes": modes})
 
 
+def _log_z_figure(log_weight: Tensor, log_z: float | None, independent: bool) -> dict[str, Figure]:
+    """The estimate of log Z, or its error where log Z is known, with a standard error if any.
+
+    Raises:
+        ValueError: if a log-weight is +inf.
+    """
+    n = len(log_weight)
+    if infinite := int(torch.isposinf(log_weight).sum()):
+        raise ValueError(
+            f"log_weight must not be +inf, got {infinite:,} of {n:,}: the energy is -inf there"
+        )
+    log_weight = log_weight.double()
+    estimate = float(log_mean_weight(log_weight))
+    error = None
+    if not independent:
+        doubt = "no standard error: the particles interact"
+    elif not math.isfinite(estimate):
+        doubt = "every path has weight 0"
+    else:
+        error = log_z_standard_error(log_weight)
+        doubt = "no standard error: too few paths carry the weight, see k_hat"
+    details = {"log_z_estimate": estimate, "standard_error": error}
+    if log_z is None:
+        note = "log mean weight" if error is not None else f"log mean weight, {doubt}"
+        return {"log_z": Figure(value=estimate, floor=None, n=n, note=note, details=details)}
+    note = f"log Z = {log_z:.4f}" + ("" if error is not None else f", {doubt}")
+    details["log_z"] = log_z
+    value = abs(estimate - log_z)
+    return {"log_z_error": Figure(value=value, floor=0.0, n=n, note=note, details=details)}
+
+
 def _path_figures(
     log_weight: Tensor, log_z: float | None, batches: int, batch_size: int
 ) -> dict[str, Figure]:
-    """Figures of the log-weights alone."""
-    n = len(log_weight)
+    """Figures of the log-weights of independent paths."""
+    log_weight = cleaned(log_weight.double())
+    n, dead = len(log_weight), dead_paths(log_weight)
     size = min(batch_size, n)
     used = min(batches, n // size)
-    ess = Figure(
-        value=float(metrics.path_ess(log_weight, batches, batch_size)),
-        floor=1.0,
-        n=used * size,
-        note=f"median of {used} x {size:,}",
-        details={"batches": used, "batch_size": size},
-    )
-    estimate = float(log_z_estimate(log_weight.double()))
-    elbo = _bound(log_weight, log_z, "at most log Z", log_z_estimate=estimate)
-    figures = {"elbo": elbo, "path_ess": ess}
-    if log_z is None:
-        figures["log_z"] = Figure(
-            value=estimate,
-            floor=None,
-            n=n,
-            note="log mean weight",
-            details={"standard_error": _log_mean_error(log_weight)},
+    ess = float(effective_share(log_weight))
+    figures = {
+        "elbo": _bound(log_weight, log_z, "at most log Z"),
+        "ess": Figure(value=ess, floor=1.0, n=n, note="of all paths: (Σw)² / (n Σw²)"),
+        "path_ess": Figure(
+            value=float(metrics.path_ess(log_weight, batches, batch_size)),
+            floor=1.0,
+            n=used * size,
+            note=f"median of {used} x {size:,}",
+            details={"batches": used, "batch_size": size},
+        ),
+    }
+    figures["elbo"].details["log_z_estimate"] = float(log_mean_weight(log_weight))
+    if dead:
+        figures["elbo"].note += f"; {dead:,} paths have weight 0"
+        live = log_weight[torch.isfinite(log_weight)]
+        figures["elbo_live"] = Figure(
+            value=float(live_elbo(log_weight)),
+            floor=log_z,
+            n=len(live),
+            note=f"of the sampler that throws the {dead:,} paths of weight 0 away",
+            details={"dead_paths": dead, "standard_error": _standard_error(live)},
         )
+    if dead == n:
+        return figures
+    k, most = pareto_k(log_weight), reliable_k(n)
+    if k <= most:
+        verdict = "weights can be believed"
     else:
-        figures["log_z_error"] = Figure(
-            value=abs(estimate - log_z),
-            floor=0.0,
-            n=n,
-            note=f"log Z = {log_z:.4f}",
-            details={"log_z": log_z, "log_z_estimate": estimate},
-        )
+        verdict = "too few paths" if math.isnan(k) else "ess and log Z cannot be believed"
+        figures["ess"].note += ", not to be believed: see k_hat"
+    figures["largest_weight"] = Figure(
+        value=float(largest_weight(log_weight)), floor=1 / n, n=n, note="its share in the sum"
+    )
+    figures["k_hat"] = Figure(
+        value=k,
+        floor=None,
+        n=n,
+        note=f"{verdict} (limit {most:.2f}); modes that no path visits are not seen",
+        details={"limit": most},
+    )
     return figures
 
 
-def _bound(log_weight: Tensor, log_z: float | None, note: str, **details: Any) -> Figure:
-    """A mean log-weight: a bound of log Z, tight where it equals it."""
+def _upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict[str, Figure]:
+    """The EUBO from paths drawn backwards, and its gap to the ELBO.
+
+    +inf is a true value here: exact states that the sampler cannot reach. An energy that is not
+    finite at its own exact samples leaves the EUBO unknown.
+    """
     log_weight = log_weight.double()
-    details["standard_error"] = float(log_weight.std()) / math.sqrt(len(log_weight))
+    eubo = _bound(log_weight, log_z, "at least log Z")
+    if unknown := int((log_weight.isnan() | torch.isneginf(log_weight)).sum()):
+        eubo.value, eubo.details["standard_error"] = math.nan, None
+        eubo.note = f"unknown: {unknown:,} exact samples have no finite energy or drift"
+    elif unreached := int(torch.isposinf(log_weight).sum()):
+        eubo.note += f"; {unreached:,} exact samples cannot be reached"
+    errors = (elbo.details["standard_error"], eubo.details["standard_error"])
+    error = None if None in errors else math.hypot(*errors)
+    gap = Figure(
+        value=eubo.value - elbo.value,
+        floor=0.0,
+        n=min(eubo.n, elbo.n),
+        note="EUBO - ELBO [nats]",
+        details={"standard_error": error},
+    )
+    return {"eubo": eubo, "gap": gap}
+
+
+def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Figure:
+    """A mean log-weight: a bound of log Z, tight where it equals it."""
+    details = {"standard_error": _standard_error(log_weight)}
     value = float(log_weight.mean())
     return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
 
 
-def _log_mean_error(log_weight: Tensor) -> float:
-    """Standard error of log mean w, to first order in that of mean w relative to it."""
-    ess = float(effective_sample_size(log_weight.double()))
-    return math.sqrt(max(1.0 / ess - 1.0, 0.0) / len(log_weight)) if ess > 0 else math.inf
+def _standard_error(values: Tensor) -> float | None:
+    """That of the mean of independent numbers, or None where it is unknown."""
+    if len(values) < 2 or not bool(torch.isfinite(values).all()):
+        return None
+    return float(values.double().std()) / math.sqrt(len(values))
 
 
 def _details(
@@ -320,6 +415,7 @@ def _details(
         "device": str(samples.x.device),
         "dtype": str(samples.x.dtype).removeprefix("torch."),
         "non_finite_samples": int((~torch.isfinite(samples.x)).any(dim=-1).sum()),
+        "dead_paths": None if paths.log_weight is None else dead_paths(paths.log_weight),
         "log_z": energy.log_z if temperature == 1.0 else None,
     }
 
@@ -328,20 +424,3 @@ def _generators(seed: int, device: torch.device) -> list[torch.Generator]:
     """Six independent streams of one seed."""
     seeds = np.random.SeedSequence(seed).generate_state(6, np.uint64)
     return [torch.Generator(device).manual_seed(int(state >> np.uint64(1))) for state in seeds]
-
-
-def _temperature(sampler: Sampler) -> float:
-    return sampler.mdp.temperature if isinstance(sampler, ChainSampler) else 1.0
-
-
-@contextmanager
-def _uncounted(sampler: Sampler) -> Iterator[None]:
-    """Keeps a chain's count of energy evaluations, which is training's budget."""
-    if not isinstance(sampler, ChainSampler):
-        yield
-        return
-    before = sampler.mdp.energy_evaluations
-    try:
-        yield
-    finally:
-        sampler.mdp.energy_evaluations = before

@@ -28,7 +28,8 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -198,6 +199,15 @@ class SamplingMDP(nn.Module):
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # samplers draw in several threads
             self.energy_evaluations += evaluations
+
+    @contextmanager
+    def uncounted(self) -> Iterator[Callable[[], int]]:
+        """Nothing inside moves the counter, training's budget; says what was used so far."""
+        before = self.energy_evaluations
+        try:
+            yield lambda: self.energy_evaluations - before
+        finally:
+            self.energy_evaluations = before
 
     def evaluate_energy(self, x: Tensor) -> Tensor:
         """E(x), shape (B,), counted."""

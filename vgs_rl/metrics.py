@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from vgs_rl.weights import effective_sample_size
+from vgs_rl.weights import cleaned, effective_share
 
 # Marginal error (2-norm) at which Sinkhorn iterations stop, relative to the norm of the marginal.
 SINKHORN_TOLERANCE = 4e-3
@@ -331,7 +331,7 @@ def path_ess(log_weight: Tensor, batches: int = 10, batch_size: int = 2_000) -> 
     depends on the batch size, falling with it for a sampler that misses mass.
 
     Args:
-        log_weight: log w of independent paths, shape (n,); NaN counts as weight 0.
+        log_weight: log w of independent paths, shape (n,); NaN and -inf are weight 0.
         batches: number of batches to use at most.
         batch_size: paths in each; all n form one batch where there are fewer.
     """
@@ -339,15 +339,13 @@ def path_ess(log_weight: Tensor, batches: int = 10, batch_size: int = 2_000) -> 
         raise ValueError(
             f"batches and batch_size must be at least 1, got {batches} and {batch_size}"
         )
-    values = torch.stack([effective_sample_size(b) for b in _batched(log_weight, batch_size)])
-    # A batch without any weight has no effective samples.
-    return values[:batches].nan_to_num(0.0).quantile(0.5)
+    values = torch.stack([effective_share(b) for b in _batched(log_weight, batch_size)])
+    return values[:batches].quantile(0.5)
 
 
 def _batched(log_weight: Tensor, batch_size: int) -> Tensor:
     """Whole batches, shape (k, batch_size), in float64."""
-    log_weight = log_weight.detach().double()
-    log_weight = torch.where(log_weight.isnan(), -torch.inf, log_weight)
+    log_weight = cleaned(log_weight.detach().double())
     size = min(batch_size, len(log_weight))
     whole = len(log_weight) // size
     return log_weight[: whole * size].view(whole, size)

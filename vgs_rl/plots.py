@@ -6,8 +6,7 @@ changes and nothing has to be closed; :func:`save_figure` writes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def plot_chain(
         ValueError: if `panels` is below 2.
     """
     times = times_of(mdp, panels)
-    with rc_context(draw.STYLE), uncounted(mdp):
+    with rc_context(draw.STYLE), mdp.uncounted():
         figure = Figure(figsize=(2.15 * len(times) + 0.3, 2.75), layout="constrained")
         handles = _draw_chain(figure, times, mdp, policy, n, generator, energy or mdp.energy)
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -247,7 +246,7 @@ def hero(
         log_z = energy.log_z if exact_applies else None
         below.append((1.25, lambda axes: draw.draw_curves(axes, records, x, draw.BOUNDS, log_z)))
 
-    with rc_context(draw.STYLE), uncounted(mdp):
+    with rc_context(draw.STYLE), mdp.uncounted():
         width, height = 2.05 * len(times) + 0.3, 5.5 if below else 2.8
         figure = Figure(figsize=(width, height), layout="constrained")
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.15)) if below else [figure]
@@ -316,7 +315,7 @@ def _energies(
 ) -> tuple[Tensor, Tensor]:
     """Energies of n samples of the chain and of n exact ones."""
     exact = mdp.energy.sample(n, generator).to(mdp.dtype)
-    with uncounted(mdp):
+    with mdp.uncounted():
         return mdp.rollout(policy, n, generator).energy, mdp.energy.energy(exact)
 
 
@@ -325,17 +324,7 @@ def _states_at(mdp: SamplingMDP, policy: Policy, generator: torch.Generator, t: 
     if mdp.energy.can_sample and mdp.temperature == 1.0:
         x = mdp.energy.sample(4_000, generator).to(mdp.dtype)
         return mdp.noised(x, t, generator)
-    with uncounted(mdp):
+    with mdp.uncounted():
         states = mdp.rollout(policy, 1_000, generator, keep_states=True).states
     assert states is not None
     return states[t]
-
-
-@contextmanager
-def uncounted(mdp: SamplingMDP) -> Iterator[None]:
-    """A picture costs nothing of the training's budget."""
-    before = mdp.energy_evaluations
-    try:
-        yield
-    finally:
-        mdp.energy_evaluations = before

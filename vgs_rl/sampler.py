@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
-from vgs_rl.weights import log_z_estimate, systematic_resample
+from vgs_rl.weights import cleaned, dead_paths, log_z_estimate, systematic_resample
 
 
 @dataclass(kw_only=True)
@@ -25,13 +27,19 @@ class Samples:
 
     Attributes:
         x: states, shape (n, D).
-        log_weight: log w with E[w] = Z, shape (n,), or None where the sampler has no weights.
+        log_weight: log w with E[w] = Z, shape (n,), or None where the sampler has no weights. NaN
+            does not occur: a weight that is not known is 0.
         energy_evaluations: states at which E or ∇E was evaluated to draw them.
+        temperature: tau of the density exp(-E/tau)/Z that they are samples of.
+        independent: whether each row is a path of its own. If not, as after resampling, the mean
+            weight is unbiased for Z still, but E[log w] and effective sample sizes mean nothing.
     """
 
     x: Tensor
     log_weight: Tensor | None
     energy_evaluations: int
+    temperature: float = 1.0
+    independent: bool = True
 
     def save(self, path: Path) -> None:
         """Writes them to a file for :meth:`load`."""
@@ -55,15 +63,19 @@ class Sampler(ABC):
     """Draws samples of one target.
 
     A subclass writes :meth:`_draw`; chunking (bounded memory) and resampling are done here.
+    Drawing moves no counter of an MDP, which is training's: what it costs is in the samples.
 
     Attributes:
         device: where the samples live and the generator must be.
+        temperature: tau of the density exp(-E/tau)/Z that is sampled. Exact samples, log Z and mode
+            weights of an energy are those at 1.
         has_reverse_weights: whether :meth:`reverse_log_weight` works.
         chunk_size: most samples drawn at once.
         progress_bar: whether to show one over the chunks.
     """
 
     device: torch.device = torch.device("cpu")
+    temperature: float = 1.0
     has_reverse_weights: bool = False
     chunk_size: int = 16_384
     progress_bar: bool = False
@@ -97,11 +109,13 @@ class Sampler(ABC):
             resample: draw `oversample` times as many and keep n by systematic importance
                 resampling: asymptotically exact samples, with duplicates. Each kept sample then
                 carries the same log-weight, the estimate of log Z, which is still unbiased for Z.
+                States of weight 0 are never kept, and a warning says how many there were.
             oversample: see `resample`.
 
         Raises:
             ValueError: if n or oversample is below 1, the generator is on another device, or
-                `resample` is asked of a sampler without weights.
+                `resample` is asked of a sampler without weights, or of weights of which one is
+                infinite or all are 0.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
@@ -126,6 +140,8 @@ class Sampler(ABC):
             x=torch.cat([chunk.x for chunk in chunks]),
             log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
             energy_evaluations=sum(chunk.energy_evaluations for chunk in chunks),
+            temperature=self.temperature,
+            independent=all(chunk.independent for chunk in chunks),
         )
         return self._resampled(samples, n, generator) if resample else samples
 
@@ -133,10 +149,17 @@ class Sampler(ABC):
         if samples.log_weight is None:
             raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
         chosen = systematic_resample(samples.log_weight, n, generator)
-        return Samples(
+        if dead := dead_paths(samples.log_weight):
+            warnings.warn(
+                f"{dead:,} of {len(samples.x):,} log-weights are NaN or -inf: these states have "
+                "weight 0 and are not kept",
+                stacklevel=4,  # what called sample
+            )
+        return replace(
+            samples,
             x=samples.x[chosen],
             log_weight=log_z_estimate(samples.log_weight).expand(n),
-            energy_evaluations=samples.energy_evaluations,
+            independent=False,
         )
 
 
@@ -149,6 +172,7 @@ class DrawnSampler(Sampler):
 
     def __init__(self, samples: Samples) -> None:
         self.samples, self.device = samples, samples.x.device
+        self.temperature = samples.temperature
         self.given = 0
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
@@ -157,7 +181,8 @@ class DrawnSampler(Sampler):
         if len(x) < n:
             raise ValueError(f"n must be at most {len(x)}, as many samples are left, got {n}")
         self.given += n
-        return Samples(
+        return replace(
+            self.samples,
             x=x,
             log_weight=None if log_weight is None else log_weight[rows],
             energy_evaluations=round(self.samples.energy_evaluations * n / len(self.samples.x)),
@@ -166,7 +191,14 @@ class DrawnSampler(Sampler):
 
 def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+    return cleaned(torch.cat(present)) if present else None
+
+
+def pilot_generator(device: torch.device, seed: int = 0) -> torch.Generator:
+    """A generator for a pilot run: no draw from `seed`, or from any other, shares its numbers."""
+    (stream,) = np.random.SeedSequence(seed).spawn(1)
+    state = int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(state)
 
 
 class ChainSampler(Sampler):
@@ -189,17 +221,20 @@ class ChainSampler(Sampler):
         noisy = bool((torch.as_tensor(noise_scale) > 0).all())
         self.has_weights = mdp.start.has_density and noisy
         self.has_reverse_weights = mdp.start.has_density and as_configured
-        self.device = mdp.device
+        self.device, self.temperature = mdp.device, mdp.temperature
         # A CPU's caches hold the activations of about this many rows; a GPU wants many.
         few = min(2048, max(64, 80_000 // mdp.dim))
         self.chunk_size = few if mdp.device.type == "cpu" else 65_536
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
-        before = self.mdp.energy_evaluations
+        with self.mdp.uncounted() as used:
+            return replace(self._episodes(n, generator), energy_evaluations=used())
+
+    def _episodes(self, n: int, generator: torch.Generator) -> Samples:
+        """N episodes at once; what they cost is not known to it."""
         rollout = self.mdp.rollout(self.policy, n, generator, noise_scale=self.noise_scale)
-        used = self.mdp.energy_evaluations - before
         log_weight = rollout.log_weight if self.has_weights else None
-        return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=used)
+        return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=0)
 
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
@@ -214,23 +249,24 @@ class ChainSampler(Sampler):
 
         def draw(size: int, seed: int) -> Samples:
             with torch.no_grad():  # which is a thread's own
-                return self._draw(size, torch.Generator().manual_seed(seed))
+                return self._episodes(size, torch.Generator().manual_seed(seed))
 
-        before = self.mdp.energy_evaluations
-        with ThreadPoolExecutor(
-            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with (
+            self.mdp.uncounted() as used,
+            ThreadPoolExecutor(
+                torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool,
+        ):
             for i, chunk in enumerate(pool.map(draw, sizes, seeds), 1):
                 # Threads share the MDP's counter, so only the sum is known, at the end.
-                last = i == len(sizes)
-                chunk.energy_evaluations = self.mdp.energy_evaluations - before if last else 0
-                yield chunk
+                yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
 
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`Sampler.reverse_log_weight`."""
         parts = x.split(self.chunk_size)
-        weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
+        with self.mdp.uncounted():
+            weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
         return torch.cat(weights)
 
 
