@@ -5,10 +5,18 @@ import math
 
 import pytest
 import torch
+from commands import load
 
 from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents import TD0, PublishedNetwork, ValueGradientAgent, ValueGradientConfig
+from vgs_rl.agents import (
+    TD0,
+    EBMTrainer,
+    PublishedNetwork,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
 from vgs_rl.agents.run import build, config_of, parse_run
+from vgs_rl.config import BudgetConfig
 
 STEPS, BATCH, DIM, CLIP = 5, 16, 3, 2.0
 
@@ -159,4 +167,21 @@ def test_no_target_of_the_published_funnel_is_beyond_its_clip_by_more_than_the_d
     x[:, 0] -= 5.0
     last = torch.full((2_000,), agent.mdp.num_steps - 1)
     target = agent.config.rule.target(agent, x, last)  # type: ignore[attr-defined]
-    assert float(target.max()) < 101.0
+    assert target.max().item() < 101.0
+
+
+def test_the_published_settings_of_mvtec_train_the_authors_network_in_their_proportions() -> None:
+    jobs = load("ebm_jobs")
+    options = jobs.parse(jobs.detector_parser(), ["--config", "configs/paper/mvtec.yaml"])
+    config = jobs.config_of(options)
+    rule = config.ebm.negatives.agent.rule
+    # Each of T x 784 states three times, in minibatches of 784, for one update of the energy.
+    assert config.ebm.agent_updates == config.ebm.mdp.num_steps * rule.passes
+    assert rule.batch_size == config.ebm.learner.batch_size == 4 * 14 * 14
+    data = torch.nn.functional.normalize(torch.randn(64, 272, generator=torch.Generator()), dim=1)
+    config.ebm.pretrain_steps, config.ebm.agent_updates = 0, 1
+    rule.batch_size = config.ebm.learner.batch_size = 16  # of the same networks, for speed
+    trainer = EBMTrainer(data, config.ebm, seed=0)
+    network = trainer.negatives.agent.network  # type: ignore[attr-defined]
+    assert sum(p.numel() for p in network.parameters()) == 2_206_721 + (272 - 78) * 512
+    assert trainer.learn(BudgetConfig(updates=1), progress_bar=False)
