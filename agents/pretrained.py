@@ -34,7 +34,7 @@ def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: P
         "value": agent.average.state_dict(),
         "mdp": agent.mdp.state_dict(),
     }
-    save_checkpoint(path, state)
+    save_checkpoint(path, state, kind="sampler")
 
 
 def load_pretrained(
@@ -56,7 +56,7 @@ def load_pretrained(
         raise FileNotFoundError(
             f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
         )
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, kind="sampler")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(state["config"])

@@ -27,7 +27,7 @@ def test_samples_come_back_from_their_file(tmp_path: Path, log_weight: torch.Ten
 
 def test_another_file_is_no_samples(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.pt", {"x": torch.zeros(2), "config": "a"})
-    with pytest.raises(ValueError, match="holds no samples, but x, config"):
+    with pytest.raises(ValueError, match="holds no samples, but a checkpoint of a training"):
         Samples.load(tmp_path / "other.pt")
 
 

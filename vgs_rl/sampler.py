@@ -43,7 +43,7 @@ class Samples:
 
     def save(self, path: Path) -> None:
         """Writes them to a file for :meth:`load`."""
-        save_checkpoint(path, vars(self))
+        save_checkpoint(path, vars(self), kind="samples")
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Samples:
@@ -53,7 +53,7 @@ class Samples:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged, or holds something else.
         """
-        state = load_checkpoint(path, device)
+        state = load_checkpoint(path, device, kind="samples")
         if state.keys() != cls.__dataclass_fields__.keys():
             raise ValueError(f"{path} holds no samples, but {', '.join(state)}")
         return cls(**state)

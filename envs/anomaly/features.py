@@ -182,14 +182,14 @@ def cached_grids(
     path = cache_folder() / "features" / f"{digest.hexdigest()[:32]}.pt"
     if path.is_file():
         try:
-            return unit(load_checkpoint(path)["grids"].float())
+            return unit(load_checkpoint(path, kind="features")["grids"].float())
         except (ValueError, KeyError, AttributeError) as error:
             warnings.warn(f"features are computed anew: {error}", stacklevel=2)
     extractor = make_extractor()
     grids = torch.cat([extractor(part) for part in images.split(batch)]).half()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {"grids": grids, "version": version})
+        save_checkpoint(path, {"grids": grids, "version": version}, kind="features")
     except OSError as error:
         warnings.warn(f"features are not kept: {error}", stacklevel=2)
     return unit(grids.float())
