@@ -99,8 +99,8 @@ class AnnealedSampler(Sampler):
         self._used = 0
 
     def _evaluate(self, x: Tensor) -> _Particles:
-        self._used += len(x)
-        energy, gradient = self.energy.energy_and_gradient(x)
+        energy, gradient = self.energy.with_gradient(x)
+        self._used += len(x) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         usable = finite | torch.isneginf(energy)  # E = -inf is a weight of +inf, which is an error
         energy = torch.where(usable, energy, torch.inf) / self.temperature

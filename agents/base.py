@@ -189,9 +189,7 @@ class Agent(ABC):
         samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
         if samples.log_weight is None:
             if folder is not None:
-                folder.histogram(
-                    "eval/energy", self.mdp.energy.energy(samples.x), self.counters.env_steps
-                )
+                folder.histogram("eval/energy", self.mdp.energy(samples.x), self.counters.env_steps)
                 folder.save("last", self.state_dict())
             return float("nan")
         log_weight = samples.log_weight.double()
@@ -199,7 +197,7 @@ class Agent(ABC):
         if folder is None:
             self.best_elbo = max(self.best_elbo, elbo)
             return elbo
-        energies = self.mdp.energy.energy(samples.x)
+        energies = self.mdp.energy(samples.x)
         if self._energy_progress is None:
             self._energy_progress = EnergyProgress(
                 self.mdp.energy,

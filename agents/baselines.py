@@ -256,5 +256,5 @@ def _counters(samples: Samples, seconds: float) -> dict[str, Any]:
 def _validated(
     samples: Samples, progress: EnergyProgress, run: Baseline, n: int
 ) -> dict[str, float]:
-    energies = run.mdp.energy.energy(spread_rows(samples.x, min(n, run.n)))
+    energies = run.mdp.energy(spread_rows(samples.x, min(n, run.n)))
     return dict(progress.figures(energies, samples.log_weight, independent=samples.independent))

@@ -86,6 +86,8 @@ class ControlPolicy:
         max_gradient: bound of the norm of ∇E/tau.
     """
 
+    thread_safe = True  # it evaluates E through the MDP alone
+
     def __init__(
         self, mdp: SamplingMDP, network: ControlNetwork, *, energy_term: bool, max_gradient: float
     ) -> None:

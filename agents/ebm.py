@@ -223,7 +223,7 @@ class EBMTrainer:
     def score(self, x: Tensor) -> Tensor:
         """E(x) of states x (B, D), shape (B,), on their device: high where they are unlike data."""
         parts = x.to(self.mdp.device, self.mdp.dtype).split(self.SCORE_ROWS)
-        return torch.cat([self.energy.energy(part) for part in parts]).to(x.device)
+        return torch.cat([self.energy(part) for part in parts]).to(x.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks and all that training needs to go on exactly where it is, but the data."""

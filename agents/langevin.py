@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.mcmc import MALAKernel, spaced_states
+from vgs_rl.agents.mcmc import MALAKernel, evaluations_each, spaced_states
 from vgs_rl.agents.tempering import ParallelTempering
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
@@ -41,8 +41,8 @@ class LangevinKernel:
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """∇E/tau, 0 where it is not finite, and where it is."""
-        self.energy_evaluations += len(x)
-        energy, gradient = self.energy.energy_and_gradient(x)
+        energy, gradient = self.energy.with_gradient(x)
+        self.energy_evaluations += len(x) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
         return self.energy.geometry.tangent(gradient, x) / self.temperature, finite
@@ -120,10 +120,8 @@ class ULASampler(Sampler):
         chains = min(self.chains, n)
         x = torch.randn(chains, self.energy.dim, generator=generator, device=self.device)
         x = self.energy.geometry.project(x) * self.scale
-        steps = self.budget // chains - 2  # two evaluations where the kernels begin
-        burn_in, used, step_size = steps // 2, 0, self.step_size
-        adapted: float | Tensor
-        if step_size is None:
+        used = 0
+        if self.step_size is None:
             mala = MALAKernel(
                 self.energy,
                 x,
@@ -131,20 +129,28 @@ class ULASampler(Sampler):
                 step_size=0.1 * self.scale**2,
                 acceptance=self.acceptance,
             )
-            for _ in range(burn_in):
+            steps = self._steps(chains)
+            for _ in range(steps // 2):
                 mala.step(generator, adapt=True)
-            x, adapted, used = mala.x, mala.step_size, mala.energy_evaluations
+            used = mala.energy_evaluations
+            kernel = self._kernel(mala.x, mala.step_size)
         else:
-            adapted = step_size
-        kernel = LangevinKernel(self.energy, x, step_size=adapted, temperature=self.temperature)
-        if step_size is not None:
-            for _ in range(burn_in + 1):
+            kernel = self._kernel(x, self.step_size)
+            steps = self._steps(chains)
+            for _ in range(steps // 2 + 1):
                 kernel.step(generator)
         x = spaced_states(
-            lambda: kernel.step(generator), lambda: kernel.x, steps - burn_in, -(-n // chains)
+            lambda: kernel.step(generator), lambda: kernel.x, steps - steps // 2, -(-n // chains)
         )
         used += kernel.energy_evaluations
         return Samples(x=x[:n], log_weight=None, energy_evaluations=used)
+
+    def _kernel(self, x: Tensor, step_size: float | Tensor) -> LangevinKernel:
+        return LangevinKernel(self.energy, x, step_size=step_size, temperature=self.temperature)
+
+    def _steps(self, chains: int) -> int:
+        """Of each chain: two evaluations are where the kernels begin."""
+        return evaluations_each(self.energy, self.budget, chains, least=4) - 2
 
 
 class HMCSampler(ParallelTempering):

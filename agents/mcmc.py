@@ -44,12 +44,13 @@ class MALAKernel:
         self.x = x
         self.max_drift = max_drift
         self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
+        self.energy_evaluations = 0
         self.value, self.gradient = self._evaluate(x)
-        self.energy_evaluations = len(x)
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E/tau and its gradient; a state whose energy is not finite is never accepted."""
-        energy, gradient = self.energy.energy_and_gradient(x)
+        energy, gradient = self.energy.with_gradient(x)
+        self.energy_evaluations += len(x) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         energy = torch.where(finite, energy, torch.inf)
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
@@ -76,7 +77,6 @@ class MALAKernel:
         z = self.geometry.project(z)
         proposal = self.x - 0.5 * h * self._drift(self.gradient) + h.sqrt() * z
         value, gradient = self._evaluate(proposal)
-        self.energy_evaluations += len(proposal)
         back = self.x - proposal + 0.5 * h * self._drift(gradient)
         log_ratio = self.value - value + 0.5 * z.square().sum(-1) - back.square().sum(-1) / (2 * h)
         uniform = torch.rand(
@@ -145,7 +145,7 @@ class MALASampler(Sampler):
             step_size=0.1 * self.scale**2,
             max_drift=self.max_drift,
         )
-        steps = self.budget // chains - 1
+        steps = evaluations_each(self.energy, self.budget, chains, least=3) - 1
         burn_in = steps // 2
         for k in range(burn_in):
             kernel.step(generator, adapt=True, downhill=k < burn_in // 2)
@@ -156,6 +156,23 @@ class MALASampler(Sampler):
             -(-n // chains),
         )[:n]
         return Samples(x=x, log_weight=None, energy_evaluations=kernel.energy_evaluations)
+
+
+def evaluations_each(energy: Energy, budget: int, chains: int, *, least: int) -> int:
+    """How often each of the chains may evaluate E and ∇E within a budget of energy evaluations.
+
+    Raises:
+        ValueError: if it is less than `least`; where differences stand in for ∇E, one counts
+            2 D + 1 times, which is known once E has been evaluated.
+    """
+    each = budget // (chains * energy.gradient_evaluations)
+    if each < least:
+        raise ValueError(
+            f"energy_evaluations must be at least {least} x chains x "
+            f"{energy.gradient_evaluations} per gradient of {type(energy).__name__} "
+            f"= {least * chains * energy.gradient_evaluations}, got {budget}"
+        )
+    return each
 
 
 def spaced_states(

@@ -14,7 +14,7 @@ Drift = Literal["bellman", "posterior"]
 
 
 class ValueGradientPolicy:
-    """u_t(x) from the gradient of a value.
+    """u_t(x) from the gradient of a value; the MDP takes what is tangent of it.
 
     `bellman` (as published): u_t = -(sigma_t/tau) ∇V_{t+1}(a_t x), first order in the step; on the
     last step V_T = E, whose own gradient is used (one energy evaluation).
@@ -28,6 +28,8 @@ class ValueGradientPolicy:
         energy_clip: bound of E in the last step of `bellman`: the gradient of min(E, bound), which
             is 0 beyond it; None leaves E as it is.
     """
+
+    thread_safe = True  # it evaluates E through the MDP alone
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class ValueGradientPolicy:
                 slope = self.value.gradient(ahead, t + 1)
             else:
                 slope = self.energy_slope(ahead)
-        return self.mdp.geometry.tangent(slope, x) * (-step / tau)
+        return slope * (-step / tau)
 
     def energy_slope(self, x: Tensor) -> Tensor:
         """∇min(E, bound) at x, both (B, D); counted as one energy evaluation a state."""

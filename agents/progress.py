@@ -37,13 +37,13 @@ class EnergyProgress:
         if temperature != 1.0:
             return
         if energy.can_sample:
-            self.reference = energy.energy(energy.sample(n, generator))
+            self.reference = energy(energy.sample(n, generator))
             return
         try:
             states = energy.reference("validation")
         except NotImplementedError:
             return
-        self.reference = energy.energy(states[:n].to(generator.device))
+        self.reference = energy(states[:n].to(generator.device))
 
     def figures(
         self, energies: Tensor, log_weight: Tensor | None, *, independent: bool = True

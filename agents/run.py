@@ -331,8 +331,8 @@ def final_figures(
     if mdp.energy.symmetry is not None:
         return pictures | _cluster_figures(target, sampler, folder, x, generator)
     if mdp.energy.can_sample and mdp.temperature == 1.0:
-        exact = mdp.energy.energy(mdp.energy.sample(len(x), generator).to(mdp.dtype))
-        pictures["energy"] = plot_energy_histogram(mdp.energy.energy(x), exact)
+        exact = mdp.energy(mdp.energy.sample(len(x), generator).to(mdp.dtype))
+        pictures["energy"] = plot_energy_histogram(mdp.energy(x), exact)
     pictures["summary"] = hero(
         mdp,
         sampler.policy,
@@ -358,7 +358,7 @@ def _cluster_figures(
     reference, label = reference_states(mdp, generator, "test"), reference_label(energy)
     pictures = {"distances": plot_pair_distances(x, reference, energy.symmetry, label=label)}
     if reference is not None:
-        energies = energy.energy(x), energy.energy(reference)
+        energies = energy(x), energy(reference)
         pictures["energy"] = plot_energy_histogram(*energies, label=label)
     pictures["summary"] = cluster_summary(
         mdp,

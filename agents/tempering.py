@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.mcmc import evaluations_each
 from vgs_rl.energy import Energy
 from vgs_rl.sampler import Sampler, Samples
 
@@ -93,8 +94,8 @@ class TemperingKernel:
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E, shape (K, C), infinite where anything is not finite, and its gradient (K, C, D)."""
-        self.energy_evaluations += x.shape[0] * x.shape[1]
-        energy, gradient = self.energy.energy_and_gradient(x.flatten(0, 1))
+        energy, gradient = self.energy.with_gradient(x.flatten(0, 1))
+        self.energy_evaluations += len(energy) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         energy = torch.where(finite, energy, torch.inf)
         gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
@@ -232,7 +233,10 @@ class ParallelTempering(Sampler):
             leapfrog_steps=self.leapfrog_steps,
             step_size=0.1 * self.scale,
         )
-        sweeps = (self.budget // (chains * replicas) - 1) // self.leapfrog_steps
+        each = evaluations_each(
+            self.energy, self.budget, chains * replicas, least=1 + 2 * self.leapfrog_steps
+        )
+        sweeps = (each - 1) // self.leapfrog_steps
         burn_in = sweeps // 2
         for sweep in range(burn_in):
             kernel.sweep(generator, adapt=sweep < burn_in // 2)

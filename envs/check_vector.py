@@ -448,7 +448,7 @@ def _check_sampling(
     if mode is AutoresetMode.SAME_STEP:
         observations = infos["final_obs"]
     x = torch.from_numpy(observations[:, :-1].copy()).to(mdp.device, mdp.dtype)
-    energy = mdp.energy.energy(x).detach().double().cpu().numpy()
+    energy = mdp.energy(x).detach().double().cpu().numpy()
     for key in ("log_weight" if mdp.start.has_density else "log_path", "energy"):
         expect(
             key in infos and bool(infos[f"_{key}"].all()) and bool(np.isfinite(infos[key]).all()),

@@ -27,6 +27,8 @@ class Funnel(Energy):
         first_variance: variance of x_1: the larger, the harder.
     """
 
+    thread_safe = True
+
     def __init__(self, dim: int = 10, first_variance: float = 9.0) -> None:
         super().__init__()
         if dim < 2:

@@ -37,6 +37,7 @@ class GaussianMixture(Energy):
     eigenvalues: Tensor
     eigenvectors: Tensor | None
     log_weights: Tensor
+    thread_safe = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class ManyWell(Energy):
     # Beyond this the well's density is below e^-100 of its peak.
     REACH = 4.5
     TABLE_NODES = 16_384
+    thread_safe = True
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()

@@ -46,6 +46,8 @@ class ParticleEnergy(Energy):
     """
 
     differences: Tensor
+    geometry: CentreOfMassFree
+    thread_safe = True
     CORE: float = 0.0
     PART = 150_000  # numbers per array of pairs
     shipped: Mapping[tuple[int, int], str] = {}
@@ -55,19 +57,14 @@ class ParticleEnergy(Energy):
         self, n_particles: int, n_dims: int, *, trap: float = 0.0, core: float | None = None
     ) -> None:
         super().__init__()
-        self.space = CentreOfMassFree(n_particles, n_dims)
+        self.geometry = CentreOfMassFree(n_particles, n_dims)
         if not (math.isfinite(trap) and trap >= 0):
             raise ValueError(f"trap must be a number that is not negative, got {trap}")
         if core is not None and not (math.isfinite(core) and core > 0):
             raise ValueError(f"core must be a positive number or None, got {core}")
         self.trap, self.core = trap, core
-        self.dim, self.symmetry = self.space.dim, Particles(n_particles, n_dims)
+        self.dim, self.symmetry = self.geometry.dim, Particles(n_particles, n_dims)
         self.register_buffer("differences", pair_differences(n_particles), persistent=False)
-
-    @property
-    def geometry(self) -> CentreOfMassFree:
-        """Zero centre of mass."""
-        return self.space
 
     @abstractmethod
     def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +84,7 @@ class ParticleEnergy(Energy):
 
     def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Centred positions (n, d B), and their differences over pairs (P, d, B)."""
-        n, d = self.space.n_particles, self.space.n_dims
+        n, d = self.geometry.n_particles, self.geometry.n_dims
         positions = x.T.contiguous().view(n, d * len(x))  # a batch is contiguous
         positions = positions - positions.mean(0)
         difference = self.differences.to(x) @ positions
@@ -121,7 +118,7 @@ class ParticleEnergy(Energy):
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.device.type != "cpu":
             return (x,)
-        size = max(16, self.PART // (len(self.differences) * self.space.n_dims))
+        size = max(16, self.PART // (len(self.differences) * self.geometry.n_dims))
         parts: tuple[Tensor, ...] = x.split(size)
         return parts
 
@@ -178,6 +175,7 @@ class DoubleWellCluster(ParticleEnergy):
     """
 
     CORE = 0.5
+    thread_safe = True
     shipped = {(4, 2): "dw4"}
     published = {"a": 0.9, "b": -4.0, "d0": 4.0}
 
@@ -223,6 +221,7 @@ class LennardJones(ParticleEnergy):
     """
 
     CORE = 0.7
+    thread_safe = True
     shipped = {(13, 3): "lj13", (55, 3): "lj55"}
     published = {"epsilon": 1.0, "r_m": 1.0, "trap": 1.0}
 

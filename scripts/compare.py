@@ -137,8 +137,7 @@ def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
     save_figure(curves, paths[0])
     if samples:
         energies = {
-            name: energy.energy(torch.as_tensor(x).float()).detach().numpy()
-            for name, x in samples.items()
+            name: energy(torch.as_tensor(x).float()).detach().numpy() for name, x in samples.items()
         }
         save_figure(plot_samples(samples, energies, energy.symmetry, EXACT), paths[1])
     return [path for path in paths if path.is_file()]
@@ -151,7 +150,7 @@ def _curve_floor(energy: Any, evaluation: EvaluationConfig) -> float | None:
     # The runs' own reference: its outermost energy sets the width of the bins, so also the floor.
     progress = EnergyProgress(energy, torch.Generator().manual_seed(evaluation.seed + 5))
     generator, n = torch.Generator().manual_seed(0), evaluation.validation_samples
-    draws = (energy.energy(energy.sample(n, generator)) for _ in range(8))
+    draws = (energy(energy.sample(n, generator)) for _ in range(8))
     return float(np.mean([progress.figures(e, None)["eval/tvd_energy"] for e in draws]))
 
 

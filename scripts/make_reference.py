@@ -167,7 +167,7 @@ def diagnose(
     energy: ParticleEnergy, kernel: TemperingKernel, x: Tensor, energies: Tensor, recipe: Recipe
 ) -> dict[str, Any]:
     """Everything that says whether the draws (C, S, D) can be believed."""
-    gradient = energy.energy_and_gradient(x.flatten(0, 1))[1].view_as(x)
+    gradient = energy.with_gradient(x.flatten(0, 1))[1].view_as(x)
     virial = (x * gradient).sum(-1)
     values = {**observables(x, energies, energy), "virial": virial}
     parts = {

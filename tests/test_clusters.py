@@ -26,7 +26,7 @@ ENERGIES = {"DW": DoubleWellCluster(5, 2), "LJ": LennardJones(6)}
 
 def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) -> ClusterValue:
     generator = torch.Generator().manual_seed(0)
-    reach = 8.0 if energy.space.n_dims == 2 else 4.0
+    reach = 8.0 if energy.geometry.n_dims == 2 else 4.0
     network = ClusterValue(
         chain,
         energy,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vgs_rl import Chain, Particles, SamplingMDP, ScheduleConfig, find, registered
-from vgs_rl.energy import Energy, probe
+from vgs_rl.energy import Energy
 from vgs_rl.envs import (
     GMM9,
     GMM40,
@@ -223,7 +223,11 @@ def energy_of(function, dim=2):
     [
         (energy_of(lambda x: x.sum(-1, keepdim=True)), ValueError, r"shape \(B,\) = \(64,\)"),
         (energy_of(lambda x: x.sum()), ValueError, r"shape \(B,\) = \(64,\), got \(\)"),
-        (energy_of(lambda x: x.sum(-1) * math.nan), ValueError, "returned NaN on 64 of 64"),
+        (
+            energy_of(lambda x: x.sum(-1) * math.nan),
+            ValueError,
+            "finite nowhere: NaN on 128 and infinite on 0 of 128",
+        ),
         (energy_of(lambda x: x.sum(-1).int()), ValueError, "floating dtype, got torch.int32"),
         (energy_of(lambda x: 1.0), ValueError, "must return a tensor, got float"),
         (energy_of(lambda x: x.sum(-1), dim=0), ValueError, "dim must be a positive integer"),
@@ -233,8 +237,6 @@ def energy_of(function, dim=2):
     ],
 )
 def test_unusable_energies_are_refused_before_any_work(energy, error, message):
-    with pytest.raises(error, match=message):
-        probe(energy, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(error, match=message):
         SamplingMDP(energy)
 

@@ -126,7 +126,7 @@ def cluster_summary(
     label = reference_label(energy)
     below: list[Callable[[Axes], None]] = []
     if reference is not None:
-        energies = energy.energy(x), energy.energy(reference)
+        energies = energy(x), energy(reference)
         below.append(lambda axes: draw.draw_energies(axes, *energies, label=label))
     below.append(
         lambda axes: _draw_distances(

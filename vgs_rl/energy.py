@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vgs_rl.geometry import Euclidean, Geometry
+from vgs_rl.threads import in_callers_thread
 
 if TYPE_CHECKING:
     from vgs_rl.chain import Chain
 
+Result = TypeVar("Result")
 Split = Literal["validation", "test"]
 
 
@@ -28,13 +34,24 @@ class Energy(nn.Module, ABC):
 
     A subclass sets ``dim`` and writes :meth:`energy`; the rest is optional and switches on the
     figures that need it (exact samples, log Z, exact values, mode weights). It keeps its constants
-    as buffers, accepts any floating dtype and device, and never touches the global RNG.
+    as buffers, and never touches the global RNG.
+
+    A subclass writes :meth:`energy` and, where it has one, :meth:`energy_and_gradient`. Everybody
+    else calls ``energy(x)`` and :meth:`with_gradient`. These hand over a copy of x, check what
+    comes back, and give it the type and the device of x. So E may change its x, keep it, compute
+    in another type or in another library. An energy is called from the thread that draws samples,
+    unless its class says that it is `thread_safe`.
 
     Attributes:
         dim: ambient dimension D.
         log_z: log ∫ exp(-E(x)) dx at tau = 1, or None where it is unknown.
         symmetry: the particle symmetry of E, or None.
         mode_probabilities: exact expectations, shape (M,), of :meth:`mode_indicators`, or None.
+        geometry: the space that the target lives on; Euclidean R^D where none is set.
+        data: rows that the energy is learned from, shape (N, D), or None; chains may start there.
+        dtype: floating type that E computes in, or None where it accepts any; states are cast.
+        thread_safe: whether several threads may call E at once. A class says it for the methods
+            that it defines; one that defines more of them has to say it again.
 
     Example:
         >>> class Ring(Energy):
@@ -46,38 +63,192 @@ class Energy(nn.Module, ABC):
     """
 
     dim: int
-    log_z: float | None = None
-    symmetry: Particles | None = None
-    mode_probabilities: Tensor | None = None
+    log_z: float | None
+    symmetry: Particles | None
+    mode_probabilities: Tensor | None
+    geometry: Geometry
+    data: Tensor | None
+    dtype: torch.dtype | None = None
+    thread_safe: bool = False
+
+    # Without values on the class, which would hide a buffer of the same name.
+    _OPTIONAL = ("log_z", "symmetry", "mode_probabilities", "geometry", "data")
+    # Methods that a thread-safe energy may get from a subclass: threads do not call them.
+    _SERIAL = ("__init__", "sample", "reference", "mode_indicators")
+    _differentiable: bool | None = None
+    _announced: bool = False
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor:
+            """See :meth:`forward`."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        kinds = (FunctionType, staticmethod, classmethod, property)
+        for base in cls.__mro__:
+            if "thread_safe" in vars(base):
+                return
+            own = {name for name, value in vars(base).items() if isinstance(value, kinds)}
+            if own - set(cls._SERIAL):
+                cls.thread_safe = False
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        """A buffer, parameter or module; what is optional and missing is None, or R^D."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in self._OPTIONAL or hasattr(type(self), name):
+                raise
+        return Euclidean(self.dim) if name == "geometry" else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, but none that would hide a method of this class."""
+        if isinstance(vars(Energy).get(name), FunctionType | property):
+            if not callable(value):
+                raise ValueError(_taken_name(self, name))
+            super().__setattr__("thread_safe", False)  # of the method that this one replaces
+        super().__setattr__(name, value)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As every module's; the names of this class's optional attributes are free for it."""
+        if isinstance(vars(Energy).get(name), FunctionType | property):
+            raise ValueError(_taken_name(self, name))
+        if name in self._OPTIONAL and name not in vars(self):
+            self._buffers[name] = None  # to torch the name is then a buffer's already
+        super().register_buffer(name, tensor, persistent)
+
+    # --- what a subclass writes ---------------------------------------------------------------
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
         """E(x) for states x of shape (B, D); returns shape (B,)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same as :meth:`energy`."""
-        return self.energy(x)
-
-    @property
-    def geometry(self) -> Geometry:
-        """The space that the target lives on; Euclidean R^D unless a subclass says otherwise."""
-        return Euclidean(self.dim)
-
-    @property
-    def data(self) -> Tensor | None:
-        """Rows that the energy is learned from, shape (N, D), or None; chains may start there."""
-        return None
-
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x), shape (B,), and ∇E(x), shape (B, D), both detached.
 
-        By automatic differentiation; override it where a closed form is faster.
+        By automatic differentiation; override it where a closed form is faster. Where autograd
+        cannot see through :meth:`energy`, as in one that computes in NumPy, central differences
+        stand in, at 2 D more evaluations of E per state, and a warning says so.
         """
+        energy = None
+        if self._differentiable is not False:
+            energy, gradient = self._by_autograd(x)
+            self._differentiable = gradient is not None
+            if energy is not None and gradient is not None:
+                return energy, gradient
+        return self._by_differences(x, energy)
+
+    # --- what everybody else calls ------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """E(x), shape (B,), for states x of shape (B, D), in their type and on their device.
+
+        Gradients flow to x, by :meth:`energy_and_gradient` where autograd cannot see through E.
+
+        Raises:
+            ValueError: if E does not return a floating tensor of shape (B,).
+        """
+        if torch.is_grad_enabled() and x.requires_grad and not self.differentiable(x):
+            return given_gradient(x, self.with_gradient)
+        return self._values(x)
+
+    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x), shape (B,), and ∇E(x), shape (B, D), as :meth:`forward`, both detached.
+
+        Raises:
+            ValueError: if what comes back has another shape, or no floating type.
+        """
+        with torch.enable_grad():  # a subclass may differentiate in its own way
+            energy, gradient = self.hand_over(self.energy_and_gradient, x.detach())
+        with torch.no_grad():
+            return (
+                self._received(energy, x, x.shape[:-1], "energy_and_gradient"),
+                self._received(gradient, x, x.shape, "energy_and_gradient"),
+            )
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """At how many states E is evaluated for E and ∇E at one: 1, with differences 2 D + 1."""
+        own = type(self).energy_and_gradient is not Energy.energy_and_gradient
+        return 1 if own or self._differentiable is not False else 2 * self.dim + 1
+
+    def differentiable(self, x: Tensor) -> bool:
+        """Whether autograd sees through :meth:`energy`: found out once, at the first of x."""
+        if self._differentiable is None:
+            self._differentiable = self.hand_over(self._by_autograd, x[:1])[1] is not None
+        return self._differentiable
+
+    def hand_over(self, method: Callable[..., Result], x: Tensor, *arguments: Any) -> Result:
+        """`method` of a copy of x, in the thread that E belongs to and in the type it takes.
+
+        What the method changes in place, or keeps, is then not the caller's.
+        """
+        given = x.to(self.dtype or x.dtype, copy=True)
+        if self.thread_safe:
+            return method(given, *arguments)
+        return in_callers_thread(method, given, *arguments)
+
+    def _values(self, x: Tensor) -> Tensor:
+        return self._received(self.hand_over(self.energy, x), x, x.shape[:-1], "energy")
+
+    def _received(self, values: Tensor, x: Tensor, shape: torch.Size, name: str) -> Tensor:
+        """A copy in the type and on the device of x of what `method` returned, once it is right."""
+        method = f"{type(self).__name__}.{name}"
+        if not isinstance(values, Tensor):
+            raise ValueError(f"{method} must return a tensor, got {type(values).__name__}")
+        if values.shape != shape:
+            meaning = "(B,)" if len(shape) == 1 else "(B, D)"
+            raise ValueError(
+                f"{method} must return shape {meaning} = {tuple(shape)}, got {tuple(values.shape)}"
+                + ("; sum or squeeze the last dimension" if len(shape) == 1 else "")
+            )
+        if not values.is_floating_point():
+            raise ValueError(f"{method} must return a floating dtype, got {values.dtype}")
+        return values.to(x.device, x.dtype, copy=True)
+
+    def _by_autograd(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """E and ∇E at x, as far as an evaluation that autograd follows gives them."""
         with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            energy = self.energy(x)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
+            leaf = x.detach().requires_grad_(True)
+            try:
+                energy = self.energy(leaf.clone())
+            except RuntimeError as error:  # NumPy takes no tensor that autograd follows
+                if "requires grad" not in str(error):
+                    raise
+                return None, None
+            if not energy.requires_grad:
+                return energy, None
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf, allow_unused=True)
         return energy.detach(), gradient
+
+    @torch.no_grad()
+    def _by_differences(self, x: Tensor, energy: Tensor | None) -> tuple[Tensor, Tensor]:
+        """E, unless it is known, and ∇E by central differences, in the type that E returns."""
+        if not self._announced:
+            self._announced = True
+            warnings.warn(
+                f"{type(self).__name__}.energy hides its gradient from autograd: ∇E is taken by "
+                f"central differences, {2 * self.dim} more evaluations per state; write "
+                "energy_and_gradient(x), or energy(x) in torch operations",
+                stacklevel=2,
+            )
+        if energy is None:
+            energy = self.energy(x.clone())
+        # Cancellation grows as the step falls, curvature as it rises.
+        digits = torch.finfo(x.dtype).eps * torch.finfo(energy.dtype).eps
+        step = digits ** (1 / 6) * x.abs().clamp_min(1.0)
+        gradient = torch.empty(x.shape, dtype=energy.dtype, device=energy.device)
+        for i in range(x.shape[-1]):
+            high, low = x.clone(), x.clone()
+            high[:, i] += step[:, i]
+            low[:, i] -= step[:, i]
+            rise = self.energy(high.clone()) - self.energy(low.clone())
+            gradient[:, i] = rise / (high[:, i] - low[:, i]).to(rise)
+        return energy, gradient
+
+    # --- what may be known of it --------------------------------------------------------------
 
     @property
     def can_sample(self) -> bool:
@@ -119,8 +290,8 @@ class Energy(nn.Module, ABC):
     def value_gradient(self, x: Tensor, t: int, chain: Chain) -> Tensor:
         """Exact ∇V_t(x), shape (B, D), detached; by automatic differentiation of :meth:`value`."""
         with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.value(x, t, chain).sum(), x)
+            leaf = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.value(leaf.clone(), t, chain).sum(), leaf)
         return gradient
 
     def mode_indicators(self, x: Tensor) -> Tensor:
@@ -134,33 +305,30 @@ class Energy(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} names no modes")
 
 
-def probe(energy: Energy, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Evaluates `energy` once on 64 standard-normal states, before any work starts.
+def given_gradient(x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """E(x), shape (B,), whose derivative by x (B, D) is the gradient that `evaluate` gives."""
+    energy: Tensor = _GivenGradient.apply(x, evaluate)
+    return energy
 
-    Raises:
-        TypeError: if it is not an :class:`Energy`.
-        ValueError: if ``dim`` is not a positive integer, or E does not return shape (B,), a
-            floating dtype and values free of NaN.
-    """
-    name = type(energy).__name__
-    if not isinstance(energy, Energy):
-        raise TypeError(f"energy must be a vgs_rl.Energy, got {name}")
-    dim = getattr(energy, "dim", None)
-    if not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"{name}.dim must be a positive integer, got {dim!r}")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, dim, generator=generator, dtype=torch.float64).to(device, dtype)
-    with torch.no_grad():
-        values = energy.energy(energy.geometry.project(x))
-    if not isinstance(values, Tensor):
-        raise ValueError(f"{name}.energy must return a tensor, got {type(values).__name__}")
-    if values.shape != (64,):
-        raise ValueError(
-            f"{name}.energy must return shape (B,) = (64,), got {tuple(values.shape)}; "
-            "sum or squeeze the last dimension"
-        )
-    if not values.is_floating_point():
-        raise ValueError(f"{name}.energy must return a floating dtype, got {values.dtype}")
-    if bool(values.isnan().any()):
-        count = int(values.isnan().sum())
-        raise ValueError(f"{name}.energy returned NaN on {count} of 64 standard-normal states")
+
+class _GivenGradient(torch.autograd.Function):
+    """E as a function whose gradient was computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        energy, gradient = evaluate(x)
+        ctx.save_for_backward(gradient)
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return slope.unsqueeze(-1) * gradient, None
+
+
+def _taken_name(energy: Energy, name: str) -> str:
+    return (
+        f"{type(energy).__name__}.{name} cannot be set: it is a method of Energy; "
+        "choose another name"
+    )

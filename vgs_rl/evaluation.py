@@ -262,7 +262,7 @@ def _sample_figures(
 
 
 def _energies(energy: Energy, x: Tensor) -> Tensor:
-    return torch.cat([energy.energy(part) for part in x.split(CHUNK)])
+    return torch.cat([energy(part) for part in x.split(CHUNK)])
 
 
 def _mode_figure(x: Tensor, energy: Energy, reference: _Reference | None) -> Figure:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
-from vgs_rl.geometry import Euclidean, Geometry, Sphere
+from vgs_rl.geometry import Euclidean, Sphere
 from vgs_rl.trust import imports, load_class
 
 
@@ -32,23 +32,15 @@ class LearnedEnergy(Energy):
         on_sphere: whether states are unit vectors; else they are all of R^D.
     """
 
+    thread_safe = True
+
     def __init__(self, dim: int, *, on_sphere: bool = False) -> None:
         super().__init__()
         require_at_least(type(self).__name__, 1, dim=dim)
         self.dim, self.on_sphere = dim, on_sphere
-        self._space: Geometry = Sphere(dim) if on_sphere else Euclidean(dim)
-        self._rows: Tensor | None
-        self.register_buffer("_rows", None, persistent=False)
-
-    @property
-    def geometry(self) -> Geometry:
-        """The unit sphere, or R^D."""
-        return self._space
-
-    @property
-    def data(self) -> Tensor | None:
-        """What the energy is learned from, shape (N, D); a checkpoint does not hold it."""
-        return self._rows
+        self.geometry = Sphere(dim) if on_sphere else Euclidean(dim)
+        # What it is learned from; a checkpoint does not hold it.
+        self.register_buffer("data", None, persistent=False)
 
     def attach(self, data: Tensor) -> None:
         """Gives the energy its data, a float tensor of shape (N, D).
@@ -67,7 +59,7 @@ class LearnedEnergy(Energy):
         if gap > 1e-4:
             raise ValueError(f"data must be unit vectors, got a row off the sphere by {gap:.2g}")
         parameter = next(self.parameters())
-        self._rows = data.detach().to(parameter.device, parameter.dtype)
+        self.data = data.detach().to(parameter.device, parameter.dtype)
 
     @abstractmethod
     def network_energy(self, x: Tensor) -> Tensor:
@@ -118,6 +110,8 @@ class MLPEnergy(LearnedEnergy):
         seed: initialises the weights.
     """
 
+    thread_safe = True
+
     def __init__(
         self,
         dim: int,
@@ -156,6 +150,8 @@ class AutoencoderEnergy(LearnedEnergy):
         on_sphere: whether states are unit vectors.
         seed: initialises the weights.
     """
+
+    thread_safe = True
 
     def __init__(
         self,
@@ -206,6 +202,8 @@ class PrototypeEnergy(LearnedEnergy):
         on_sphere: whether states are unit vectors.
         seed: chooses the rows.
     """
+
+    thread_safe = True
 
     def __init__(
         self,
@@ -263,6 +261,8 @@ class GaussianEnergy(LearnedEnergy):
         temperature: T_E.
         on_sphere: whether states are unit vectors.
     """
+
+    thread_safe = True
 
     def __init__(
         self,

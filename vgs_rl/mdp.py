@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
 from vgs_rl.data_start import DataStart, noise_on
-from vgs_rl.energy import Energy, probe
+from vgs_rl.energy import Energy, given_gradient
+from vgs_rl.probe import check_declared, probe
 from vgs_rl.start import Start, StartConfig, make_start
 
 _COUNTING = threading.Lock()
@@ -117,6 +118,7 @@ class Rollout(NamedTuple):
         cost: summed cost (minus the return), shape (B,).
         energy: E(x_T), shape (B,).
         states: x_0 … x_T, shape (T + 1, B, D), if asked for.
+        gradient: ∇E(x_T), shape (B, D), if asked for.
     """
 
     x: Tensor
@@ -124,6 +126,7 @@ class Rollout(NamedTuple):
     cost: Tensor
     energy: Tensor
     states: Tensor | None
+    gradient: Tensor | None = None
 
 
 class SamplingMDP(nn.Module):
@@ -134,7 +137,8 @@ class SamplingMDP(nn.Module):
         chain: the schedule's constants, on this device and dtype.
         start: pi_0.
         rho: noise scale per step, shape (T,); 1 is the published kernel.
-        energy_evaluations: states at which E or ∇E has been evaluated so far.
+        energy_evaluations: states at which E or ∇E has been evaluated through this MDP so far;
+            what checks the energy at construction is not counted.
 
     Args:
         energy: the target; moved to `device`.
@@ -161,9 +165,8 @@ class SamplingMDP(nn.Module):
         super().__init__()
         self.config = config = config or MDPConfig()
         self.device, self.dtype = torch.device(device), dtype
-        if isinstance(energy, nn.Module):
-            energy.to(self.device)
-        probe(energy, dtype=dtype, device=self.device)
+        check_declared(energy)
+        energy.to(self.device)
         # Not a submodule: the target is given, a checkpoint of the MDP does not hold it.
         object.__setattr__(self, "energy", energy)
         self.energy: Energy
@@ -173,7 +176,7 @@ class SamplingMDP(nn.Module):
                 f"chain must be 've' on a {type(self.geometry).__name__}, where states cannot be "
                 f"scaled, got {config.chain!r}"
             )
-        self.dim = energy.dim
+        self.dim = int(energy.dim)
         self.effective_dim = self.geometry.effective_dim
         self.temperature = config.temperature
         self.num_steps = config.num_steps
@@ -183,14 +186,30 @@ class SamplingMDP(nn.Module):
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
+        probe(energy, *self._probed_states())
 
     def _make_start(self, chain: Chain) -> Start:
         if self.config.start.kind != "data":
-            return make_start(self.config.start, self.geometry, float(chain.S[0]))
+            noise = float(chain.S[0])
+            return make_start(self.config.start, self.geometry, noise, dtype=self.dtype)
         if self.energy.data is None:
             name = type(self.energy).__name__
             raise ValueError(f"start.kind 'data' needs an energy with data, {name} has none")
         return DataStart(self.geometry, self.energy.data, chain)
+
+    @torch.no_grad()
+    def _probed_states(self) -> tuple[dict[str, Tensor], Tensor]:
+        """States that the untrained chain meets, and others at many distances, up to 100 times."""
+        generator = self.generator(0)
+        x = self.start.sample(64, generator)
+        z = torch.randn(4096, self.dim, generator=generator, device=self.device, dtype=self.dtype)
+        if not self.geometry.linear:
+            return {"from the start": x}, self.geometry.project(z)
+        z = self.geometry.project(z)
+        end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * z[:64])  # without a control
+        reach = torch.logspace(-2, 2, 64, device=self.device, dtype=self.dtype).repeat(64)
+        far = end.square().mean().sqrt() * reach.unsqueeze(-1) * z
+        return {"from the start": x, "where the untrained chain ends": end}, far
 
     def generator(self, seed: int) -> torch.Generator:
         """A new generator on this MDP's device."""
@@ -211,13 +230,16 @@ class SamplingMDP(nn.Module):
 
     def evaluate_energy(self, x: Tensor) -> Tensor:
         """E(x), shape (B,), counted."""
+        if torch.is_grad_enabled() and x.requires_grad and not self.energy.differentiable(x):
+            return given_gradient(x, self.evaluate_gradient)
         self._count(len(x))
-        return self.energy.energy(x)
+        return self.energy(x)
 
     def evaluate_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """E(x) and ∇E(x), detached, counted once per state."""
-        self._count(len(x))
-        return self.energy.energy_and_gradient(x)
+        """E(x) and ∇E(x), detached; a state counts once, or 2 D + 1 times with differences."""
+        energy, gradient = self.energy.with_gradient(x)
+        self._count(len(x) * self.energy.gradient_evaluations)
+        return energy, gradient
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise on a linear space, shape (n, D)."""
@@ -245,7 +267,7 @@ class SamplingMDP(nn.Module):
 
         Args:
             state: x of shape (B, D) at t < T; an integer t is the fast path.
-            control: u, shape (B, D).
+            control: u, shape (B, D); what of it is not tangent at x is taken out.
             generator: source of the step's noise. None: no noise, `control` is the push v of a
                 stochastic policy, and cost and log-ratio still lack its density: add tau log pi(v)
                 to the cost, subtract log pi(v) from the log-ratio.
@@ -264,6 +286,7 @@ class SamplingMDP(nn.Module):
         if generator is None:
             step = self._pushed(state, control)
         else:
+            control = self.geometry.tangent(control, state.x)
             step = self._move(state, control, self.noise_at(state.x, generator), self.rho)
         x, next_t = step.state
         if isinstance(next_t, int):
@@ -317,7 +340,11 @@ class SamplingMDP(nn.Module):
         assert isinstance(t, int)
         if isinstance(policy, KernelPolicy):
             return self._pushed(state, *policy.draw(x, t, generator))
-        return self._move(state, policy(x, t), self.noise_at(x, generator), rho)
+        return self._move(state, self.control(policy, x, t), self.noise_at(x, generator), rho)
+
+    def control(self, policy: Policy, x: Tensor, t: int) -> Tensor:
+        """u_t(x), shape (B, D), of any policy: what points out of the space at x is taken out."""
+        return self.geometry.tangent(policy(x, t), x)
 
     def rollout(
         self,
@@ -327,6 +354,7 @@ class SamplingMDP(nn.Module):
         *,
         noise_scale: float | Tensor = 1.0,
         keep_states: bool = False,
+        with_gradient: bool = False,
     ) -> Rollout:
         """N whole episodes. Gradients flow if the caller and the policy allow them.
 
@@ -338,6 +366,8 @@ class SamplingMDP(nn.Module):
                 unless one is 0: then they and the cost are infinite. A policy that is the kernel
                 has its own noise and ignores it.
             keep_states: also return x_0 … x_T.
+            with_gradient: also return ∇E(x_T), from the same evaluation; no gradient then flows
+                back from E.
         """
         x = self.start.sample(n, generator)
         log_weight = self.initial_log_weight(x)
@@ -351,10 +381,14 @@ class SamplingMDP(nn.Module):
             cost = cost + step.cost
             if keep_states:
                 states.append(x)
-        energy = self.evaluate_energy(x)
+        gradient = None
+        if with_gradient:
+            energy, gradient = self.evaluate_gradient(x)
+        else:
+            energy = self.evaluate_energy(x)
         log_weight = log_weight - energy / self.temperature
         path = torch.stack(states) if keep_states else None
-        return Rollout(x, log_weight, cost + energy, energy, path)
+        return Rollout(x, log_weight, cost + energy, energy, path, gradient)
 
     def reverse_log_weight(self, policy: Policy, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of episodes drawn backwards from terminal states x of shape (B, D).
@@ -373,7 +407,7 @@ class SamplingMDP(nn.Module):
                 step = self._pushed(State(x, t), push, policy.log_density(push, x, t))
                 log_weight = log_weight + step.log_ratio
                 continue
-            eps = (push - policy(x, t)) / self.rho[t]
+            eps = (push - self.control(policy, x, t)) / self.rho[t]
             constant = self.effective_dim * (self.chain.log_a[t] + self.rho[t].log())
             log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return log_weight - self.start.log_prob(x)
@@ -445,12 +479,14 @@ class SamplingMDP(nn.Module):
         for t in range(self.num_steps):
             if not self.geometry.linear:
                 x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
-                squares = (push - policy(x_t, t)).square().sum(-1).mean() / self.effective_dim
+                gap = push - self.control(policy, x_t, t)
+                squares = gap.square().sum(-1).mean() / self.effective_dim
                 estimates.append(squares.sqrt())
                 continue
             x_next, _ = self.noised_marginal(x, t + 1, generator)
             z = self.noise(len(x), generator)
-            control = policy(x_next / self.chain.a[t] + self.chain.s[t] * z, t)
+            x_t = x_next / self.chain.a[t] + self.chain.s[t] * z
+            control = self.control(policy, x_t, t)
             # x_{t+1} lies -sigma_t (z + u) from the mean. E ‖z‖² is known: to estimate only what
             # ‖z + u‖² has beyond ‖z‖² is several times less noisy.
             beyond = (control * (control + 2 * z)).sum(-1).mean() / self.effective_dim

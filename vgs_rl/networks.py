@@ -250,8 +250,8 @@ class ExactValue:
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); integer t only."""
-        return self.energy.value(x, int(t), self.chain)
+        return self.energy.hand_over(self.energy.value, x, int(t), self.chain).to(x)
 
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), detached; integer t only."""
-        return self.energy.value_gradient(x, int(t), self.chain)
+        return self.energy.hand_over(self.energy.value_gradient, x, int(t), self.chain).to(x)

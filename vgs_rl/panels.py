@@ -171,7 +171,7 @@ def density_image(
     known = energy.has_value and mdp.temperature == 1.0
     if mdp.dim == 2 and (known or t == mdp.num_steps):
         grid = view.grid(160, mdp.device, mdp.dtype)
-        values = energy.value(grid, t, mdp.chain) if known else energy.energy(grid)
+        values = energy.value(grid, t, mdp.chain) if known else energy(grid)
         log_density = -array(values).reshape(160, 160) / mdp.temperature
         return np.asarray(np.exp(0.5 * (log_density - np.nanmax(log_density))))
     if exact is None:

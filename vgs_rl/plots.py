@@ -316,7 +316,7 @@ def _energies(
     """Energies of n samples of the chain and of n exact ones."""
     exact = mdp.energy.sample(n, generator).to(mdp.dtype)
     with mdp.uncounted():
-        return mdp.rollout(policy, n, generator).energy, mdp.energy.energy(exact)
+        return mdp.rollout(policy, n, generator).energy, mdp.energy(exact)
 
 
 def _states_at(mdp: SamplingMDP, policy: Policy, generator: torch.Generator, t: int) -> Tensor:

@@ -6,7 +6,6 @@ import importlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
+from vgs_rl.threads import map_in_threads
 from vgs_rl.weights import cleaned, dead_paths, log_z_estimate, systematic_resample
 
 
@@ -239,7 +239,10 @@ class ChainSampler(Sampler):
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
 
-        Every chunk has a generator of its own, so the samples do not depend on the threads.
+        Every chunk has a generator of its own, so the samples do not depend on the threads. The
+        threads have the calling one evaluate an energy that is not `thread_safe`; a policy that
+        may evaluate it in another way, since it does not say that it is `thread_safe`, runs in the
+        calling thread altogether.
         """
         if len(sizes) == 1 or self.device.type != "cpu":
             yield from super()._draw_chunks(sizes, generator)
@@ -247,17 +250,15 @@ class ChainSampler(Sampler):
         keep_freed_memory()
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
 
-        def draw(size: int, seed: int) -> Samples:
+        def draw(chunk: tuple[int, int]) -> Samples:
+            size, seed = chunk
             with torch.no_grad():  # which is a thread's own
                 return self._episodes(size, torch.Generator().manual_seed(seed))
 
-        with (
-            self.mdp.uncounted() as used,
-            ThreadPoolExecutor(
-                torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool,
-        ):
-            for i, chunk in enumerate(pool.map(draw, sizes, seeds), 1):
+        safe = self.mdp.energy.thread_safe or getattr(self.policy, "thread_safe", False)
+        with self.mdp.uncounted() as used:
+            chunks = map_in_threads(draw, list(zip(sizes, seeds, strict=True)), alone=not safe)
+            for i, chunk in enumerate(chunks, 1):
                 # Threads share the MDP's counter, so only the sum is known, at the end.
                 yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
 

@@ -87,10 +87,12 @@ class Start(nn.Module, ABC):
 class GaussianStart(Start):
     """N(0, s_0² I); ``log_scale`` is a parameter, so s_0 may also be learned by gradients."""
 
-    def __init__(self, geometry: Geometry, scale: float) -> None:
+    def __init__(
+        self, geometry: Geometry, scale: float, *, dtype: torch.dtype | None = None
+    ) -> None:
         geometry.require_linear("start.kind 'gaussian'")
         super().__init__(geometry)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), dtype=dtype))
 
     @property
     def scale(self) -> Tensor:
@@ -140,7 +142,13 @@ class MixtureStart(Start):
     MAX_FIT_STATES = 60_000
 
     def __init__(
-        self, geometry: Geometry, components: int, scale: float, noise: float = 0.0
+        self,
+        geometry: Geometry,
+        components: int,
+        scale: float,
+        noise: float = 0.0,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if geometry.effective_dim != geometry.dim:
             raise ValueError(
@@ -149,9 +157,11 @@ class MixtureStart(Start):
             )
         super().__init__(geometry)
         self.noise = noise
-        self.register_buffer("weights", torch.full((components,), 1.0 / components))
-        self.register_buffer("means", torch.zeros(components, geometry.dim))
-        self.register_buffer("variances", torch.full((components, geometry.dim), scale**2))
+        shape = (components, geometry.dim)
+        weights = torch.full((components,), 1.0 / components, dtype=dtype)
+        self.register_buffer("weights", weights)
+        self.register_buffer("means", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("variances", torch.full(shape, scale**2, dtype=dtype))
         self.register_buffer("fitted", torch.tensor(False))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -236,7 +246,14 @@ class ProductStart(Start):
     ITERATIONS = 30
     MAX_FIT_STATES = 10_000
 
-    def __init__(self, geometry: Geometry, components: int, scale: float) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        components: int,
+        scale: float,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if geometry.effective_dim != geometry.dim:
             raise ValueError(
                 "start.kind 'product' needs a Euclidean geometry; "
@@ -244,9 +261,9 @@ class ProductStart(Start):
             )
         super().__init__(geometry)
         shape = (geometry.dim, components)
-        self.register_buffer("weights", torch.full(shape, 1.0 / components))
-        self.register_buffer("means", torch.zeros(shape))
-        self.register_buffer("variances", torch.full(shape, scale**2))
+        self.register_buffer("weights", torch.full(shape, 1.0 / components, dtype=dtype))
+        self.register_buffer("means", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("variances", torch.full(shape, scale**2, dtype=dtype))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Start.sample`."""
@@ -354,8 +371,20 @@ class _quiet_convergence:
         self._context.__exit__(None, None, None)
 
 
-def make_start(config: StartConfig, geometry: Geometry, noise: float = 0.0) -> Start:
-    """The start distribution that `config` describes; `noise` is the chain's S_0.
+def make_start(
+    config: StartConfig,
+    geometry: Geometry,
+    noise: float = 0.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Start:
+    """The start distribution that `config` describes.
+
+    Args:
+        config: its kind and its numbers.
+        geometry: the space.
+        noise: the chain's S_0.
+        dtype: floating type of its parameters; torch's default if None.
 
     Raises:
         ValueError: if the kind does not fit the geometry, or is `data`, which needs more than that.
@@ -365,7 +394,7 @@ def make_start(config: StartConfig, geometry: Geometry, noise: float = 0.0) -> S
     if config.kind == "uniform":
         return UniformStart(geometry)
     if config.kind == "mixture":
-        return MixtureStart(geometry, config.components, config.scale, noise)
+        return MixtureStart(geometry, config.components, config.scale, noise, dtype=dtype)
     if config.kind == "product":
-        return ProductStart(geometry, config.components, config.scale)
-    return GaussianStart(geometry, config.scale)
+        return ProductStart(geometry, config.components, config.scale, dtype=dtype)
+    return GaussianStart(geometry, config.scale, dtype=dtype)

@@ -1,0 +1,129 @@
+"""What is asked of an energy before any work starts: what it declares, and a look at its values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from vgs_rl.energy import Energy, Particles
+from vgs_rl.geometry import Geometry
+
+
+def check_declared(energy: object) -> None:
+    """Checks the attributes that an energy declares, without a call of it.
+
+    Raises:
+        TypeError: if it is not an :class:`Energy`.
+        ValueError: if an attribute is of another kind than the base class says, naming it.
+    """
+    name = type(energy).__name__
+    if not isinstance(energy, Energy):
+        raise TypeError(f"energy must be a vgs_rl.Energy, got {name}")
+    if "_modules" not in vars(energy):
+        raise ValueError(f"{name}.__init__ must call super().__init__() first")
+    dim = getattr(energy, "dim", None)
+    if not isinstance(dim, Integral) or isinstance(dim, bool) or dim < 1:
+        raise ValueError(f"{name}.dim must be a positive integer, got {dim!r}")
+    log_z, probabilities, data = energy.log_z, energy.mode_probabilities, energy.data
+    if log_z is not None and (isinstance(log_z, bool) or not isinstance(log_z, Real)):
+        raise ValueError(f"{name}.log_z must be a float or None, got {_kind(log_z)}")
+    if energy.symmetry is not None and not isinstance(energy.symmetry, Particles):
+        raise ValueError(
+            f"{name}.symmetry must be a vgs_rl.Particles or None, got {_kind(energy.symmetry)}"
+        )
+    if not isinstance(energy.geometry, Geometry) or energy.geometry.dim != dim:
+        raise ValueError(
+            f"{name}.geometry must be a vgs_rl.geometry.Geometry of dim {dim}, "
+            f"got {_kind(energy.geometry)}"
+        )
+    if probabilities is not None and not (
+        isinstance(probabilities, Tensor) and probabilities.ndim == 1
+    ):
+        raise ValueError(
+            f"{name}.mode_probabilities must be a tensor of shape (M,) or None, "
+            f"got {_kind(probabilities)}"
+        )
+    if data is not None and not (isinstance(data, Tensor) and data.shape[1:] == (dim,)):
+        raise ValueError(
+            f"{name}.data must be a tensor of shape (N, {dim}) or None, got {_kind(data)}; "
+            "it is where chains may start: give other data another name"
+        )
+    if energy.dtype is not None and not (
+        isinstance(energy.dtype, torch.dtype) and energy.dtype.is_floating_point
+    ):
+        raise ValueError(f"{name}.dtype must be a floating torch.dtype or None: {energy.dtype!r}")
+
+
+def _kind(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    return f"a {type(value).__name__}: {value!r}"
+
+
+@torch.no_grad()
+def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
+    """Evaluates an energy once where a chain begins, and where it may come.
+
+    Args:
+        energy: the target, with its attributes checked.
+        near: states (B, D) that the chain meets, by where they are from.
+        far: others, further out or between; only where none of `near` has a finite energy must
+            one of these have it.
+
+    Raises:
+        ValueError: if E fails, has another shape than (B,) or no floating dtype, is -inf anywhere
+            or finite nowhere.
+    """
+    name = type(energy).__name__
+    values = {where: _evaluated(energy, x) for where, x in near.items()}
+    energy.differentiable(next(iter(near.values())))
+    together = torch.cat(list(values.values()))
+    least = torch.cat([together, _evaluated(energy, far[:64])])
+    if bool((least == -torch.inf).any()):
+        count = int((least == -torch.inf).sum())
+        raise ValueError(
+            f"{name}.energy returned -inf on {count} of {len(least)} states: exp(-E) must be "
+            "finite everywhere"
+        )
+    finite = int(torch.isfinite(together).sum())
+    if finite == len(together):
+        return
+    what = f"NaN on {int(together.isnan().sum())} and infinite on {int(together.isposinf().sum())}"
+    places = ", ".join(
+        f"{where} (up to {float(x.abs().max()):.3g} in a coordinate)" for where, x in near.items()
+    )
+    if finite:
+        warnings.warn(
+            f"{name}.energy is {what} of {len(together)} states drawn {places}: such states have "
+            "weight 0 and teach nothing",
+            stacklevel=3,
+        )
+    elif not bool(torch.isfinite(_evaluated(energy, far)).any()):
+        raise ValueError(
+            f"{name}.energy is finite nowhere: {what} of {len(together)} states drawn {places}, "
+            f"and of {len(far)} others, up to {float(far.abs().max()):.3g}; move or scale E, or "
+            "set mdp.start.scale to the size of the region where it is finite"
+        )
+    else:
+        warnings.warn(
+            f"{name}.energy is {what} of {len(together)} states drawn {places}, which are all, and "
+            f"finite on some of {len(far)} others: set mdp.start.scale to where it is finite",
+            stacklevel=3,
+        )
+
+
+def _evaluated(energy: Energy, x: Tensor) -> Tensor:
+    try:
+        return energy(x)
+    except ValueError:
+        raise
+    except Exception as error:  # of a user's code
+        raise ValueError(
+            f"{type(energy).__name__}.energy failed on states of shape {tuple(x.shape)} in "
+            f"{x.dtype}: {type(error).__name__}: {error}"
+        ) from error
