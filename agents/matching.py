@@ -194,9 +194,9 @@ class GradientMatchingLearner(ValueLearner):
         else:
             size = self.config.refresh_size if len(self._buffer) else self.config.first_size
             with widened(agent.mdp.start, self.config.start_spread):
-                rollout = agent.rollout(size)
-            x, log_weight = rollout.x, rollout.log_weight
-            gradient = agent.mdp.energy.energy_and_gradient(x)[1]  # E was counted already
+                rollout = agent.rollout(size, with_gradient=True)
+            assert rollout.gradient is not None
+            x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
             self._scalars = rollout_scalars(agent.mdp, rollout)
         self._buffer.add(x, gradient, log_weight)
         if not len(self._buffer):

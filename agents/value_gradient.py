@@ -170,11 +170,23 @@ class ValueGradientAgent(Agent):
         policy = self._policy_of(CompiledValue(self.average)) if compiled else self.policy
         return ChainSampler(self.mdp, policy, noise_scale=noise_scale)
 
-    def rollout(self, n: int, *, noise_scale: float = 1.0, keep_states: bool = False) -> Rollout:
+    def rollout(
+        self,
+        n: int,
+        *,
+        noise_scale: float = 1.0,
+        keep_states: bool = False,
+        with_gradient: bool = False,
+    ) -> Rollout:
         """N training episodes with the current policy, counted as environment steps."""
         self.counters.env_steps += n * self.mdp.num_steps
         return self.mdp.rollout(
-            self.policy, n, self.generator, noise_scale=noise_scale, keep_states=keep_states
+            self.policy,
+            n,
+            self.generator,
+            noise_scale=noise_scale,
+            keep_states=keep_states,
+            with_gradient=with_gradient,
         )
 
     def refit_start(self, x: Tensor, *, rate: float) -> None:

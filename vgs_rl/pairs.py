@@ -69,7 +69,7 @@ class NoisedPairPotential(nn.Module):
         log_density = log_bessel - 0.5 * (first - other).square() / variance
         log_density += (order + 1) * other.log() - order * first.log()
         log_density.masked_fill_(raw <= 0, -torch.inf)
-        weighted = log_density - energy.pair_potential(other)  # type: ignore[operator]
+        weighted = log_density - energy.pair_potential(other)
         # Normalised by its own quadrature, so that U = u for a constant u.
         u = torch.logsumexp(log_density, -1) - torch.logsumexp(weighted, -1)
         # Tweedie: the slope is (r - E[r' cos θ]) / sigma² under the weights.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,44 +26,41 @@ def check_declared(energy: object) -> None:
         raise TypeError(f"energy must be a vgs_rl.Energy, got {name}")
     if "_modules" not in vars(energy):
         raise ValueError(f"{name}.__init__ must call super().__init__() first")
-    dim = getattr(energy, "dim", None)
-    if not isinstance(dim, Integral) or isinstance(dim, bool) or dim < 1:
+    declared: Any = energy  # attributes may be anything still
+    dim = getattr(declared, "dim", None)
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
         raise ValueError(f"{name}.dim must be a positive integer, got {dim!r}")
-    log_z, probabilities, data = energy.log_z, energy.mode_probabilities, energy.data
+    log_z, probabilities, data = declared.log_z, declared.mode_probabilities, declared.data
+    geometry, symmetry, dtype = declared.geometry, declared.symmetry, declared.dtype
     if log_z is not None and (isinstance(log_z, bool) or not isinstance(log_z, Real)):
-        raise ValueError(f"{name}.log_z must be a float or None, got {_kind(log_z)}")
-    if energy.symmetry is not None and not isinstance(energy.symmetry, Particles):
+        raise ValueError(f"{name}.log_z must be a float or None, {_got(log_z)}")
+    if symmetry is not None and not isinstance(symmetry, Particles):
+        raise ValueError(f"{name}.symmetry must be a vgs_rl.Particles or None, {_got(symmetry)}")
+    if not isinstance(geometry, Geometry) or geometry.dim != dim:
         raise ValueError(
-            f"{name}.symmetry must be a vgs_rl.Particles or None, got {_kind(energy.symmetry)}"
-        )
-    if not isinstance(energy.geometry, Geometry) or energy.geometry.dim != dim:
-        raise ValueError(
-            f"{name}.geometry must be a vgs_rl.geometry.Geometry of dim {dim}, "
-            f"got {_kind(energy.geometry)}"
+            f"{name}.geometry must be a vgs_rl.geometry.Geometry of dim {dim}, {_got(geometry)}"
         )
     if probabilities is not None and not (
         isinstance(probabilities, Tensor) and probabilities.ndim == 1
     ):
         raise ValueError(
             f"{name}.mode_probabilities must be a tensor of shape (M,) or None, "
-            f"got {_kind(probabilities)}"
+            f"{_got(probabilities)}"
         )
-    if data is not None and not (isinstance(data, Tensor) and data.shape[1:] == (dim,)):
+    if data is not None and not (isinstance(data, Tensor) and tuple(data.shape[1:]) == (dim,)):
         raise ValueError(
-            f"{name}.data must be a tensor of shape (N, {dim}) or None, got {_kind(data)}; "
+            f"{name}.data must be a tensor of shape (N, {dim}) or None, {_got(data)}; "
             "it is where chains may start: give other data another name"
         )
-    if energy.dtype is not None and not (
-        isinstance(energy.dtype, torch.dtype) and energy.dtype.is_floating_point
-    ):
-        raise ValueError(f"{name}.dtype must be a floating torch.dtype or None: {energy.dtype!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name}.dtype must be a floating torch.dtype or None, {_got(dtype)}")
 
 
-def _kind(value: object) -> str:
+def _got(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
-    return f"a {type(value).__name__}: {value!r}"
+        return f"got a {type(value).__name__} of shape {tuple(shape)}"
+    return f"got {value!r}"
 
 
 @torch.no_grad()
