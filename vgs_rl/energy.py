@@ -108,7 +108,7 @@ class Energy(nn.Module, ABC):
         if isinstance(vars(Energy).get(name), FunctionType | property):
             if not callable(value):
                 raise ValueError(_taken_name(self, name))
-            super().__setattr__("thread_safe", False)  # of the method that this one replaces
+            vars(self)["thread_safe"] = False  # that was of the method which this one replaces
         super().__setattr__(name, value)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -307,7 +307,7 @@ class Energy(nn.Module, ABC):
 
 def given_gradient(x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """E(x), shape (B,), whose derivative by x (B, D) is the gradient that `evaluate` gives."""
-    energy: Tensor = _GivenGradient.apply(x, evaluate)
+    energy: Tensor = _GivenGradient.apply(x, evaluate)  # type: ignore[no-untyped-call]
     return energy
 
 

@@ -47,7 +47,9 @@ def check_declared(energy: object) -> None:
             f"{name}.mode_probabilities must be a tensor of shape (M,) or None, "
             f"{_got(probabilities)}"
         )
-    if data is not None and not (isinstance(data, Tensor) and tuple(data.shape[1:]) == (dim,)):
+    if data is not None and not (
+        isinstance(data, Tensor) and data.ndim == 2 and data.shape[1] == dim
+    ):
         raise ValueError(
             f"{name}.data must be a tensor of shape (N, {dim}) or None, {_got(data)}; "
             "it is where chains may start: give other data another name"
