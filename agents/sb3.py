@@ -70,6 +70,7 @@ class SB3Agent(LibraryAgent):
             action_bound=config.bound,
             noise=config.policy_noise == "environment",
             features=config.features,
+            autoreset_mode="SAME_STEP",
         )
         vec_env = SB3VecEnv(env, reward_scale=config.reward_scale, statistics=self.statistics)
         network = {"net_arch": list(config.hidden)}

@@ -14,7 +14,7 @@ from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from vgs_rl.agents.vector_adapter import EpisodeStatistics, VectorAdapter
+from vgs_rl.agents.vector_adapter import EpisodeStatistics, VectorAdapter, terminal_figures
 
 Array = NDArray[Any]
 
@@ -63,9 +63,7 @@ class SB3VecEnv(VecEnv):
             return observations, rewards, dones, self._no_infos
         columns = {"terminal_observation": infos["final_obs"]}
         columns["TimeLimit.truncated"] = (truncated & ~terminated).tolist()
-        for key in ("energy", "log_weight", "log_path"):
-            if key in infos:
-                columns[key] = infos[key].tolist()
+        columns |= {name: values.tolist() for name, values in terminal_figures(infos).items()}
         rows = map(dict, map(zip, repeat(tuple(columns)), zip(*columns.values(), strict=True)))
         if dones.all():
             return observations, rewards, dones, list(rows)

@@ -10,6 +10,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from vgs_rl.envs.gym import SamplingVectorEnv
+
 Array = NDArray[Any]
 
 
@@ -63,11 +65,23 @@ class EpisodeStatistics:
         self._sums, self.latest = dict(state["sums"]), dict(state["latest"])
 
 
+def terminal_figures(infos: dict[str, Any]) -> dict[str, Array]:
+    """The figures of the episodes that ended, by name, each of shape (num_envs,).
+
+    Gymnasium's own SyncVectorEnv and AsyncVectorEnv have them in `final_info` alone.
+    """
+    names = ("energy", "log_weight", "log_path")
+    found = infos if "energy" in infos else infos.get("final_info", {})
+    return {name: found[name] for name in names if name in found}
+
+
 class VectorAdapter:
     """Steps a vector environment for a library: actions clipped, rewards scaled, all in arrays.
 
     Args:
-        env: a Gymnasium vector environment with a bounded Box as action space.
+        env: a Gymnasium vector environment with a bounded Box as action space. One of ours in the
+            default mode, NEXT_STEP, is put into the library's mode, unless a wrapper around it has
+            read its mode already.
         mode: the autoreset mode that the library needs.
         reward_scale: factor on every reward.
         statistics: where to gather figures of episodes and actions.
@@ -83,10 +97,13 @@ class VectorAdapter:
         reward_scale: float = 1.0,
         statistics: EpisodeStatistics | None = None,
     ) -> None:
+        if isinstance(env, SamplingVectorEnv) and env.autoreset_mode is AutoresetMode.NEXT_STEP:
+            env.set_autoreset_mode(mode)
         found = env.metadata.get("autoreset_mode")
         if found is not mode:
             raise ValueError(
-                f"autoreset_mode must be {mode.name}, got {getattr(found, 'name', found)}"
+                f"autoreset_mode must be {mode.name}, got {getattr(found, 'name', found)}; make "
+                f"the environment with autoreset_mode={mode.name!r}"
             )
         if not (isinstance(env.single_action_space, Box) and env.single_action_space.is_bounded()):
             raise ValueError(f"actions must be a bounded Box, got {env.single_action_space}")
@@ -118,9 +135,10 @@ class VectorAdapter:
 
     def _gather(self, ended: Array, infos: dict[str, Any]) -> None:
         sums = {"return": float(self._returns[ended].sum())}
+        figures = terminal_figures(infos)
         for key, name in (("energy", "energy"), ("log_weight", "elbo")):
-            if key in infos:
-                sums[name] = float(infos[key][ended].sum())
+            if key in figures:
+                sums[name] = float(figures[key][ended].sum())
         self.statistics.add_episodes(int(ended.sum()), **sums)
         self._returns[ended] = 0.0
 
@@ -137,7 +155,7 @@ class VectorAdapter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         env: Any = self.env.unwrapped
-        env.load_state_dict(state["env"])
+        env.load_state_dict(state["env"])  # refuses one of another number of rows
         self._returns = np.array(state["returns"])
         random = json.loads(state["action_space"])
         env.single_action_space.np_random.bit_generator.state = random

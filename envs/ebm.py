@@ -11,6 +11,7 @@ model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,13 +99,21 @@ class _LearnedTarget:
         """Gives the energy new parameters, another's `state_dict`, also amid an episode.
 
         Raises:
-            ValueError: if they belong to another network.
+            ValueError: if they belong to another network; nothing has changed then.
         """
-        try:
-            self.energy.load_state_dict(dict(parameters))
-        except RuntimeError as error:
-            name, reason = type(self.energy).__name__, " ".join(str(error).split())
-            raise ValueError(f"parameters do not fit {name}: {reason}") from error
+        # torch's load_state_dict copies what fits before it raises.
+        wanted, got = (
+            {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items()}
+            for tensors in (self.energy.state_dict(), parameters)
+        )
+        wrong = [n for n in wanted.keys() | got.keys() if wanted.get(n) != got.get(n)]
+        if wrong:
+            n = min(wrong)
+            raise ValueError(
+                f"parameters do not fit {type(self.energy).__name__}: {n} must have shape "
+                f"{wanted.get(n, 'none, it is unknown')}, got {got.get(n, 'none, it is missing')}"
+            )
+        self.energy.load_state_dict(dict(parameters))
 
     def _make_learner(self, config: ContrastiveConfig | None, seed: int) -> None:
         energy = self.energy
@@ -198,9 +207,27 @@ class EBMVectorEnv(_LearnedTarget, SamplingVectorEnv):
         return super().state_dict() | {"energy": energy}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; no reset is needed."""
-        super().load_state_dict({name: v for name, v in state.items() if name != "energy"})
+        """Restores :meth:`state_dict`; no reset is needed.
+
+        Raises:
+            ValueError: if the state is of another environment; nothing has changed then.
+        """
+        if not isinstance(state, dict) or "energy" not in state:
+            raise ValueError("state must hold 'energy', the state of the energy, got none")
+        episodes = {name: value for name, value in state.items() if name != "energy"}
+        self._episodes.require_loadable(episodes)
         if self.learner is None:
             self.update_energy(state["energy"])
         else:
-            self.learner.load_state_dict(state["energy"])
+            self._load_learner(self.learner, state["energy"])
+        super().load_state_dict(episodes)
+
+    @staticmethod
+    def _load_learner(learner: TerminalLearner, state: Any) -> None:
+        before = copy.deepcopy(learner.state_dict())
+        try:
+            learner.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            learner.load_state_dict(before)
+            reason = " ".join(str(error).split())
+            raise ValueError(f"state['energy'] is not of this learner: {reason}") from error

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,10 @@ class Outcome(NamedTuple):
     ended: Array
     energy: Array | None
     log_weight: Array | None
+
+
+class NoEpisode(ResetNeeded, ValueError):
+    """Something was asked of episodes that have not begun or have ended."""
 
 
 class Episodes:
@@ -63,19 +68,78 @@ class Episodes:
         return self.t == t if isinstance(self.t, int) else bool((self.t == t).any())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        assert self.generator is not None
+        """Everything that the next step depends on.
+
+        Raises:
+            NoEpisode: before the first reset.
+        """
+        if self.generator is None:
+            raise NoEpisode("state_dict needs a reset first: no episode has begun")
         t = self.t if isinstance(self.t, int) else torch.from_numpy(self.t.copy())
         state = {"x": self.x, "log_weight": self.log_weight, "t": t}
-        return state | {"generator": self.generator.get_state()}
+        return state | {"generator": self.generator.get_state(), "setting": self._setting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.x, self.log_weight = state["x"].clone(), state["log_weight"].clone()
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is of other episodes or damaged; nothing has changed then.
+        """
+        self.require_loadable(state)
+        generator = torch.Generator(self.mdp.device)
+        try:
+            generator.set_state(state["generator"].cpu())
+        except RuntimeError as error:
+            raise ValueError(f"state['generator'] is no generator's state: {error}") from error
+        self.generator = generator
+        self.x, self.log_weight = (
+            state[name].to(self.mdp.device, copy=True) for name in ("x", "log_weight")
+        )
         t = state["t"]
         self.t = t if isinstance(t, int) else t.cpu().numpy().copy()
-        self.generator = torch.Generator(self.mdp.device)
-        self.generator.set_state(state["generator"].cpu())
+
+    def require_loadable(self, state: dict[str, Any]) -> None:
+        """Raises a ValueError unless :meth:`load_state_dict` can restore this state."""
+        keys = ["x", "log_weight", "t", "generator", "setting"]
+        if not isinstance(state, dict) or sorted(state) != sorted(keys):
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"state must hold {sorted(keys)}, got {got}")
+        if state["setting"] != self._setting:
+            raise ValueError(
+                f"state must be of episodes with {self._setting}, got {state['setting']}"
+            )
+        t = state["t"]
+        wanted = {"x": self.x, "log_weight": self.log_weight}
+        if not isinstance(t, int):
+            wanted["t"] = torch.zeros(self.n, dtype=torch.int64)
+        wanted["generator"] = torch.Generator(self.mdp.device).get_state()
+        for name, like in wanted.items():
+            value = state[name]
+            found = (
+                (tuple(value.shape), value.dtype)
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            if found != (tuple(like.shape), like.dtype):
+                raise ValueError(
+                    f"state[{name!r}] must be a tensor of shape {tuple(like.shape)} in "
+                    f"{like.dtype}, got {found}"
+                )
+        steps = torch.as_tensor(t)
+        if bool(((steps < -1) | (steps > self.mdp.num_steps)).any()):
+            raise ValueError(
+                f"state['t'] must be between -1 and num_steps = {self.mdp.num_steps}, got {t}"
+            )
+
+    @property
+    def _setting(self) -> dict[str, Any]:
+        """What a saved state must agree in."""
+        return {
+            "num_envs": self.n,
+            "dim": self.mdp.dim,
+            "num_steps": self.mdp.num_steps,
+            "noise": self.noise,
+        }
 
     def observation(self) -> Array:
         """The observation of every row, float32, shape (n, F): a new array."""

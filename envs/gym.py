@@ -19,6 +19,7 @@ density, as at noised data, the info holds `log_path` too: it lacks -log pi_0(x_
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,14 +29,14 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.envs.episodes import Episodes, Outcome
+from vgs_rl.envs.episodes import Episodes, NoEpisode, Outcome
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
@@ -71,12 +72,16 @@ def _make_mdp(
     config = copy.deepcopy(config)
     if num_steps is not None:
         config = replace(config, num_steps=num_steps)
-    if max_episode_steps not in (None, config.num_steps):
-        raise ValueError(
-            f"max_episode_steps must be None or num_steps = {config.num_steps}, "
-            f"got {max_episode_steps}; every episode has exactly num_steps steps"
-        )
+    _require_length(max_episode_steps, config.num_steps)
     return SamplingMDP(energy, config, device=device)
+
+
+def _require_length(max_episode_steps: int | None, num_steps: int) -> None:
+    if max_episode_steps not in (None, num_steps):
+        raise ValueError(
+            f"max_episode_steps must be None or num_steps = {num_steps}, got {max_episode_steps}; "
+            "every episode has exactly num_steps steps, of which num_steps= sets the number"
+        )
 
 
 def _make_action_space(dim: int, action_bound: float) -> spaces.Box:
@@ -155,6 +160,8 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Draws x_0; the same seed gives the same numbers. Returns the observation and {}."""
+        if self._episodes.generator is None:
+            self._require_whole_episodes()
         super().reset(seed=seed)
         self._episodes.seed(self.np_random, seed is not None)
         self._episodes.reset()
@@ -167,23 +174,37 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
             action: u_t, shape (D,).
 
         Returns:
-            Observation, reward, terminated, False, and on the last step `log_weight`, `energy`.
+            Observation, reward, terminated, False, and on the last step the NumPy scalars
+            `log_weight` and `energy`.
 
         Raises:
             ValueError: on an action of wrong shape or not finite, and on a NaN energy.
-            ResetNeeded: before the first reset and after the end of the episode.
+            NoEpisode: before the first reset and after the end of the episode.
         """
         control = self._episodes.control(action, "action", (self.mdp.dim,))
         if self._episodes.t in (-1, self.mdp.num_steps):
-            raise ResetNeeded("step needs a reset first: no episode has begun, or it has ended")
+            raise NoEpisode("step needs a reset first: no episode has begun, or it has ended")
         outcome = self._episodes.step(control)
         info: dict[str, Any] = {}
         if outcome.energy is not None and outcome.log_weight is not None:
-            info[_weight_key(self._episodes)] = float(outcome.log_weight[0])
-            info["energy"] = float(outcome.energy[0])
+            info[_weight_key(self._episodes)] = outcome.log_weight[0]
+            info["energy"] = outcome.energy[0]
             self._finished(self._episodes.x, outcome.ended)
         reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
         return self._episodes.observation()[0], reward, ended, False, info
+
+    def _require_whole_episodes(self) -> None:
+        """Refuses a TimeLimit of another length around this environment.
+
+        `gymnasium.make` puts it there for `max_episode_steps`, which it keeps to itself: nothing
+        but the call that comes through the wrapper tells the environment of it.
+        """
+        frame = inspect.currentframe()
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, TimeLimit) and caller.unwrapped is self:
+                _require_length(caller._max_episode_steps, self.mdp.num_steps)
+            frame = frame.f_back
 
     def _finished(self, x: Tensor, ended: Array) -> None:
         """Called with the state (1, D) at an episode's end, for subclasses."""
@@ -194,6 +215,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
     All noise comes from one generator, so rows are independent, but the numbers of a row depend
     on the number of rows. With one row they are those of :class:`SamplingEnv`.
+
+    How rows are reset is Gymnasium's default, NEXT_STEP, unless `autoreset_mode` says otherwise.
 
     Infos: in every autoreset mode `log_weight` and `energy`, float64 arrays of shape (num_envs,),
     with the masks `_log_weight` and `_energy` of the episodes that ended in this step. In
@@ -215,9 +238,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         noise: whether the MDP adds its own noise; without it the action is the whole push, and a
             stochastic policy is the sampling kernel (head of this module).
         features: what is observed, and in which order; see :class:`Observation`.
-        autoreset_mode: Gymnasium's AutoresetMode, or its name. SAME_STEP resets a row in the step
-            that ends it, NEXT_STEP in the step after (ignoring its action), DISABLED leaves it to
-            the caller: ``reset(options={"reset_mask": mask})``.
+        autoreset_mode: Gymnasium's AutoresetMode, or its name. NEXT_STEP resets a row in the step
+            after the one that ends it (ignoring its action), SAME_STEP in that step itself,
+            DISABLED leaves it to the caller: ``reset(options={"reset_mask": mask})``.
         device: where the MDP's tensors live.
         render_mode: None.
 
@@ -245,7 +268,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         action_bound: float = 10.0,
         noise: bool = True,
         features: Sequence[Feature] = DEFAULT_FEATURES,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
@@ -254,8 +277,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         _require_no_render(render_mode)
         self.render_mode = None
         self.num_envs = num_envs
-        self.autoreset_mode = _parse_mode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = {"render_modes": []}
+        self.set_autoreset_mode(autoreset_mode)
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
         observed = Observation(self.mdp, features)
         self.single_observation_space = observed.space
@@ -301,17 +324,17 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
         Raises:
             ValueError: on actions of wrong shape or not finite, and on NaN energies.
-            ResetNeeded: before the first reset, and in DISABLED mode if some episode has ended.
+            NoEpisode: before the first reset, and in DISABLED mode if some episode has ended.
         """
         episodes = self._episodes
         control = episodes.control(actions, "actions", (self.num_envs, self.mdp.dim))
         if episodes.any_at(-1):
-            raise ResetNeeded("step needs a reset first: some environments were never reset")
+            raise NoEpisode("step needs a reset first: some environments were never reset")
         going: Array | None = None
         if episodes.any_at(self.mdp.num_steps):
             ended = episodes.at(self.mdp.num_steps)
             if self.autoreset_mode is not AutoresetMode.NEXT_STEP:
-                raise ResetNeeded(
+                raise NoEpisode(
                     f"{int(ended.sum())} of {self.num_envs} episodes have ended; reset them with "
                     "reset(options={'reset_mask': mask}) before the next step"
                 )
@@ -340,6 +363,11 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _finished(self, x: Tensor, ended: Array) -> None:
         """Called with all states (n, D) where some episodes ended, for subclasses."""
+
+    def set_autoreset_mode(self, mode: AutoresetMode | str) -> None:
+        """Changes how rows are reset from now on; wrappers may have read the mode already."""
+        self.autoreset_mode = _parse_mode(mode)
+        self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
 
     @property
     def is_default(self) -> bool:

@@ -1,5 +1,6 @@
 """Energies that learn: networks, contrastive divergence and its guards, the loop, environments."""
 
+import copy
 import math
 import re
 import warnings
@@ -606,7 +607,7 @@ def step_through(envs, seed=0, episodes=1):
 
 
 def test_states_start_at_digits_and_stay_on_the_sphere():
-    envs = gymnasium.make_vec(ID, num_envs=20, num_steps=2)
+    envs = gymnasium.make_vec(ID, num_envs=20, num_steps=2, autoreset_mode="SAME_STEP")
     observation, _ = envs.reset(seed=0)
     x = torch.from_numpy(observation[:, :-1])
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(20))
@@ -617,7 +618,7 @@ def test_states_start_at_digits_and_stay_on_the_sphere():
 
 
 def test_the_energy_may_change_amid_an_episode():
-    envs = EBMVectorEnv(ID, num_envs=4)
+    envs = EBMVectorEnv(ID, num_envs=4, autoreset_mode="SAME_STEP")
     other = digits_energy(seed=1)
     envs.reset(seed=0)
     for t in range(10):
@@ -626,15 +627,20 @@ def test_the_energy_may_change_amid_an_episode():
         infos = envs.step(np.zeros((4, 64), np.float32))[-1]
     x = torch.from_numpy(infos["final_obs"][:, :-1])
     np.testing.assert_allclose(infos["energy"], other(x).detach().numpy(), rtol=1e-5)
-    with pytest.raises(ValueError, match="parameters do not fit AutoencoderEnergy"):
-        envs.update_energy({})
+    before = copy.deepcopy(envs.energy.state_dict())
+    smaller = digits_energy(latent=8, seed=2).state_dict()
+    for wrong in ({}, smaller):
+        with pytest.raises(ValueError, match="parameters do not fit AutoencoderEnergy: .* got"):
+            envs.update_energy(wrong)
+    after = envs.energy.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
     with pytest.raises(TypeError, match="target must be a LearnedEnergy, got Gaussian"):
         EBMVectorEnv(Gaussian(), num_envs=2)
 
 
 def test_an_environment_on_the_trainers_mdp_sees_its_energy_learn():
     trainer = EBMTrainer(eight(), plane(AgentNegatives()))
-    envs = SamplingVectorEnv(trainer.mdp, num_envs=4)
+    envs = SamplingVectorEnv(trainer.mdp, num_envs=4, autoreset_mode="SAME_STEP")
     for _ in range(2):
         infos = step_through(envs)[1]
         x = torch.from_numpy(infos["final_obs"][:, :-1])
@@ -645,7 +651,13 @@ def test_an_environment_on_the_trainers_mdp_sees_its_energy_learn():
 @pytest.mark.parametrize("num_envs", [1, 24])
 def test_an_environment_with_a_learner_trains_its_energy_on_terminal_states(num_envs):
     learner = ContrastiveConfig(batch_size=16)
-    envs = EBMVectorEnv(digits_energy(), num_envs=num_envs, learner=learner, mdp=two_steps())
+    envs = EBMVectorEnv(
+        digits_energy(),
+        num_envs=num_envs,
+        learner=learner,
+        mdp=two_steps(),
+        autoreset_mode="SAME_STEP",
+    )
     before = envs.energy.scale.clone()
     episodes = 32 // num_envs + 1
     step_through(envs, episodes=episodes)
@@ -689,6 +701,27 @@ def test_a_learning_environments_state_is_resumed_bit_for_bit():
     np.testing.assert_array_equal(a[0], b[0])
     np.testing.assert_array_equal(a[1], b[1])
     assert first.learner.learner.counters == second.learner.learner.counters
+
+
+def test_a_learning_environments_state_of_another_learner_is_refused_and_changes_nothing():
+    def make(latent, batch_size=16, learns=True):
+        learner = ContrastiveConfig(batch_size=batch_size) if learns else None
+        energy = digits_energy(latent=latent)
+        envs = EBMVectorEnv(energy, num_envs=6, learner=learner, mdp=two_steps())
+        envs.reset(seed=0)
+        return envs
+
+    envs = make(latent=16)
+    before = copy.deepcopy(envs.state_dict())
+    for other in (make(latent=8), make(latent=16, learns=False)):
+        with pytest.raises(ValueError, match=r"state\['energy'\] is not of this learner"):
+            envs.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="state must hold 'energy'"):
+        envs.load_state_dict({})
+    after = envs.state_dict()
+    for name, value in before["energy"]["learner"]["energy"].items():
+        assert torch.equal(value, after["energy"]["learner"]["energy"][name])
+    assert torch.equal(before["x"], after["x"])
 
 
 def test_a_library_model_trains_the_energy_through_the_environment():

@@ -1,3 +1,4 @@
+import copy
 import math
 import warnings
 
@@ -8,10 +9,12 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from vgs_rl import Energy, MDPConfig, ScheduleConfig, StartConfig
 from vgs_rl.envs import GMM9, Funnel, Gaussian, SamplingEnv, SamplingVectorEnv, check_vector_env
+from vgs_rl.envs.episodes import NoEpisode
 
 IDS = ["vgs_rl/Gaussian-v0", "vgs_rl/GMM9-v0", "vgs_rl/Funnel10-v0", "vgs_rl/ManyWell32-v0"]
 
@@ -43,7 +46,7 @@ def test_make_vec_uses_the_batched_environment_and_declares_its_mode():
         warnings.simplefilter("error")
         env = gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=5)
     assert isinstance(env.unwrapped, SamplingVectorEnv) and env.num_envs == 5
-    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert env.spec.id == "vgs_rl/GMM9-v0"
     other = gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2, num_steps=7, action_bound=3.0)
     assert other.unwrapped.mdp.num_steps == 7
@@ -80,6 +83,71 @@ def test_impossible_arguments_are_refused_by_name(arguments, message):
         make(**arguments)
 
 
+@pytest.mark.parametrize("id", ["vgs_rl/GMM9-v0", "vgs_rl/EBMDigits-v0"])
+def test_a_time_limit_cuts_no_episode_unseen(id):
+    message = r"max_episode_steps must be None or num_steps = \d+, got 3; .* num_steps= sets"
+    for make in (gymnasium.make, lambda *a, **k: gymnasium.make_vec(*a, **k, num_envs=2)):
+        with pytest.raises(ValueError, match=message):
+            make(id, max_episode_steps=3).reset(seed=0)
+    options = {"vectorization_mode": "sync", "num_envs": 2, "max_episode_steps": 3}
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make_vec(id, **options).reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        TimeLimit(gymnasium.make(id), 3).reset()
+    whole = gymnasium.make(id, max_episode_steps=3, num_steps=3)
+    whole.reset(seed=0)
+    ends = [whole.step(0 * whole.action_space.sample())[2] for _ in range(3)]
+    assert ends == [False, False, True]
+    assert gymnasium.make(id, max_episode_steps=-1).reset()[1] == {}
+
+
+def test_the_state_before_the_first_reset_is_asked_for_in_vain():
+    with pytest.raises(NoEpisode, match="state_dict needs a reset first: no episode has begun"):
+        make().state_dict()
+    assert issubclass(NoEpisode, (ResetNeeded, ValueError))
+
+
+def broken(state, **changes):
+    return {name: value for name, value in (state | changes).items() if value is not None}
+
+
+def test_a_state_of_other_episodes_is_refused_and_changes_nothing():
+    def reset(**arguments):
+        env = make(**arguments)
+        env.reset(seed=0)
+        return env
+
+    env, other = reset(), reset()
+    env.step(np.ones((3, 2), np.float32))
+    before = copy.deepcopy(env.state_dict())
+    mixed = torch.tensor([0, 1, 2])
+    for state, message in (
+        (reset(num_envs=4).state_dict(), "with {'num_envs': 3.*got {'num_envs': 4"),
+        (reset(num_steps=5).state_dict(), "'num_steps': 4.*got .*'num_steps': 5"),
+        (reset(noise=False).state_dict(), "'noise': True.*got .*'noise': False"),
+        (broken(before, x=None), r"state must hold \['generator', .*'x'\], got"),
+        (broken(before, x=torch.zeros(3, 1)), r"state\['x'\] must be a tensor of shape \(3, 2\)"),
+        (broken(before, x=before["x"].double()), r"in torch.float32, got .*torch.float64"),
+        (broken(before, log_weight=[0.0]), r"state\['log_weight'\] must be .* got list"),
+        (broken(before, t=5), r"state\['t'\] must be between -1 and num_steps = 4, got 5"),
+        (broken(before, t=mixed + 3), r"state\['t'\] must be between -1 and num_steps = 4"),
+        (broken(before, t=mixed[:2]), r"state\['t'\] must be a tensor of shape \(3,\)"),
+        (broken(before, generator=torch.zeros(3, dtype=torch.uint8)), r"\['generator'\] must be"),
+        (
+            broken(before, generator=0 * before["generator"]),
+            r"state\['generator'\] is no generator's state",
+        ),
+        (3, "state must hold .* got int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.load_state_dict(state)
+        assert torch.equal(env.state_dict()["x"], before["x"])
+        assert torch.equal(env.state_dict()["generator"], before["generator"])
+    other.load_state_dict(before)
+    actions = np.ones((3, 2), np.float32)
+    np.testing.assert_array_equal(env.step(actions)[0], other.step(actions)[0])
+
+
 def test_unknown_targets_are_refused():
     with pytest.raises(ValueError, match="did you mean .*GMM9"):
         SamplingEnv("GMM8")
@@ -100,6 +168,7 @@ def test_one_row_is_the_single_environment():
             np.testing.assert_array_equal(one[0], many[0][0])
             assert one[1:4] == (many[1][0], many[2][0], many[3][0])
         assert one[4] == {key: many[4][key][0] for key in ("log_weight", "energy")}
+        assert all(type(value) is np.float64 for value in one[4].values())
 
 
 def test_observation_is_the_state_and_the_time():
@@ -109,8 +178,9 @@ def test_observation_is_the_state_and_the_time():
     np.testing.assert_array_equal(observation[:, :2], start.x.numpy())
     for t in range(4):
         np.testing.assert_allclose(observation[:, 2], t / 4)
-        observation, *_, infos = env.step(np.zeros((3, 2), np.float32))
-    np.testing.assert_allclose(infos["final_obs"][:, 2], 1.0)
+        observation = env.step(np.zeros((3, 2), np.float32))[0]
+    np.testing.assert_allclose(observation[:, 2], 1.0)
+    observation = env.step(np.zeros((3, 2), np.float32))[0]
     np.testing.assert_allclose(observation[:, 2], 0.0)
 
 
@@ -324,7 +394,7 @@ def test_one_step_is_one_batched_step():
     original = energy.energy
     energy.energy = lambda x: calls.append(len(x)) or original(x)
     env.reset(seed=0)
-    for _ in range(8):
+    for _ in range(9):  # the fifth step resets
         env.step(np.zeros((64, 2), np.float32))
     assert calls == [64, 64]
     assert env.mdp.energy_evaluations == 128

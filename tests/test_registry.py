@@ -1,7 +1,9 @@
 import ast
 import doctest
 import importlib
+import os
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +44,64 @@ def test_a_target_is_found_by_id_short_name_and_module(name):
     target = find(name)
     assert target.id == "vgs_rl/GMM9-v0" and target.name == "GMM9"
     assert isinstance(target.make_energy(), vgs_rl.envs.GMM9)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registered targets; what the test registers is gone afterwards."""
+    monkeypatch.setattr(vgs_rl.registry, "_targets", dict(vgs_rl.registry._targets))
+    before = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
+
+
+def test_a_users_target_takes_over_no_short_name(registry):
+    register("me/GMM9-v0", energy=Bowl)
+    register("me/Cup-v0", energy=Bowl)
+    register("you/Cup-v0", energy=Bowl)
+    for name in ("GMM9", "vgs_rl/GMM9", "vgs_rl/GMM9-v0"):
+        assert isinstance(find(name).make_energy(), vgs_rl.envs.GMM9)
+    assert isinstance(find("me/GMM9").make_energy(), Bowl)
+    with pytest.raises(ValueError, match="'Cup' stands for several targets.* me/Cup-v0, you/Cup-v"):
+        find("Cup")
+    assert find("you/Cup").id == "you/Cup-v0"
+
+
+def test_a_name_without_version_means_the_highest(registry):
+    for version in (2, 10, 9):
+        register(f"me/Cup-v{version}", energy=Bowl, energy_args={"dim": version})
+    assert find("Cup").id == find("me/Cup").id == "me/Cup-v10"
+    assert find("me/Cup-v2").make_energy().dim == 2
+    with pytest.raises(ValueError, match="no target is named 'me/Cup-v3'"):
+        find("me/Cup-v3")
+
+
+def run_python(code, **environment):
+    """What a fresh interpreter prints."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_the_package_alone_registers_every_target_without_a_warning():
+    code = (
+        "import vgs_rl as v, gymnasium; print(v.find('GMM9').id, gymnasium.spec('vgs_rl/LJ13-v0'))"
+    )
+    assert run_python(code).startswith("vgs_rl/GMM9-v0 EnvSpec(id='vgs_rl/LJ13-v0'")
+
+
+def test_an_id_that_names_the_package_needs_no_import():
+    code = (
+        "import gymnasium; e = gymnasium.make('vgs_rl:vgs_rl/GMM9-v0'); "
+        "print(e.reset(seed=0)[0].shape, e.spec.id)"
+    )
+    assert run_python(code) == "(3,) vgs_rl/GMM9-v0"
 
 
 def test_a_class_is_found_by_its_import_path():
@@ -130,6 +190,8 @@ def test_imports_follow_the_arrows(path):
         "envs": ("vgs_rl.agents",),
         "agents": (),
     }[path.relative_to(ROOT).parts[0]]
+    if path == ROOT / "vgs_rl" / "__init__.py":  # the package's face registers the targets
+        forbidden = ("vgs_rl.agents",)
     assert not reaches(path, *forbidden)
 
 

@@ -12,6 +12,8 @@ pytest.importorskip("stable_baselines3", reason="needs the extra sb3")
 
 import stable_baselines3 as sb3
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from libraries import (
     QUIET,
     check_counters,
@@ -24,9 +26,10 @@ from libraries import (
     small_mdp,
 )
 from stable_baselines3.common.env_checker import check_env
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
-from vgs_rl import ChainSampler
+from vgs_rl import ChainSampler, find
 from vgs_rl.agents.sb3 import SB3Config, sb3_policy
 from vgs_rl.agents.sb3_env import SB3VecEnv
 from vgs_rl.config import BudgetConfig
@@ -195,7 +198,7 @@ def test_names_tell_library_algorithm_and_noise():
 def test_the_adapter_passes_on_what_the_environment_does():
     mdp = small_mdp()
     env = SB3VecEnv(SamplingVectorEnv(mdp, num_envs=3), reward_scale=2.0)
-    raw = SamplingVectorEnv(mdp, num_envs=3)
+    raw = SamplingVectorEnv(mdp, num_envs=3, autoreset_mode="SAME_STEP")
     env.seed(5)
     np.testing.assert_array_equal(env.reset(), raw.reset(seed=5)[0])
     actions = np.random.default_rng(0).normal(size=(8, 3, 2)).astype(np.float32)
@@ -226,9 +229,52 @@ def test_the_adapter_goes_under_sb3s_own_wrappers():
     env.close()
 
 
-def test_other_autoreset_modes_are_refused_by_name():
-    with pytest.raises(ValueError, match="autoreset_mode must be SAME_STEP"):
+def test_the_adapter_asks_for_the_mode_it_needs_and_refuses_what_it_cannot_change():
+    envs = gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2)
+    SB3VecEnv(envs)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    with pytest.raises(ValueError, match="must be SAME_STEP, got DISABLED; make .*='SAME_STEP'"):
         SB3VecEnv(SamplingVectorEnv(small_mdp(), autoreset_mode="DISABLED"))
+    with pytest.raises(ValueError, match="must be SAME_STEP, got NEXT_STEP; make"):
+        SB3VecEnv(RecordEpisodeStatistics(SamplingVectorEnv(small_mdp())))
+
+
+def test_the_adapter_over_gymnasiums_own_vector_environment_gives_the_same_figures():
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    env = SB3VecEnv(
+        gymnasium.make_vec(
+            "vgs_rl/GMM9-v0",
+            num_envs=2,
+            vectorization_mode="sync",
+            vector_kwargs=mode,
+            num_steps=2,
+        )
+    )
+    env.seed(0)
+    env.reset()
+    for _ in range(2):
+        infos = env.step(np.zeros((2, 2), np.float32))[3]
+    x = torch.from_numpy(np.stack([info["terminal_observation"][:2] for info in infos]))
+    energy = find("GMM9").make_energy().energy(x)
+    np.testing.assert_allclose([info["energy"] for info in infos], energy, rtol=1e-4)
+    assert all(np.isfinite(info["log_weight"]) for info in infos)
+    assert env.adapter.statistics.pop()["energy"] == pytest.approx(float(energy.mean()), rel=1e-4)
+
+
+@pytest.mark.skip(reason="render")
+def test_ids_reach_worker_processes_that_import_nothing_of_ours():
+    env = make_vec_env(
+        "vgs_rl:vgs_rl/GMM9-v0",
+        2,
+        seed=0,
+        vec_env_cls=SubprocVecEnv,
+        vec_env_kwargs={"start_method": "spawn"},
+    )
+    try:
+        assert env.reset().shape == (2, 3)
+        assert env.step(np.zeros((2, 2), np.float32))[1].shape == (2,)
+    finally:
+        env.close()
 
 
 def test_readme_snippet_runs():

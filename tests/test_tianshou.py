@@ -160,8 +160,14 @@ def test_steps_of_a_part_of_the_environments_are_refused_by_name():
     env.reset()
     with pytest.raises(ValueError, match="a multiple of 3 episodes"):
         env.step(np.zeros((2, 2), np.float32), [0, 1])
-    with pytest.raises(ValueError, match="autoreset_mode must be DISABLED"):
-        TianshouVectorEnv(gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=3))
+    with pytest.raises(ValueError, match="autoreset_mode must be DISABLED, got SAME_STEP; make"):
+        TianshouVectorEnv(SamplingVectorEnv(small_mdp(), autoreset_mode="SAME_STEP"))
+
+
+def test_the_adapter_asks_for_the_mode_it_needs():
+    envs = SamplingVectorEnv(small_mdp(), num_envs=3)
+    TianshouVectorEnv(envs)
+    assert envs.metadata["autoreset_mode"].name == "DISABLED"
 
 
 def test_names_tell_library_algorithm_and_noise():

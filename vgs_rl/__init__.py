@@ -14,6 +14,10 @@ from vgs_rl.registry import find, register, registered
 from vgs_rl.sampler import ChainSampler, Sampler, Samples, load_sampler
 from vgs_rl.start import StartConfig
 
+# Last, since it needs all of the above: registers the targets, so that their names and Gymnasium
+# ids are known as soon as this package is imported, also as `gymnasium.make("vgs_rl:vgs_rl/…")`.
+from vgs_rl import envs as envs  # isort: skip
+
 __all__ = [
     "CentreOfMassFree",
     "Chain",

@@ -130,14 +130,15 @@ def find(name: str) -> Target:
     """The target of a name.
 
     Args:
-        name: a registered id (`vgs_rl/GMM9-v0`), its short name (`GMM9`), either of them behind a
-            module that registers it when imported (`my_module:me/Rings-v0`), or the import path
-            of an :class:`Energy` class, or of a function annotated to return one
+        name: a registered id (`vgs_rl/GMM9-v0`), the id without its version (`vgs_rl/GMM9`) or
+            without its namespace as well (`GMM9`), which mean the highest version, any of them
+            behind a module that registers it when imported (`my_module:me/Rings-v0`), or the
+            import path of an :class:`Energy` class, or of a function annotated to return one
             (`my_module:Rings`). Short names are this package's before they are a user's.
 
     Raises:
         ValueError: if nothing of that name exists, with the nearest names; if a short name stands
-            for several targets; if what was imported is no energy.
+            for targets of several namespaces, with the ids; if what was imported is no energy.
         ModuleNotFoundError: if the module cannot be imported, with the reason; a ValueError, too.
     """
     full = name
@@ -150,19 +151,30 @@ def find(name: str) -> Target:
             return Target(id=full, energy=energy)
     if name in _targets:
         return _targets[name]
-    short = [target for target in _targets.values() if target.name == name]
-    namespaces = {target.namespace for target in short}
-    if "vgs_rl" in namespaces:
-        short = [target for target in short if target.namespace == "vgs_rl"]
-    elif len(namespaces) > 1:
-        ids = ", ".join(target.id for target in short)
+    latest = _latest(name)
+    if "vgs_rl" in latest:
+        return latest["vgs_rl"]
+    if len(latest) > 1:
+        ids = ", ".join(target.id for target in latest.values())
         raise ValueError(f"env: {name!r} stands for several targets, name one of {ids}")
-    if short:
-        return short[-1]
+    if latest:
+        return next(iter(latest.values()))
     known = [*_targets, *(target.name for target in _targets.values())]
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"registered: {', '.join(_targets)}"
     raise ValueError(f"env: no target is named {name!r}; {hint}")
+
+
+def _latest(name: str) -> dict[str, Target]:
+    """The targets that a name without version may mean: of each namespace the highest version."""
+    latest: dict[str, tuple[int, Target]] = {}
+    for target in _targets.values():
+        if name in (target.name, f"{target.namespace}/{target.name}"):
+            version = gymnasium.envs.registration.parse_env_id(target.id)[2] or 0
+            found = latest.get(target.namespace)
+            if found is None or version > found[0]:
+                latest[target.namespace] = version, target
+    return {namespace: target for namespace, (_, target) in latest.items()}
 
 
 def default_mdp(name: str) -> MDPConfig:
