@@ -27,6 +27,10 @@ class NetworkConfig(ABC):
     ) -> LearnedValue:
         """The untrained network."""
 
+    def untrained_std(self, prior_std: float) -> float:
+        """Standard deviation of the Gaussian whose value the untrained network is."""
+        return prior_std
+
 
 @dataclass(kw_only=True)
 class MLPNetwork(NetworkConfig):
@@ -58,6 +62,10 @@ class MLPNetwork(NetworkConfig):
         require_at_least("network", 0, radii=self.radii)
         if self.splines and self.splines < 4:
             raise ValueError(f"network.splines must be 0 or at least 4, got {self.splines}")
+
+    def untrained_std(self, prior_std: float) -> float:
+        """See :meth:`NetworkConfig.untrained_std`."""
+        return self.tail_std or prior_std
 
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator

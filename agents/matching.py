@@ -41,6 +41,9 @@ class GradientMatchingLearner(ValueLearner):
             )
         agent.mdp.geometry.require_linear("GradientMatching")
         agent.mdp.start.require_density("GradientMatching")
+        if agent.config.fit_noise_scale:
+            std = agent.config.network.untrained_std(agent.config.prior_std)
+            agent.mdp.noise_scale_of_gaussian(std)
         self._buffer = WeightedBuffer(self.config.capacity, self.config.least_ess)
         self._refined = RefinedBuffer(agent.mdp, self.config.capacity, self.config.max_drift)
         self._posterior = PosteriorAverage(

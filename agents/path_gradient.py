@@ -36,7 +36,8 @@ class PathConfig(AgentConfig):
         energy_term: whether the control sees ∇E(x_t), as published: T more energy evaluations
             per episode.
         max_gradient: bound of the norm of that ∇E/tau.
-        prior_std: rough standard deviation of the target per coordinate; scales the inputs.
+        prior_std: rough standard deviation of the target per coordinate; scales the inputs, and
+            `mdp.start.scale` follows it, unless it is given itself.
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`.
         warmup: updates of linear warm-up.
@@ -85,6 +86,7 @@ class PathAgent(Agent):
 
     def _setup(self) -> None:
         config = self.config
+        self.mdp.start_as_wide_as(config.prior_std)
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
         self.network = ControlNetwork(

@@ -49,8 +49,9 @@ class ValueGradientConfig(AgentConfig):
             min(E, bound) there (published for the funnel); None leaves E as it is.
         rule: how the value is learned.
         network: what V is; its fields are its own.
-        prior_std: rough standard deviation of the target per coordinate: an untrained `MLPNetwork`
-            samples a Gaussian of this width, so it should cover the modes.
+        prior_std: rough standard deviation of the target per coordinate: an untrained sampler with
+            an `MLPNetwork` and `GradientMatching` is the exact one of N(0, prior_std² I), so it
+            should cover the modes. `mdp.start.scale` follows it, unless it is given itself.
         lr: Adam's learning rate at its peak.
         final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
         warmup: updates of linear warm-up.
@@ -122,6 +123,7 @@ class ValueGradientAgent(Agent):
 
     def _setup(self) -> None:
         config = self.config
+        self.mdp.start_as_wide_as(config.prior_std)
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
         self.network: LearnedValue = config.network.build(

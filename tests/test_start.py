@@ -5,8 +5,14 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents import oracle_sampler
-from vgs_rl.envs import ManyWell
+from vgs_rl.agents import (
+    LogVarianceConfig,
+    PISConfig,
+    TrajectoryBalanceConfig,
+    ValueGradientConfig,
+    oracle_sampler,
+)
+from vgs_rl.envs import GaussianMixture, ManyWell
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
 from vgs_rl.start import MixtureStart, ProductStart, make_start
 
@@ -99,3 +105,47 @@ def test_widening_multiplies_every_standard_deviation(kind: str) -> None:
     start.widen(1.5)
     x = start.sample(50_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(x.std(0), torch.full((2,), 3.0), rtol=0.02, atol=0)
+
+
+# --- a start that follows the agent's prior_std --------------------------------------------------
+
+
+def gaussian(std: float) -> GaussianMixture:
+    return GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), std**2))
+
+
+SCHEDULES = {"vp": ScheduleConfig(), "ve": ScheduleConfig(total_noise=4.0)}
+
+
+@pytest.mark.parametrize("std", [0.03, 1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("chain", ["vp", "ve"])
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "product"])
+def test_an_untrained_sampler_is_the_exact_one_of_its_prior(
+    std: float, chain: str, kind: str
+) -> None:
+    config = MDPConfig(
+        chain=chain,  # type: ignore[arg-type]
+        num_steps=12,
+        schedule=SCHEDULES[chain],
+        start=StartConfig(kind=kind),  # type: ignore[arg-type]
+    )
+    agent = ValueGradientConfig(prior_std=std).build(SamplingMDP(gaussian(std), config))
+    samples = agent.sampler().sample(4000, 1)
+    assert float(samples.x.std()) == pytest.approx(std, rel=0.05)
+    assert samples.log_weight is not None
+    torch.testing.assert_close(samples.log_weight, torch.zeros(4000), rtol=0, atol=2e-3)
+
+
+def test_a_start_scale_that_is_given_stays_whatever_the_prior() -> None:
+    mdp = SamplingMDP(gaussian(1.0), MDPConfig(num_steps=4, start=StartConfig(scale=1.7)))
+    ValueGradientConfig(prior_std=50.0).build(mdp)
+    assert float(mdp.start.scale.detach()) == pytest.approx(1.7)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("kind", [PISConfig, TrajectoryBalanceConfig, LogVarianceConfig])
+def test_the_start_of_agents_that_learn_the_control_follows_their_prior(kind: type) -> None:
+    mdp = SamplingMDP(gaussian(1.0), MDPConfig(num_steps=4))
+    assert float(mdp.start.scale.detach()) == pytest.approx(1.0)  # type: ignore[union-attr, arg-type]
+    kind(prior_std=7.0).build(mdp)
+    variance = float(mdp.chain.S[0]) + 49 / float(mdp.chain.A[0]) ** 2
+    assert float(mdp.start.scale.detach()) == pytest.approx(math.sqrt(variance))  # type: ignore[union-attr, arg-type]

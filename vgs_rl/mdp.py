@@ -182,20 +182,39 @@ class SamplingMDP(nn.Module):
         self.num_steps = config.num_steps
         exact = Chain.build(config.schedule, config.chain, config.num_steps)
         self.chain = exact.to(self.device, dtype)
-        self.start = self._make_start(exact).to(self.device, dtype)
+        self.start = self._make_start(exact, 1.0).to(self.device, dtype)
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
         probe(energy, *self._probed_states())
 
-    def _make_start(self, chain: Chain) -> Start:
+    def _make_start(self, chain: Chain, prior_std: float) -> Start:
         if self.config.start.kind != "data":
-            noise = float(chain.S[0])
-            return make_start(self.config.start, self.geometry, noise, dtype=self.dtype)
+            noise, A = float(chain.S[0]), float(chain.A[0])
+            scale = math.sqrt(noise + prior_std**2 / A**2)
+            return make_start(
+                self.config.start, self.geometry, noise, scale=scale, dtype=self.dtype
+            )
         if self.energy.data is None:
             name = type(self.energy).__name__
             raise ValueError(f"start.kind 'data' needs an energy with data, {name} has none")
         return DataStart(self.geometry, self.energy.data, chain)
+
+    def start_as_wide_as(self, prior_std: float) -> None:
+        """Makes the start fit N(0, prior_std² I), unless its configuration gives a scale."""
+        if self.config.start.scale is None and self.config.start.kind != "data":
+            exact = Chain.build(self.config.schedule, self.chain.kind, self.num_steps)
+            self.start = self._make_start(exact, prior_std).to(self.device, self.dtype)
+
+    def noise_scale_of_gaussian(self, std: float) -> None:
+        """Sets rho_t to those of the exact sampler of N(0, std² I); linear spaces only.
+
+        The reversed kernel's variance is s_t² B_{t+1} / B_t with B_t = S_t + std²/A_t², so that
+        rho_t² = B_{t+1} / (a_t² B_t).
+        """
+        chain = self.chain
+        variance = chain.S + std**2 / chain.A.square()
+        self.rho.copy_((variance[1:] / variance[:-1]).sqrt() / chain.a)
 
     @torch.no_grad()
     def _probed_states(self) -> tuple[dict[str, Tensor], Tensor]:

@@ -26,18 +26,20 @@ class StartConfig:
             modes at the cost of K; `uniform` is the uniform density on a sphere; `data` are rows
             of the energy's own ``data``, noised by the chain. The last has no known density, and
             with it log-weights, ELBO and log Z are not available.
-        scale: s_0, the initial standard deviation per coordinate.
+        scale: s_0, the initial standard deviation per coordinate. By default √(S_0 + σ²/A_0²), that
+            of N(0, σ² I) noised by the whole chain, where σ is the agent's `prior_std`, or 1
+            without one. A scale that is given stays as it is, whatever `prior_std` says.
         learned: whether an agent may fit the start; False keeps the given scale.
         components: number of components of `mixture`, or of each coordinate's in `product`.
     """
 
     kind: Literal["gaussian", "mixture", "product", "uniform", "data"] = "gaussian"
-    scale: float = 1.0
+    scale: float | None = None
     learned: bool = True
     components: int = 10
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"start.scale must be a positive number, got {self.scale}")
         if self.components < 1:
             raise ValueError(f"start.components must be at least 1, got {self.components}")
@@ -376,6 +378,7 @@ def make_start(
     geometry: Geometry,
     noise: float = 0.0,
     *,
+    scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Start:
     """The start distribution that `config` describes.
@@ -384,6 +387,7 @@ def make_start(
         config: its kind and its numbers.
         geometry: the space.
         noise: the chain's S_0.
+        scale: s_0 where `config` gives none.
         dtype: floating type of its parameters; torch's default if None.
 
     Raises:
@@ -393,8 +397,9 @@ def make_start(
         raise ValueError("start.kind 'data' is made from data and chain: see DataStart")
     if config.kind == "uniform":
         return UniformStart(geometry)
+    scale = config.scale or scale
     if config.kind == "mixture":
-        return MixtureStart(geometry, config.components, config.scale, noise, dtype=dtype)
+        return MixtureStart(geometry, config.components, scale, noise, dtype=dtype)
     if config.kind == "product":
-        return ProductStart(geometry, config.components, config.scale, dtype=dtype)
-    return GaussianStart(geometry, config.scale, dtype=dtype)
+        return ProductStart(geometry, config.components, scale, dtype=dtype)
+    return GaussianStart(geometry, scale, dtype=dtype)
