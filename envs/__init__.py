@@ -1,7 +1,8 @@
 """Targets and their Gymnasium faces; importing this package registers every id."""
 
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.envs.check import CheckError, CheckReport, check_energy
+from vgs_rl.envs.check import check_energy
+from vgs_rl.envs.check_report import CheckError, CheckReport
 from vgs_rl.envs.check_vector import check_vector_env
 from vgs_rl.envs.ebm import EBMEnv, EBMVectorEnv, digits_energy
 from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from vgs_rl.envs.check import CheckReport, expect
+from vgs_rl.envs.check_report import CheckReport, expect
 from vgs_rl.mdp import SamplingMDP
 
 Array = NDArray[Any]
