@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.restore import check_like, fitting, load_generator, load_module, restore
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
 from vgs_rl.weights import effective_share, live_elbo
@@ -244,16 +245,16 @@ class Agent(ABC):
         missing = expected - set(state)
         if missing:
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}: another agent's?")
-        try:
-            self.mdp.load_state_dict(state["mdp"])
+        with fitting():
+            check_like(state["counters"], asdict(self.counters), "counters")
+            for name in ("best_elbo", "best_progress"):
+                check_like(state[name], getattr(self, name), name)
+            load_module(self.mdp, state["mdp"], "mdp")
             for name in self.saved:
-                getattr(self, name).load_state_dict(state[name])
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
+                restore(getattr(self, name), state[name], name)
+            load_generator(self.generator, state["generator"])
         self.counters = Counters(**state["counters"])
         self.best_elbo, self.best_progress = state["best_elbo"], state["best_progress"]
-        self.generator.set_state(state["generator"].cpu())
 
 
 def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.rules import ValueLearner, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.restore import check_like, load_optimizer
 from vgs_rl.start import GaussianStart, widened
 
 if TYPE_CHECKING:
@@ -253,8 +254,17 @@ class TrajectoryLearner(ValueLearner):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it does not fit the rule.
+        """
+        open_ended = {"states": self._states[:0], "order": self._order[:0], "scalars": {}}
+        check_like(state, {**self.state_dict(), **open_ended, "start_optimizer": None}, "rule")
+        rows, order = len(state["states"]), state["order"]
+        if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < rows:
+            raise ValueError(f"rule.order must name rows below {rows}, got {int(order.max())}")
         self._states, self._order = state["states"], state["order"]
         self._cursor, self._scalars = state["cursor"], state["scalars"]
         if self._start_optimizer is not None:
-            self._start_optimizer.load_state_dict(state["start_optimizer"])
+            load_optimizer(self._start_optimizer, state["start_optimizer"], "rule.start_optimizer")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgs_rl.restore import check_rows
 from vgs_rl.weights import log_mean_weight, rows_at, temper
 
 
@@ -91,7 +92,12 @@ class WeightedBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it holds no rows that fit each other.
+        """
+        check_rows(state, {"x": 2, "gradient": 2, "log_weight": 1}, "buffer")
         self.x, self.gradient = state["x"], state["gradient"]
         self.log_weight, self.dropped = state["log_weight"], state["dropped"]
         if len(self):

@@ -26,6 +26,7 @@ from vgs_rl.config import BudgetConfig, allow_subclasses
 from vgs_rl.contrastive import ContrastiveConfig, EnergyLearner
 from vgs_rl.learned import EnergyConfig, MLPEnergyConfig
 from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.restore import check_like, fitting, load_module
 from vgs_rl.run import RunFolder
 from vgs_rl.start import StartConfig
 
@@ -245,11 +246,10 @@ class EBMTrainer:
         missing = expected - set(state)
         if missing:
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}: another agent's?")
-        try:
+        with fitting():
+            check_like(state["counters"], asdict(self.counters), "counters")
+            check_like(state["prepared"], self._prepared, "prepared")
             self.learner.load_state_dict(state["learner"])
-            self.mdp.load_state_dict(state["mdp"])
+            load_module(self.mdp, state["mdp"], "mdp")
             self.negatives.load_state_dict(state["negatives"])
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
         self.counters, self._prepared = Counters(**state["counters"]), state["prepared"]

@@ -17,6 +17,7 @@ from vgs_rl.agents.rules import GradientMatching, ValueLearner
 from vgs_rl.clusters import ClusterValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.published import PublishedMLP
+from vgs_rl.restore import check_like, check_rows
 from vgs_rl.start import widened
 
 if TYPE_CHECKING:
@@ -234,7 +235,13 @@ class GradientMatchingLearner(ValueLearner):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it does not fit the rule and its MDP.
+        """
+        check_like(state, {**self.state_dict(), "buffer": {}, "refined": {}, "scalars": {}}, "rule")
+        check_rows(state["buffer"], {"x": 2}, "rule.buffer", width=self._refined.mdp.dim)
         self._buffer.load_state_dict(state["buffer"])
         self._refined.load_state_dict(state["refined"])
         self._posterior.log_step = state["posterior_log_step"].clone()

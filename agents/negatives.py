@@ -16,6 +16,7 @@ from vgs_rl.agents.rules import GradientMatching
 from vgs_rl.agents.value_gradient import ValueGradientConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.restore import check_like, check_rows, load_generator
 
 
 @dataclass(kw_only=True)
@@ -57,7 +58,12 @@ class NegativeSampler(ABC):
         return {"counters": asdict(self.counters)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is another sampler's.
+        """
+        check_like(state["counters"], asdict(self.counters), "negatives.counters")
         self.counters = NegativeCounters(**state["counters"])
 
 
@@ -267,8 +273,9 @@ class LangevinNegativeSampler(NegativeSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         super().load_state_dict(state)
+        check_rows(state, {"x": 2}, "negatives", width=self.mdp.dim)
+        load_generator(self.generator, state["generator"], "negatives.generator")
         self.x = state["x"].clone()
-        self.generator.set_state(state["generator"].cpu())
 
 
 @dataclass(kw_only=True)

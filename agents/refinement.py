@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vgs_rl.agents.mcmc import MALAKernel
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.restore import check_like, check_rows
 from vgs_rl.weights import systematic_resample, temper
 
 
@@ -65,7 +66,13 @@ class RefinedBuffer:
         return {"x": self.x, "gradient": self.gradient, "step_size": self.step_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it holds no rows of this MDP.
+        """
+        check_rows(state, {"x": 2, "gradient": 2}, "refined", width=self.mdp.dim)
+        check_like(state["step_size"], self.step_size, "refined.step_size")
         self.x, self.gradient = state["x"], state["gradient"]
         self.step_size = state["step_size"]
 

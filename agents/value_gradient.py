@@ -34,6 +34,7 @@ from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import ValueFunction
 from vgs_rl.plots import plot_chain, plot_value
+from vgs_rl.restore import check_like
 from vgs_rl.sampler import ChainSampler
 
 Parameters = tuple[Tensor, ...] | list[Tensor]
@@ -291,4 +292,5 @@ class _Tally:
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_like(state, self.state_dict(), "tally")
         self.skipped = state["skipped"].clone()

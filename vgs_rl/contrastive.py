@@ -16,6 +16,14 @@ from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.learned import LearnedEnergy
+from vgs_rl.restore import (
+    check_like,
+    check_optimizer,
+    check_rows,
+    load_generator,
+    load_module,
+    load_optimizer,
+)
 
 # Smaller differences between energies than this, relative to their size, are rounding.
 SAME_ENERGY = 1e-6
@@ -315,11 +323,21 @@ class EnergyLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; the data must be the same, it does not hold them."""
-        self.energy.load_state_dict(state["energy"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        """Restores :meth:`state_dict`; the data must be the same, it does not hold them.
+
+        Raises:
+            ValueError: if it is another energy's, or another configuration's.
+        """
+        moving = {"energy": {}, "optimizer": {}, "good": {}, "replay": self.replay[:0]}
+        check_like(state, {**self.state_dict(), **moving}, "learner")
+        good = state["good"]
+        check_like(good, {"energy": self.energy.state_dict(), "optimizer": {}}, "learner.good")
+        check_optimizer(self.optimizer, good["optimizer"], "learner.good.optimizer")
+        check_rows(state, {"replay": 2}, "learner", width=self.data.shape[1])
+        load_module(self.energy, state["energy"], "learner.energy")
+        load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]), "learner.optimizer")
+        load_generator(self.generator, state["generator"], "learner.generator")
         self._good = copy.deepcopy(state["good"])
-        self.generator.set_state(state["generator"].cpu())
         self.replay = state["replay"].clone()
         self.counters = LearnerCounters(**state["counters"])
         self.lr, self._skipped_before = state["lr"], state["skipped_before"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,41 @@ def check_like(value: Any, own: Any, name: str = "") -> None:
             raise _error(name, f"a {type(own).__name__}", value)
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _error(name, "a number", value)
+
+
+def load_module(module: nn.Module, state: Any, name: str) -> None:
+    """Restores a module whose parameters and buffers have these shapes and dtypes.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    check_like(state, module.state_dict(), name)
+    module.load_state_dict(state)
+
+
+def restore(target: Any, state: Any, name: str) -> None:
+    """Restores a module, an optimiser, or whatever has `load_state_dict` and checks by itself.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if isinstance(target, nn.Module):
+        load_module(target, state, name)
+    elif isinstance(target, Optimizer):
+        load_optimizer(target, state, name)
+    else:
+        target.load_state_dict(state)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Turns what restoring a foreign state raises into one ValueError of one line."""
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
 
 
 def load_optimizer(optimizer: Optimizer, state: Any, name: str = "optimizer") -> None:
@@ -117,10 +153,42 @@ def load_generator(generator: torch.Generator, state: Any, name: str = "generato
         raise ValueError(f"{name} is no state of a generator: {error}") from error
 
 
+def check_rows(state: Any, dims: Mapping[str, int], name: str, *, width: int | None = None) -> None:
+    """Checks tensors of as many rows each, as buffers hold them.
+
+    Args:
+        state: the state to restore.
+        dims: the tensors' names and numbers of dimensions.
+        name: the buffer, for messages.
+        width: length of the rows of two-dimensional ones, where it is known.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    if not isinstance(state, Mapping):
+        raise _error(name, "a mapping", state)
+    tensors = {key: state.get(key) for key in dims}
+    lengths, widths = set(), {width} - {None}
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise _error(f"{name}.{key}", "a floating tensor", value)
+        if value.numel() and value.ndim != dims[key]:
+            expected = f"of {dims[key]} dimensions"
+            raise ValueError(f"{name}.{key} must be {expected}, got {tuple(value.shape)}")
+        lengths.add(len(value) if value.ndim else 0)
+        if value.numel() and value.ndim == 2:
+            widths.add(value.shape[1])
+    if len(lengths) > 1 or len(widths) > 1:
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
+        wide = "" if width is None else f" of length {width}"
+        raise ValueError(f"{name} must hold as many rows{wide} of each, got {shapes}")
+
+
 def _check_tensor(value: Any, own: Tensor, name: str) -> None:
     if not isinstance(value, Tensor):
         raise _error(name, "a tensor", value)
-    if value.dtype != own.dtype:
+    scalars = own.ndim == 0 and value.is_floating_point() and own.is_floating_point()
+    if value.dtype != own.dtype and not scalars:
         raise ValueError(f"{name} must have dtype {own.dtype}, got {value.dtype}")
     if own.numel() and value.shape != own.shape:
         raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(value.shape)}")
