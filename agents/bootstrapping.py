@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.rules import ValueLearner, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.restore import check_like, load_optimizer
+from vgs_rl.restore import check_like, check_rows, load_optimizer
 from vgs_rl.start import GaussianStart, widened
 
 if TYPE_CHECKING:
@@ -261,9 +261,10 @@ class TrajectoryLearner(ValueLearner):
         """
         open_ended = {"states": self._states[:0], "order": self._order[:0], "scalars": {}}
         check_like(state, {**self.state_dict(), **open_ended, "start_optimizer": None}, "rule")
+        check_rows(state, {"states": 2}, "rule")
         rows, order = len(state["states"]), state["order"]
-        if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < rows:
-            raise ValueError(f"rule.order must name rows below {rows}, got {int(order.max())}")
+        if order.ndim != 1 or (len(order) and not 0 <= order.min() <= order.max() < rows):
+            raise ValueError(f"rule.order must be a list of rows below {rows}")
         self._states, self._order = state["states"], state["order"]
         self._cursor, self._scalars = state["cursor"], state["scalars"]
         if self._start_optimizer is not None:
