@@ -137,7 +137,7 @@ def test_nothing_takes_more_memory_than_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(path)
     signed(path, saved({"a": bytearray(3)}))
-    with pytest.raises(ValueError, match="holds more than tensors, numbers and strings: _codecs encode"):
+    with pytest.raises(ValueError, match="more than tensors, numbers and strings: "):
         load_checkpoint(path)
 
 
