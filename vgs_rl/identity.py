@@ -28,10 +28,9 @@ def identity_of(config: Any) -> dict[str, Any]:
 
     Example:
         >>> from dataclasses import dataclass
-        >>> from typing import ClassVar
         >>> @dataclass
         ... class Config:
-        ...     changeable: ClassVar = ("device",)
+        ...     changeable = ("device",)
         ...     env: str = "GMM9"
         ...     device: str = "cpu"
         >>> identity_of(Config())
