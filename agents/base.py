@@ -62,6 +62,7 @@ class Agent(ABC):
         generator: source of all randomness in training.
         counters: updates, transitions, energy evaluations and seconds used.
         progress: fraction of the budget used, in [0, 1]; schedules read it.
+        checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
     """
 
@@ -72,7 +73,9 @@ class Agent(ABC):
         self.generator = mdp.generator(seed)
         self.counters = Counters()
         self.progress = 0.0
+        self.checkpoint: str | None = None
         self.best_elbo, self.best_progress = -float("inf"), 0.0
+        self._saved_at = time.monotonic()
         self._energy_progress: EnergyProgress | None = None
         self._setup()
 
@@ -94,7 +97,7 @@ class Agent(ABC):
 
     def report_details(self) -> dict[str, Any]:
         """What a report of this agent says besides its figures, as JSON holds it."""
-        return {"updates": self.counters.updates}
+        return {"updates": self.counters.updates, "checkpoint": self.checkpoint}
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -109,19 +112,27 @@ class Agent(ABC):
     ) -> bool:
         """Trains until the budget is used up, Ctrl-C is pressed or `callback` returns False.
 
+        A folder gets a checkpoint before the first update, at every validation, every
+        `save_seconds` and at the end, so that training can go on from wherever it was ended.
+
         Args:
             budget: when to stop; counts include what an earlier call used.
-            evaluation: how often to log and validate.
+            evaluation: how often to log, validate and save.
             folder: where to write records and checkpoints; None writes nothing.
             progress_bar: whether to show one.
             callback: called after every update.
 
         Returns:
             Whether the budget was used up (False after Ctrl-C or the callback's stop).
+
+        Raises:
+            ValueError: if a validation sample has energy -inf.
+            OSError: if the folder cannot be written to any more; its last checkpoint stays.
         """
         evaluation = evaluation or EvaluationConfig()
         total = budget.updates
-        finished = False
+        finished = stopped = False
+        validated = -1
         with (
             interruptible() as interrupted,
             tqdm(
@@ -136,7 +147,15 @@ class Agent(ABC):
         ):
             shown: dict[str, str] = {}
             began = time.perf_counter() - self.counters.seconds
-            while not (finished := self._set_progress(budget)):
+            self._set_progress(budget)
+            if folder is not None and not folder.records:
+                if self.counters.updates == 0:
+                    self._validate(evaluation, folder, competes=False)
+                    self.counters.seconds = time.perf_counter() - began
+                else:
+                    self._save(folder)
+            self._saved_at = time.monotonic()
+            while not stopped and not (finished := self._set_progress(budget)):
                 scalars = self.update()
                 self.counters.seconds = time.perf_counter() - began
                 updates = self.counters.updates
@@ -146,23 +165,28 @@ class Agent(ABC):
                     shown["loss"] = f"{values.get('train/loss', float('nan')):.4g}"
                 if updates % evaluation.validate_every == 0:
                     shown["elbo"] = f"{self._validate(evaluation, folder):.3f}"
+                    validated = updates
                     self.counters.seconds = time.perf_counter() - began
+                if time.monotonic() - self._saved_at > evaluation.save_seconds:
+                    self._save(folder)
                 bar.set_postfix(shown, refresh=False)
                 done = 1 if total else int(100 * self._fraction(budget)) - bar.n
                 bar.update(done)
-                stop = callback is not None and callback(self) is False
-                if stop or interrupted():
-                    break
-            if finished and self.counters.updates % evaluation.validate_every:
+                asked = callback is not None and callback(self) is False
+                stopped = asked or interrupted()
+            updates = self.counters.updates
+            recorded = folder is not None and folder.validated(updates)
+            if finished and validated != updates and not recorded:
                 self._validate(evaluation, folder)
                 self.counters.seconds = time.perf_counter() - began
-        if folder is not None:
-            folder.save("last", self.state_dict())
-            folder.flush()
-        return finished
+            self._save(folder)
+            if folder is not None:
+                folder.flush()
+            return finished and not interrupted()
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step, counted; returns scalars to log, as tensors."""
+        self.checkpoint = None
         used = self.mdp.energy_evaluations
         scalars = self._train_step()
         self.counters.updates += 1
@@ -180,20 +204,44 @@ class Agent(ABC):
         if folder is not None:
             folder.record(scalars, **asdict(self.counters))
 
-    def _validate(self, evaluation: EvaluationConfig, folder: RunFolder | None) -> float:
+    def _save(self, folder: RunFolder | None) -> None:
+        """The last checkpoint, with records up to it."""
+        if folder is not None:
+            folder.flush()
+            folder.save("last", self.state_dict())
+        self._saved_at = time.monotonic()
+
+    def _validate(
+        self, evaluation: EvaluationConfig, folder: RunFolder | None, *, competes: bool = True
+    ) -> float:
         """ELBO and friends on fresh samples; saves the best checkpoint and the last.
 
-        Without weights (a start that has no density) no checkpoint is better than another: the
-        ELBO is NaN, and only the last one is saved.
+        Best is the highest ELBO. Where paths have weight 0 it is that of the sampler which throws
+        them away (:func:`vgs_rl.weights.live_elbo`), so an energy that is infinite here and there
+        does not end the choice. Without weights (a start that has no density), or with weights of
+        0 alone, no checkpoint is better than another, and only the last one is saved.
+
+        Args:
+            evaluation: how.
+            folder: where records and checkpoints go.
+            competes: whether the agent may be the best; an untrained one may not.
+
+        Raises:
+            ValueError: if a sample has energy -inf, which would be best for ever.
         """
         # A fixed validation seed: checkpoints are compared on the same noise.
         samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
         if samples.log_weight is None:
             if folder is not None:
                 folder.histogram("eval/energy", self.mdp.energy(samples.x), self.counters.env_steps)
-                folder.save("last", self.state_dict())
+            self._save(folder)
             return float("nan")
         log_weight = samples.log_weight.double()
+        if infinite := int(torch.isposinf(log_weight).sum()):
+            raise ValueError(
+                f"log_weight must not be +inf, got {infinite:,} of {len(log_weight):,} at update "
+                f"{self.counters.updates:,}: the energy is -inf there"
+            )
         elbo = float(live_elbo(log_weight))
         if folder is None:
             self.best_elbo = max(self.best_elbo, elbo)
@@ -210,16 +258,17 @@ class Agent(ABC):
         for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
             folder.histogram(name, values, step)
         index = self.counters.updates // evaluation.validate_every
-        if evaluation.figures_every and index % evaluation.figures_every == 0:
+        if competes and evaluation.figures_every and index % evaluation.figures_every == 0:
             for name, figure in self.figures(self.mdp.generator(evaluation.seed + 2)).items():
                 folder.figure(name, figure, step)
         if self.best_progress < evaluation.best_from <= self.progress:
             self.best_elbo = -float("inf")  # what came before no longer competes
-        if elbo > self.best_elbo:
+            folder.remove("best")
+        if competes and elbo > self.best_elbo:
             self.best_progress = self.progress
             self.best_elbo = elbo
             folder.save("best", self.state_dict())
-        folder.save("last", self.state_dict())
+        self._save(folder)
         return elbo
 
     # --- state --------------------------------------------------------------------------------
@@ -272,21 +321,42 @@ def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, read between updates; the second one interrupts."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, read between updates.
+
+    The second one is a KeyboardInterrupt. A SIGHUP that is ignored (``nohup``) stays ignored.
+    """
     pressed = False
 
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
         pressed = True
 
-    try:
-        previous = signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # not the main thread: nobody can press Ctrl-C here
-        yield lambda: False
-        return
-    try:
+    with handling(on_signal):
         yield lambda: pressed
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls a handler at Ctrl-C, SIGTERM and SIGHUP; outside the main thread it does nothing."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    previous = {}
+    try:
+        for number in numbers:
+            previous[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread, which alone gets signals
+        pass
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, before in previous.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler that raises KeyboardInterrupt, as Python's own does at Ctrl-C alone."""
+    raise KeyboardInterrupt

@@ -180,10 +180,9 @@ def run_baseline(
         energy_evaluations=counters["energy_evaluations"] if trained else 0,
     )
     report.to_tensorboard(folder.writer, counters["env_steps"])
-    values = {f"hparam/{name}": figure.value for name, figure in report.figures.items()}
     limits = {f"budget.{name}": limit for name, limit in asdict(budget).items()}
     settings = {"env": target_name, "agent": run.name, "seed": run.seed, **limits}
-    folder.hyper_parameters(settings, values)
+    folder.hyper_parameters(settings, finished=True)
     report.save(folder.path / "report.json")
     return report, drawn
 

@@ -75,6 +75,7 @@ def load_pretrained(
 def counters_of(report: Report) -> Counters:
     """What a report says that its training has cost."""
     return Counters(
+        updates=report.details.get("updates", 0),
         env_steps=report.env_steps,
         energy_evaluations=report.energy_evaluations,
         seconds=report.train_seconds,

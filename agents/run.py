@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from vgs_rl.agents.policy import Drift
 from vgs_rl.agents.rules import ValueRule
 from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
+from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.cluster_plots import (
     EXACT_CLUSTERS,
     cluster_summary,
@@ -42,11 +42,22 @@ from vgs_rl.config import (
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation import Report, evaluate
 from vgs_rl.identity import digest, identity_of, settings_of
+from vgs_rl.lock import FolderLock
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
-from vgs_rl.run import RunFolder
+from vgs_rl.resume import (
+    check_identity,
+    chosen_checkpoint,
+    counters_in,
+    last_checkpoint,
+    longer,
+    notice,
+    refuse_changes_of_finished,
+    require_same_run,
+)
+from vgs_rl.run import RunFolder, write_config
 from vgs_rl.sampler import ChainSampler, Sampler, Samples
 from vgs_rl.trust import imports
 
@@ -155,6 +166,12 @@ def train(
 ) -> Report | None:
     """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
 
+    A resumed run is the run that its folder holds. What defines it may not differ from there; what
+    may differ (budget, evaluation, device, learning rates) takes effect and is written back to
+    config.yaml, so that the folder always says what its report comes from. A finished run is
+    trained no further than its budget: its report is returned as it is, or made again where
+    settings of the evaluation differ.
+
     Args:
         config: the run.
         yaml: its text, for the run folder.
@@ -164,64 +181,156 @@ def train(
 
     Returns:
         The report, or None if training was interrupted (``--resume`` goes on).
+
+    Raises:
+        ConfigError: if settings that define a resumed run differ, naming each with both values.
+        FolderInUse: if another process works in the folder.
+        OSError: if the folder holds another run, or cannot be written to.
+        ValueError: if a checkpoint is damaged.
     """
+    identity = identity_of(config)
+    if resume is None:
+        target, agent = build(config)
+        folder = RunFolder(config.folder, yaml, identity=identity, overwrite=overwrite)
+        with folder:
+            return _learn(config, target, agent, folder, progress_bar=progress_bar)
+    was = saved_config(resume)
+    require_same_run(was, config, resume)
     target, agent = build(config)
-    path = resume or config.folder
-    if resume is not None:
-        state = _load(path, "last", agent)
-        folder = RunFolder(path, yaml, resume_at=state["counters"]["updates"])
-    else:
-        if overwrite and (path / "config.yaml").is_file():
-            shutil.rmtree(path)
-        folder = RunFolder(path, yaml)
-    try:
-        finished = agent.learn(
-            config.budget,
-            evaluation=config.evaluation,
-            folder=folder,
-            progress_bar=progress_bar,
+    with FolderLock(resume) as lock:
+        started = _load_last(config, resume, agent)
+        report = _finished(was, resume, agent) if started else None
+        if report is not None:
+            refuse_changes_of_finished(was, config, asdict(agent.counters))
+            if was.budget == config.budget and _judged_alike(was, config):
+                write_config(resume, yaml)
+                notice(
+                    f"{resume} is finished; with a longer budget it goes on: "
+                    f"--resume {resume} {longer(config.budget)}"
+                )
+                return report
+        folder = RunFolder(
+            resume,
+            yaml,
+            identity=identity,
+            resume_at=agent.counters.updates if started else -1,
+            lock=lock,
         )
-        if not finished:
-            return None
-        counters = agent.counters
-        if (path / "checkpoints" / "best.pt").is_file():
-            _load(path, "best", agent)
-        agent.counters = counters
-        return finish(config, target, agent, folder, progress_bar=progress_bar)
-    finally:
-        folder.close()
+        with folder:
+            return _learn(config, target, agent, folder, progress_bar=progress_bar)
 
 
-def _load(path: Path, name: str, agent: Agent) -> dict[str, Any]:
-    from vgs_rl.checkpoint import load_checkpoint
+def _learn(
+    config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
+) -> Report | None:
+    """Trains to the end of the budget, takes the chosen checkpoint and judges it."""
+    folder.hyper_parameters(settings_of(config))
+    finished = agent.learn(
+        config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
+    )
+    if not finished:
+        return None
+    used = agent.counters
+    chosen = chosen_checkpoint(folder.path)
+    if chosen != "best":
+        notice(f"no validation of {folder.path} had a weight above 0: the last agent is judged")
+    _load(config, folder.path, chosen, agent)
+    agent.counters = used  # what training has cost, not the part up to the checkpoint
+    return finish(config, target, agent, folder, progress_bar=progress_bar)
 
+
+def _load_last(config: RunConfig, path: Path, agent: Agent) -> bool:
+    """Puts the last state of a run into the agent; False where there is none yet."""
+    file = last_checkpoint(path)
+    if file is None:
+        notice(f"{path} has no checkpoint yet: it starts from the beginning")
+        return False
+    _load(config, path, file.stem, agent)
+    best = path / "checkpoints" / "best.pt"
+    if best.is_file():  # how far into the budget it was chosen: into today's budget
+        agent.best_progress = config.budget.fraction(counters_in(best))
+    return True
+
+
+def _finished(config: RunConfig, path: Path, agent: Agent) -> Report | None:
+    """The report of a run that has come to its end, else None; a damaged one is made again."""
+    file = path / "report.json"
+    if not file.is_file() or config.budget.fraction(asdict(agent.counters)) < 1:
+        return None
+    try:
+        return Report.load(file)
+    except ValueError as error:
+        notice(f"{error}; it is made again")
+        return None
+
+
+def _judged_alike(one: RunConfig, other: RunConfig) -> bool:
+    """Whether reports of one run under these settings are the same."""
+    same = all(
+        getattr(one.evaluation, n) == getattr(other.evaluation, n) for n in ("n_samples", "seed")
+    )
+    return same and resolve_device(one.device) == resolve_device(other.device)
+
+
+def saved_config(path: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ConfigError: if it is damaged, naming the file.
+    """
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not a run folder: it has no config.yaml")
+    try:
+        return config_of(parse_run(["--config", str(file)]))
+    except ConfigError as error:
+        named = "" if str(file) in str(error) else f"{file}: "
+        raise ConfigError(f"{named}{error}") from error
+
+
+def _load(config: RunConfig, path: Path, name: str, agent: Agent) -> None:
+    """Puts a checkpoint of a run into its agent."""
     file = path / "checkpoints" / f"{name}.pt"
     state = load_checkpoint(file, agent.mdp.device)
+    check_identity(file, state, config)
     try:
         agent.load_state_dict(state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    return state
+    agent.checkpoint = name
 
 
-def load_run(path: Path, checkpoint: str = "best", device: str = "auto") -> tuple[RunConfig, Agent]:
+def _available(device: str) -> str:
+    """The device if it is here, else `auto`, saying so."""
+    try:
+        resolve_device(device)
+    except ValueError as error:
+        notice(f"{error}; auto is taken")
+        return "auto"
+    return device
+
+
+def load_run(
+    path: Path, checkpoint: str | None = None, device: str | None = None
+) -> tuple[RunConfig, Agent]:
     """The trained agent of a run folder.
 
     Args:
         path: the run folder.
-        checkpoint: `best` or `last`.
-        device: where to put it.
+        checkpoint: `best` or `last`; by default the best, or the last if validation chose none.
+        device: where to put it; the run's own by default, on which it repeats its report.
 
     Raises:
         FileNotFoundError: if there is no such run or checkpoint.
         ValueError: if the checkpoint is damaged or does not fit.
     """
-    file = Path(path) / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run folder: it has no config.yaml")
-    config = config_of(parse_run(["--config", str(file), "--device", device]))
+    path = Path(path)
+    config = saved_config(path)
+    config.device = device or _available(config.device)
+    chosen = chosen_checkpoint(path, checkpoint)
     _, agent = build(config)
-    _load(Path(path), checkpoint, agent)
+    _load(config, path, chosen, agent)
     return config, agent
 
 
@@ -303,17 +412,16 @@ def finish(
     *,
     progress_bar: bool = False,
 ) -> Report:
-    """Evaluates, writes report.json and samples.pt, and draws."""
+    """Evaluates, draws, writes samples.pt and, last of all, report.json."""
     judged: list[Samples] = []
     report = judge(config, target, agent, on_samples=judged.append, progress_bar=progress_bar)
-    report.save(folder.path / "report.json")
     judged[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
-    values = {name: figure.value for name, figure in report.figures.items()}
-    folder.hyper_parameters(_flatten(config), {f"hparam/{name}": v for name, v in values.items()})
+    folder.hyper_parameters(settings_of(config), finished=True)
     for name, figure in final_figures(config, target, agent, folder, judged[0].x).items():
         folder.figure(name, figure, step, keep=True)
+    report.save(folder.path / "report.json")  # the last file: with it, the run is finished
     return report
 
 
@@ -390,24 +498,6 @@ def ceilings(
             agent_name=f"oracle {drift}",
         )
     return reports
-
-
-def _flatten(config: RunConfig) -> dict[str, Any]:
-    """Dotted hyper-parameters for TensorBoard."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if not is_dataclass(value):
-            flat[prefix] = value
-            return
-        if isinstance(value, (AgentConfig, NetworkConfig, ValueRule)):
-            flat[prefix] = type(value).__name__
-        for each in fields(value):
-            name = each.name
-            visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
-
-    visit("", config)
-    return flat
 
 
 def resolved_yaml(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import traceback
 from pathlib import Path
@@ -21,8 +20,6 @@ from vgs_rl.registry import find
 from vgs_rl.run import RunFolder
 
 SHOWN = 2_000  # final samples kept for the pictures
-# TensorBoard has one x-axis a tag, the environment steps of training; the other two get their own.
-AXES = {"energy_evaluations": ("energies", 1), "seconds": ("milliseconds", 1000)}
 
 
 def run_agent(job: Job, *, resume: bool) -> bool:
@@ -35,7 +32,7 @@ def run_agent(job: Job, *, resume: bool) -> bool:
     report = None
     if resume:
         try:
-            report = train(config, "", resume=job.folder, progress_bar=False)
+            report = train(config, resolved_yaml(arguments), resume=job.folder, progress_bar=False)
         except (ValueError, OSError):
             traceback.print_exc()
             print("starting anew")
@@ -45,7 +42,6 @@ def run_agent(job: Job, *, resume: bool) -> bool:
         report = train(config, resolved_yaml(arguments), progress_bar=False)
     if report is None:
         return False
-    write_axes(job.folder)
     keep_samples(job.folder, _final_samples(job.folder, config))
     return True
 
@@ -82,7 +78,6 @@ def run_without_training(job: Job) -> bool:
         )
     finally:
         folder.close()
-    write_axes(job.folder)
     keep_samples(job.folder, spread_rows(samples.x, SHOWN))
     return True
 
@@ -91,19 +86,3 @@ def keep_samples(folder: Path, x: Tensor | None) -> None:
     """Writes samples.npy, shape (n, D)."""
     if x is not None:
         np.save(folder / "samples.npy", x.float().cpu().numpy())
-
-
-def write_axes(folder: Path) -> None:
-    """Repeats the `eval/` curves over energy evaluations and over milliseconds."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder), filename_suffix=".axes")
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for tag, value in record.items():
-            group, slash, name = tag.partition("/")
-            if group != "eval" or not slash or value is None:
-                continue
-            for counter, (axis, unit) in AXES.items():
-                writer.add_scalar(f"eval_by_{axis}/{name}", value, int(record[counter] * unit))
-    writer.close()

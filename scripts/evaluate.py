@@ -34,13 +34,13 @@ def main(arguments: list[str]) -> int:
     )
     add("--export", type=Path | None, default=None, help="write the run's sampler to this file")
     add("--n", type=int | None, default=None, help="samples; the run's own number by default")
-    add("--checkpoint", type=str, default="best", help="best or last")
+    add("--checkpoint", type=str | None, default=None, help="best or last; best where there is one")
     add("--resample", type=bool, default=False, help="importance-resample the samples")
     add("--smc", type=bool, default=False, help="also judge SMC with the learned value as twist")
     add("--compiled", type=bool, default=False, help="compile the drift of particles first")
     add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
     add("--split", type=str, default="test", help="of a detector's data: test or validation")
-    add("--device", type=str, default="auto", help="auto, cpu or cuda")
+    add("--device", type=str | None, default=None, help="auto, cpu or cuda; the run's by default")
     add("--json", type=str | None, default=None, help="write the reports here; - is stdout")
     sys.path.insert(0, "")
     try:
@@ -67,13 +67,13 @@ def main(arguments: list[str]) -> int:
             names = []
         for run in names:
             if run is options.pretrained:
-                config, agent, trained = load_pretrained(run, options.device)
+                config, agent, trained = load_pretrained(run, options.device or "auto")
                 agent.counters = counters_of(trained)
             else:
                 config, agent = load_run(run, options.checkpoint, options.device)
                 done = run / "report.json"
                 if done.is_file():  # what the whole training has cost, not the checkpoint's part
-                    agent.counters = counters_of(Report.from_json(done.read_text()))
+                    agent.counters = counters_of(Report.load(done))
             how: dict[str, Any] = {"n": options.n, "resample": options.resample}
             if options.compiled:
                 if not isinstance(agent, ValueGradientAgent):

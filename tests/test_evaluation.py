@@ -341,8 +341,8 @@ class TestReport:
         writer = Writer()
         report.to_tensorboard(writer, 40)
         figure = report.figures["tvd_energy"]
-        assert writer.scalars["eval/tvd_energy"] == (figure.value, 40)
-        assert writer.scalars["eval/tvd_energy_floor"] == (figure.floor, 40)
+        assert writer.scalars["report/tvd_energy"] == (figure.value, 40)
+        assert writer.scalars["report/tvd_energy_floor"] == (figure.floor, 40)
         assert len(writer.scalars) == 2 * len(report.figures) - 1  # k_hat has no floor
 
 

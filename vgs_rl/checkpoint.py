@@ -39,12 +39,19 @@ _READERS: dict[str, str] = {
 _ALLOWED = (
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v[23]|torch \w+Storage|torch u?int\d+"
 )
+# What mkstemp makes of the names of files that this package writes.
+TEMPORARY = re.compile(r"\..+\.(pt|yaml|json|jsonl|png|md|session)\.[a-z0-9_]{8}")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a temporary file beside `path` and renames it; a failure leaves nothing."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Calls `write` on a temporary file beside `path` and renames it; a failure leaves nothing.
+
+    Raises:
+        OSError: naming the path, if the disk is full, the folder gone or not to be written to.
+    """
+    temporary: str | None = None
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
@@ -52,9 +59,31 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         mode = 0o666 & ~_umask()
         os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _named(path, error) from error
         raise
+
+
+def _named(path: Path, error: OSError) -> OSError:
+    """The error of a write, with the path that was to be written in its message."""
+    gone = "" if path.parent.is_dir() else f" (the folder {path.parent} is gone)"
+    named = OSError(f"{path} cannot be written: {error.strerror or error}{gone}")
+    named.errno = error.errno
+    return named
+
+
+def remove_temporaries(*folders: Path) -> None:
+    """Removes what :func:`write_atomically` left there when it was killed, and nothing else.
+
+    The caller must know that nobody is writing there.
+    """
+    for folder in folders:
+        for file in folder.glob(".*"):
+            if TEMPORARY.fullmatch(file.name) and file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -66,6 +66,8 @@ class EvaluationConfig:
         validate_every: updates between validations.
         log_every: updates between scalar records.
         figures_every: validations between pictures in TensorBoard; 0 draws at the end only.
+        save_seconds: most seconds between checkpoints: what a killed run loses at most. There is
+            one at every validation, too.
     """
 
     n_samples: int = 20_000
@@ -75,10 +77,11 @@ class EvaluationConfig:
     validate_every: int = 250
     log_every: int = 50
     figures_every: int = 4
+    save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("figures_every", "seed", "best_from") else 1
+            least = 0 if name in ("figures_every", "seed", "best_from", "save_seconds") else 1
             require_at_least("evaluation", least, **{name: value})
         if self.best_from > 1:
             raise ValueError(f"evaluation.best_from must be at most 1, got {self.best_from}")

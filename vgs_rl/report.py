@@ -99,6 +99,20 @@ class Report:
         }
         return cls(**content)
 
+    @classmethod
+    def load(cls, path: Path | str) -> Report:
+        """A report from its file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged or holds something else, naming the file.
+        """
+        path = Path(path)
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"report {path} is damaged or no report: {error}") from error
+
     def to_table(self, *, markdown: bool = False) -> str:
         """One line a figure, its value beside its floor; numbers are aligned at the point."""
         lines = [["figure", "value", "floor", "n", "settings"]]
@@ -112,11 +126,11 @@ class Report:
         write_text(Path(path), self.as_json() + "\n")
 
     def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
-        """Writes ``eval/<name>`` and, where there is a floor, ``eval/<name>_floor``."""
+        """Writes ``report/<name>`` and, where there is a floor, ``report/<name>_floor``."""
         for name, figure in self.figures.items():
-            writer.add_scalar(f"eval/{name}", figure.value, step)
+            writer.add_scalar(f"report/{name}", figure.value, step)
             if figure.floor is not None:
-                writer.add_scalar(f"eval/{name}_floor", figure.floor, step)
+                writer.add_scalar(f"report/{name}_floor", figure.floor, step)
 
 
 def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:

@@ -5,7 +5,7 @@ metrics.jsonl        one line per record: counters and scalars
 events.out.tfevents  the same for TensorBoard, with histograms and pictures
 checkpoints/         best.pt (by validation), last.pt
 figures/             PNG files
-report.json          the final figures, each beside its floor
+report.json          the final figures, each beside its floor; there is one when the run is finished
 """
 
 from __future__ import annotations
@@ -13,79 +13,109 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint, write_text
+from vgs_rl.checkpoint import load_checkpoint, remove_temporaries, save_checkpoint, write_text
+from vgs_rl.lock import NAME as LOCK
+from vgs_rl.lock import FolderLock
 from vgs_rl.plots import save_figure
+from vgs_rl.session import write_session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# TensorBoard has one x-axis a tag, the environment steps of training; the other two get their own.
+AXES = {"energy_evaluations": ("energies", 1), "seconds": ("milliseconds", 1000)}
+RESULTS = ("report.json", "samples.pt")
+
 
 class RunFolder:
-    """One run's folder. Tags start with train/, rollout/, eval/ or time/; x is environment steps.
+    """One run's folder, locked while it is open.
+
+    Tags start with train/, rollout/, eval/, report/ or time/, and x is environment steps;
+    eval_by_energies/ and eval_by_milliseconds/ repeat eval/ over the other counters.
 
     Args:
         path: the folder; made if it does not exist.
-        config: the resolved configuration as YAML, written on creation.
-        resume_at: go on with an existing folder, dropping records made after this many updates.
+        config: the resolved configuration as YAML, written if it is not there yet.
+        identity: what defines the run; every checkpoint holds it.
+        resume_at: go on with an existing folder: records made after this many updates and an
+            earlier report go.
+        overwrite: replace an earlier run; a folder that holds something else is left alone.
+        lock: of the folder, if it is held already.
 
     Raises:
-        FileExistsError: if it holds another run and `resume_at` is None.
+        FileExistsError: if it holds another run, `resume_at` is None and `overwrite` is false.
+        FolderInUse: if another process works in it.
         OSError: if it cannot be written to.
     """
 
-    def __init__(self, path: Path, config: str, *, resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: str,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        resume_at: int | None = None,
+        overwrite: bool = False,
+        lock: FolderLock | None = None,
+    ) -> None:
         self.path = Path(path)
-        if resume_at is None and self.path.is_dir() and any(self.path.iterdir()):
-            raise FileExistsError(
-                f"run folder {self.path} is not empty: go on with --resume {self.path}, "
-                "replace it with --overwrite true, or choose another --output or --seed"
-            )
-        self._make_folders()
+        self.identity = identity
         self.records: list[dict[str, Any]] = []
-        if resume_at is None:
-            write_text(self.path / "config.yaml", config)
-        else:
-            self._drop_records_after(resume_at)
+        make_folders(self.path)
+        with ExitStack() as opened:
+            opened.callback((lock or FolderLock(self.path)).release)
+            remove_temporaries(self.path, self.path / "checkpoints", self.path / "figures")
+            if resume_at is None:
+                clear(self.path, overwrite=overwrite)
+            else:
+                for name in RESULTS:
+                    (self.path / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "figures"):
+                (self.path / name).mkdir(exist_ok=True)
+            write_config(self.path, config)
+            if resume_at is not None:
+                self._drop_records_after(resume_at)
+            self._open(opened, config, resumed=resume_at is not None)
+            self._opened = opened.pop_all()
+
+    def _open(self, opened: ExitStack, config: str, *, resumed: bool) -> None:
+        """Opens the event files and metrics.jsonl."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = self.records[-1]["env_steps"] + 1 if self.records else None
+        purge = self.records[-1]["env_steps"] + 1 if self.records else 0 if resumed else None
         self.writer = SummaryWriter(str(self.path), purge_step=purge, flush_secs=10)
-        if resume_at is None:
+        opened.callback(self.writer.close)
+        if not resumed:
             self.writer.add_text("config", "```yaml\n" + config + "```")
-        self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-
-    def _make_folders(self) -> None:
-        """Makes the folders, or nothing at all."""
-        made: list[Path] = []
-        try:
-            for folder in (self.path, self.path / "checkpoints", self.path / "figures"):
-                for parent in [*reversed(folder.parents), folder]:
-                    if not parent.exists():
-                        parent.mkdir()
-                        made.append(parent)
-            if not os.access(self.path, os.W_OK | os.X_OK):
-                raise PermissionError(f"no permission to write in {self.path}")
-        except OSError as error:
-            for folder in reversed(made):
-                folder.rmdir()
-            raise OSError(f"run folder {self.path} cannot be written to: {error}") from error
+        # Purging goes by the steps of all tags alike: these curves are written again, behind it.
+        for file in self.path.glob("events.out.tfevents.*.axes"):
+            file.unlink()
+        self._axes = SummaryWriter(str(self.path), filename_suffix=".axes", flush_secs=10)
+        opened.callback(self._axes.close)
+        for record in self.records:
+            self._add_to_axes(record)
+        self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        opened.callback(self._metrics.close)
 
     def _drop_records_after(self, updates: int) -> None:
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        for line in lines:
+        for line in file.read_bytes().splitlines() if file.exists() else []:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:  # the line that a crash cut short
+                kept = record["updates"] <= updates
+            except (ValueError, TypeError, KeyError):  # a line that a crash cut short
                 continue
-            if record["updates"] <= updates:
+            if kept:
                 self.records.append(record)
         write_text(file, "".join(json.dumps(record) + "\n" for record in self.records))
 
@@ -113,6 +143,23 @@ class RunFolder:
             self.writer.add_scalar(name, value, env_steps)
         for name in ("updates", "energy_evaluations", "seconds"):
             self.writer.add_scalar(f"time/{name}", counters[name], env_steps)
+        self._add_to_axes(self.records[-1])
+
+    def validated(self, updates: int) -> bool:
+        """Whether a validation after this many updates is among the records."""
+        return any(
+            record["updates"] == updates and any(tag.startswith("eval/") for tag in record)
+            for record in reversed(self.records)
+        )
+
+    def _add_to_axes(self, record: Mapping[str, Any]) -> None:
+        for tag, value in record.items():
+            group, _, name = tag.partition("/")
+            if group != "eval" or value is None:
+                continue
+            for counter, (axis, unit) in AXES.items():
+                step = int(record[counter] * unit)
+                self._axes.add_scalar(f"eval_by_{axis}/{name}", value, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
         """A TensorBoard histogram of the finite values."""
@@ -131,28 +178,112 @@ class RunFolder:
         return path
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Writes checkpoints/<name>.pt."""
+        """Writes checkpoints/<name>.pt, with what defines the run."""
+        if self.identity is not None:
+            state = state | {"identity": dict(self.identity)}
         save_checkpoint(self.path / "checkpoints" / f"{name}.pt", state)
+
+    def remove(self, name: str) -> None:
+        """Removes checkpoints/<name>.pt, if there is one."""
+        (self.path / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Reads checkpoints/<name>.pt."""
         return load_checkpoint(self.path / "checkpoints" / f"{name}.pt", device)
 
-    def hyper_parameters(self, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """An entry of TensorBoard's HParams view."""
-        flat = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in values.items()
-        }
-        # Same event folder, so that no second run appears beside the curves.
-        self.writer.add_hparams(flat, dict(figures), run_name=".")
+    def hyper_parameters(self, settings: Mapping[str, Any], *, finished: bool = False) -> None:
+        """The run's entry in TensorBoard's HParams view; its figures are the scalars report/*."""
+        write_session(self.path, settings, finished=finished)
 
     def flush(self) -> None:
         """Writes what is buffered."""
         self.writer.flush()
+        self._axes.flush()
         self._metrics.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self.writer.close()
-        self._metrics.close()
+        """Flushes and closes the files, and lets the folder go."""
+        self._opened.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def occupied(path: Path) -> bool:
+    """Whether a folder holds any file; hidden and temporary ones and empty folders do not count."""
+    if not path.is_dir():
+        return False
+    return any(
+        not any(part.startswith(".") for part in file.relative_to(path).parts)
+        for file in path.rglob("*")
+        if not file.is_dir()
+    )
+
+
+def clear(path: Path, *, overwrite: bool, what: str = "run") -> None:
+    """Makes room for a new run (or experiment): refuses what is there, or removes it.
+
+    Args:
+        path: the folder.
+        overwrite: whether an earlier run may go.
+        what: the folder's kind, for the message.
+
+    Raises:
+        FileExistsError: if it holds another one and `overwrite` is false, or something else.
+    """
+    if not occupied(path):
+        return
+    if not (path / "config.yaml").is_file():
+        raise FileExistsError(
+            f"{what} folder {path} is not empty and holds no {what} (it has no config.yaml): "
+            "choose another --output, or empty it"
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{what} folder {path} is not empty: go on with --resume {path}, "
+            "replace it with --overwrite true, or choose another --output or --seed"
+        )
+    for file in sorted(path.iterdir(), key=lambda file: file.name == "config.yaml"):
+        if file.name == LOCK:
+            continue
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
+
+
+def write_config(path: Path, text: str) -> None:
+    """Writes config.yaml, unless it says the same already."""
+    file = path / "config.yaml"
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_text(file, text)
+
+
+def make_folders(path: Path, what: str = "run") -> None:
+    """Makes a folder with its parents, or nothing at all.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    made: list[Path] = []
+    try:
+        for folder in [*reversed(path.parents), path]:
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                made.append(folder)
+        if not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write in {path}")
+    except OSError as error:
+        for folder in reversed(made):
+            folder.rmdir()
+        raise OSError(f"{what} folder {path} cannot be written to: {error}") from error
