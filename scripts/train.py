@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.agents.run import (
     ceilings,
     config_of,
@@ -33,11 +34,14 @@ def main(arguments: list[str]) -> int:
     add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
     add("--progress", type=bool, default=True, help="show a progress bar")
     add("--json", type=str | None, default=None, help="also write the report here; - is stdout")
+    folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
     sys.path.insert(0, "")  # import paths such as my_module:Rings start from the current folder
     try:
         options = parse_run(arguments, parser)
         if options.resume is not None:
+            if options.overwrite:
+                raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
             arguments = resumed(options.resume, arguments)
             options = parse_run(arguments, parser)
         config = config_of(options)
@@ -45,16 +49,16 @@ def main(arguments: list[str]) -> int:
         text = resolved_yaml(arguments, parser, without=own)
         out = sys.stderr if options.json == "-" else sys.stdout
         print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
-        report = train(
-            config,
-            text,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            progress_bar=options.progress,
-        )
+        with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
+            report = train(
+                config,
+                text,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                progress_bar=options.progress,
+            )
         if report is None:
-            print(f"stopped; go on with: train.py --resume {folder}", file=out)
-            return 130
+            raise KeyboardInterrupt
         columns = {"this run": report}
         if options.ceiling:
             columns |= ceilings(config)
@@ -70,6 +74,10 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        begun = folder is not None and (folder / "config.yaml").is_file()
+        print(f"stopped; go on with: train.py --resume {folder}" if begun else "stopped", file=out)
+        return 130
     return 0
 
 

@@ -532,5 +532,6 @@ def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.Mo
     agent.learn(BudgetConfig(updates=20), evaluation=evaluation, folder=folder, **QUIET)
     folder.close()
     state = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
-    # 9.0 is the untrained agent's. 5.0 came at a quarter of the budget; of the rest, 2.0 at three quarters is the best.
+    # 9.0 is the untrained agent's, and 5.0 came at a quarter of the budget.
+    # Of the rest, 2.0 at three quarters is the best.
     assert state["best_elbo"] == 2.0 and state["counters"]["updates"] == 15

@@ -26,19 +26,16 @@ def write_session(folder: Path, settings: Mapping[str, Any], *, finished: bool) 
         finished: whether the run has come to its end.
     """
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.api_pb2 import Status
-    from tensorboard.plugins.hparams.summary import session_end_pb, session_start_pb
     from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard.summary import hparams
 
     plain = {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for name, value in settings.items()
         if value is not None
     }
-    summaries: list[Summary] = [session_start_pb(hparams=plain)]
-    if finished:
-        summaries.append(session_end_pb(Status.Value("STATUS_SUCCESS")))
+    _, start, end = hparams(plain, {})
+    summaries = [start, end] if finished else [start]
 
     def write(file: Any) -> None:
         records = RecordWriter(file)
