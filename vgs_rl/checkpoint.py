@@ -7,6 +7,7 @@ Nothing in a file is read before the digest is compared, and nothing in it is ex
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickletools
 import re
@@ -111,12 +112,11 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, kind: Kind = "check
     content = {"format": FORMAT, "version": VERSION, "kind": kind}
     content["state"] = _plain(state, set(), "state")
 
-    def write(file: BinaryIO) -> None:
-        body = _Hashed(file)
-        torch.save(content, body)
-        file.write(_LINE % body.digest.hexdigest().encode())
-
-    write_atomically(path, write)
+    packed = io.BytesIO()
+    torch.save(content, packed)  # not into the file: what fails there is no OSError
+    body = packed.getbuffer()
+    line = _LINE % hashlib.sha256(body).hexdigest().encode()
+    write_atomically(path, lambda file: (file.write(body), file.write(line)))
 
 
 def load_checkpoint(
@@ -160,20 +160,6 @@ def load_checkpoint(
     if not isinstance(state, dict) or sum(map(_bytes_of, _tensors(state))) > size:
         raise ValueError(f"checkpoint {path} is damaged: its tensors are larger than the file")
     return state
-
-
-class _Hashed:
-    """Passes on what is written, and hashes it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _plain(value: Any, seen: set[int], name: str) -> Any:
