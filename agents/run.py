@@ -216,6 +216,7 @@ def train(
             resume_at=agent.counters.updates if started else -1,
             lock=lock,
         )
+        notice(f"going on in {resume} at update {agent.counters.updates:,}")
         with folder:
             return _learn(config, target, agent, folder, progress_bar=progress_bar)
 

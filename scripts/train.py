@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
         folder = options.resume or config.folder
         text = resolved_yaml(arguments, parser, without=own)
         out = sys.stderr if options.json == "-" else sys.stdout
-        print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
+        if options.resume is None:
+            print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
         with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
             report = train(
                 config,
