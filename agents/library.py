@@ -20,7 +20,7 @@ from vgs_rl.agents.vector_adapter import EpisodeStatistics
 from vgs_rl.checks import require_at_least, require_module, require_positive
 from vgs_rl.cluster_plots import plot_cluster_chain
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import KernelPolicy, Policy, SamplingMDP
 from vgs_rl.plots import plot_chain
 from vgs_rl.sampler import ChainSampler
 
@@ -147,9 +147,9 @@ class LibraryConfig(AgentConfig):
 class LibraryAgent(Agent):
     """An RL library's algorithm in our training loop.
 
-    A subclass sets up the library's objects on ``self.mdp`` and reads the policy's distribution
-    parameters out; sampling never goes through the library's own loops. The start pi_0 and the
-    noise scales stay as they are configured.
+    A subclass sets up the library's objects on ``self.mdp`` and reads the policy out; sampling
+    never goes through the library's own loops. The start pi_0 and the noise scales stay as they
+    are configured.
 
     Attributes:
         config: the configuration.
@@ -185,18 +185,8 @@ class LibraryAgent(Agent):
         self.load_state_dict(state["agent"])
 
     @abstractmethod
-    def parameters(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of the policy before squashing, each (B, D)."""
-
     def policy(self) -> Policy:
         """The current policy as the MDP takes it; it follows later training."""
-        return make_policy(
-            self.mdp,
-            self.parameters,
-            self.config.bound,
-            squashed=self.config.algorithm in SQUASHED,
-            kernel=self.config.policy_noise == "policy",
-        )
 
     def sampler(self) -> ChainSampler:
         """See :meth:`Agent.sampler`."""
@@ -221,42 +211,14 @@ def _anew(
     return kind(mdp, config, seed=seed)
 
 
-class MeanControl:
-    """The control that a stochastic policy's mean is, within the action bound.
+def kernel_policy(parameters: Parameters, bound: float, *, squashed: bool) -> KernelPolicy:
+    """A library's policy as the kernel itself, with the MDP's noise off.
 
     Args:
-        mdp: its geometry is the control's space.
-        parameters: maps (x, t) to mean and log standard deviation.
-        bound: b.
-        squashed: whether u = b tanh(mean), or u is the mean clipped to the bound.
-    """
-
-    def __init__(
-        self, mdp: SamplingMDP, parameters: Parameters, bound: float, *, squashed: bool
-    ) -> None:
-        self.mdp, self.parameters, self.bound, self.squashed = mdp, parameters, bound, squashed
-
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """u_t(x), shape (B, D)."""
-        mean, _ = self.parameters(x, t)
-        u = self.bound * mean.tanh() if self.squashed else mean.clamp(-self.bound, self.bound)
-        return self.mdp.geometry.tangent(u, x)
-
-
-def make_policy(
-    mdp: SamplingMDP, parameters: Parameters, bound: float, *, squashed: bool, kernel: bool
-) -> Policy:
-    """A library's policy as the MDP takes it: a control, or the kernel itself.
-
-    Args:
-        mdp: the MDP that it will drive.
         parameters: maps (x, t) to mean and log standard deviation before squashing.
         bound: the action bound b.
         squashed: whether actions are b tanh(z), or z itself.
-        kernel: whether the policy is the kernel, with the MDP's noise off.
     """
-    if not kernel:
-        return MeanControl(mdp, parameters, bound, squashed=squashed)
     return SquashedGaussianKernel(parameters, bound) if squashed else GaussianKernel(parameters)
 
 

@@ -14,13 +14,11 @@ from vgs_rl.agents.library import (
     SQUASHED,
     LibraryAgent,
     LibraryConfig,
-    make_policy,
     require_library,
 )
-from vgs_rl.agents.stochastic import Parameters
 from vgs_rl.agents.vector_adapter import VectorAdapter
 from vgs_rl.envs.gym import SamplingVectorEnv
-from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
+from vgs_rl.envs.observation import Feature
 from vgs_rl.mdp import Policy, SamplingMDP
 
 
@@ -168,9 +166,9 @@ class SB3Agent(LibraryAgent):
             scalars["train/loss"] = scalars["train/critic_loss"]
         return scalars
 
-    def parameters(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`LibraryAgent.parameters`."""
-        return sb3_parameters(self.model, self.observed)(x, t)
+    def policy(self) -> Policy:
+        """See :meth:`LibraryAgent.policy`."""
+        return sb3_policy(self.model, self.mdp)
 
 
 def _start_small(actor: Any, std: float) -> None:
@@ -188,55 +186,36 @@ def _start_small(actor: Any, std: float) -> None:
             actor.log_std.bias.fill_(math.log(std))
 
 
-def sb3_parameters(model: Any, observed: Observation) -> Parameters:
-    """Mean and log standard deviation of a model's policy before squashing, as tensors.
-
-    TD3 and DDPG have no standard deviation: its logarithm is -inf.
-
-    Args:
-        model: a Stable-Baselines3 model of PPO, A2C, SAC, TD3 or DDPG.
-        observed: what its policy sees.
-    """
-
-    def parameters(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        observation = observed(x, t).float()
-        actor = getattr(model, "actor", None)
-        if actor is None:
-            # Not get_distribution, which keeps it in the model: several threads may sample.
-            policy = model.policy
-            latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observation))
-            mean = policy.action_net(latent)
-            log_std = policy.log_std.expand_as(mean)
-        elif hasattr(actor, "get_action_dist_params"):
-            mean, log_std, _ = actor.get_action_dist_params(observation)
-        else:
-            features = actor.extract_features(observation, actor.features_extractor)
-            mean = actor.mu[:-1](features)  # all but tanh
-            log_std = torch.full_like(mean, -torch.inf)
-        return mean.to(x.dtype), log_std.to(x.dtype)
-
-    return parameters
-
-
 def sb3_policy(
     model: Any,
     mdp: SamplingMDP,
     *,
-    features: tuple[Feature, ...] = DEFAULT_FEATURES,
-    kernel: bool = False,
+    env: Any = None,
+    features: tuple[Feature, ...] | None = None,
+    kernel: bool | None = None,
 ) -> Policy:
-    """A Stable-Baselines3 model's policy as the MDP takes it, for :class:`~vgs_rl.ChainSampler`.
+    """A model's policy as the MDP takes it, for :class:`~vgs_rl.ChainSampler`.
+
+    With the MDP's noise on it is the control that ``model.predict(…, deterministic=True)`` makes
+    the environment apply, wrappers included.
 
     Args:
-        model: a model of PPO, A2C, SAC, TD3 or DDPG, trained on this MDP's environment.
+        model: a model of Stable-Baselines3 or its contributions, trained on this MDP's
+            environment.
         mdp: the MDP.
-        features: what the environment let it observe.
-        kernel: whether the environment's noise was off, so that the policy is the kernel.
+        env: the environment that it was trained in; the model's own by default. A model that was
+            loaded without one is taken to act in the plain environment, with a warning.
+        features: what the environment lets it observe; read off the environment where there is one.
+        kernel: whether the environment's noise is off, so that the policy is the kernel; read off
+            likewise.
+
+    Raises:
+        ValueError: if the policy has a memory or discrete actions, if a wrapper is not known here,
+            naming it, or if the policy is the kernel and has no density of a known form.
     """
-    parameters = sb3_parameters(model, Observation(mdp, features))
-    squashed = hasattr(model, "actor")
-    bound = float(model.action_space.high[0])
-    return make_policy(mdp, parameters, bound, squashed=squashed, kernel=kernel)
+    from vgs_rl.agents.sb3_control import policy_of
+
+    return policy_of(model, mdp, env, features, kernel)
 
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,10 +17,9 @@ from vgs_rl.agents.library import (
     SQUASHED,
     LibraryAgent,
     LibraryConfig,
-    make_policy,
+    kernel_policy,
     require_library,
 )
-from vgs_rl.agents.stochastic import Parameters
 from vgs_rl.envs.gym import SamplingVectorEnv
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import Policy, SamplingMDP
@@ -137,9 +138,14 @@ class TianshouAgent(LibraryAgent):
             scalars["train/loss"] = scalars["train/critic1_loss"]
         return scalars
 
-    def parameters(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`LibraryAgent.parameters`."""
-        return tianshou_parameters(self.algorithm.policy, self.observed)(x, t)
+    def policy(self) -> Policy:
+        """See :meth:`LibraryAgent.policy`."""
+        return tianshou_policy(
+            self.algorithm.policy,
+            self.mdp,
+            features=self.config.features,
+            kernel=self.config.policy_noise == "policy",
+        )
 
 
 class _EntropyReward:
@@ -154,49 +160,114 @@ class _EntropyReward:
         rollout_batch.rew = rollout_batch.rew - self.coefficient * log_density
 
 
-def tianshou_parameters(policy: Any, observed: Observation) -> Parameters:
-    """Mean and log standard deviation of a tianshou policy before squashing, as tensors.
-
-    TD3 and DDPG have no standard deviation: its logarithm is -inf.
+class TianshouControl:
+    """The control that a tianshou policy's deterministic action makes the environment apply.
 
     Args:
-        policy: a tianshou policy whose actor is a continuous one of tianshou's.
-        observed: what it sees.
+        policy: a continuous policy whose actor has no memory.
+        mdp: the MDP.
+        features: what the environment lets it observe.
+        standardise: what is done to observations on their way.
     """
 
-    def parameters(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        actor, observation = policy.actor, observed(x, t).float()
-        if isinstance(policy.action_bound_method, str) and policy.action_scaling:  # TD3, DDPG
-            hidden, _ = actor.preprocess(observation)
-            mean = actor.last(hidden)  # without its tanh
-            log_std = torch.full_like(mean, -torch.inf)
-        else:
-            (mean, std), _ = actor(observation)
-            log_std = std.log()
-        return mean.to(x.dtype), log_std.to(x.dtype)
+    def __init__(
+        self,
+        policy: Any,
+        mdp: SamplingMDP,
+        features: tuple[Feature, ...],
+        standardise: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.policy, self.mdp, self.standardise = policy, mdp, standardise
+        self.observed = Observation(mdp, features)
+        self.squashed = _is_squashed(policy)
+        self._low = torch.from_numpy(policy.action_space.low)
+        self._high = torch.from_numpy(policy.action_space.high)
 
-    return parameters
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """u_t(x), shape (B, D): the policy's mean through tianshou's bounding and scaling."""
+        policy = self.policy
+        output, _ = policy.actor(self.standardise(self.observed(x, t).float()))
+        action: Tensor = output[0] if isinstance(output, tuple) else output
+        if self.squashed or policy.action_bound_method == "tanh":
+            action = action.tanh()
+        elif policy.action_bound_method == "clip":
+            action = action.clamp(-1.0, 1.0)
+        low, high = self._low.to(action), self._high.to(action)
+        if policy.action_scaling:
+            action = low + (high - low) * (action + 1.0) / 2.0
+        return self.mdp.geometry.tangent(action.clamp(low, high).to(x.dtype), x)
+
+
+def _is_squashed(policy: Any) -> bool:
+    """Whether it draws tanh(z) itself, as SAC and REDQ do."""
+    from tianshou.algorithm.modelfree.redq import REDQPolicy
+    from tianshou.algorithm.modelfree.sac import SACPolicy
+
+    return isinstance(policy, SACPolicy | REDQPolicy)
 
 
 def tianshou_policy(
     policy: Any,
     mdp: SamplingMDP,
     *,
+    env: Any = None,
     features: tuple[Feature, ...] = DEFAULT_FEATURES,
     kernel: bool = False,
 ) -> Policy:
     """A tianshou policy as the MDP takes it, for :class:`~vgs_rl.ChainSampler`.
 
     Args:
-        policy: of PPO or A2C with an unbounded actor and neither action scaling nor bounding, or
-            of SAC, TD3 or DDPG with action scaling.
+        policy: a continuous policy of tianshou, with any action bounding and scaling of its own.
         mdp: the MDP.
+        env: the vector environment that it was trained in, if a wrapper is around it: a policy does
+            not know its environment.
         features: what the environment let it observe.
         kernel: whether the environment's noise was off, so that the policy is the kernel.
+
+    Raises:
+        ValueError: if a wrapper is not `VectorEnvNormObs`, naming it, or the policy is to be the
+            kernel and its actions are bounded or scaled in another way than SAC's.
     """
-    parameters = tianshou_parameters(policy, Observation(mdp, features))
-    bound = float(policy.action_space.high[0])
-    return make_policy(mdp, parameters, bound, squashed=policy.action_scaling, kernel=kernel)
+    standardise = _standardiser(env)
+    if not kernel:
+        return TianshouControl(policy, mdp, features, standardise)
+    squashed = _is_squashed(policy)
+    if not squashed and (policy.action_scaling or policy.action_bound_method is not None):
+        raise ValueError(
+            "a policy that is the kernel must have action_scaling False and action_bound_method "
+            f"None, got {policy.action_scaling} and {policy.action_bound_method!r}"
+        )
+    observed = Observation(mdp, features)
+
+    def parameters(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        (mean, std), _ = policy.actor(standardise(observed(x, t).float()))
+        return mean.to(x.dtype), std.log().to(x.dtype)
+
+    return kernel_policy(parameters, float(policy.action_space.high[0]), squashed=squashed)
+
+
+def _standardiser(env: Any) -> Callable[[Tensor], Tensor]:
+    """What a wrapper does to observations, by its statistics as they are at each call."""
+    from tianshou.env import VectorEnvNormObs
+
+    from vgs_rl.agents.tianshou_env import TianshouVectorEnv
+
+    if env is None or isinstance(env, TianshouVectorEnv):
+        return lambda observation: observation
+    if not (isinstance(env, VectorEnvNormObs) and isinstance(env.venv, TianshouVectorEnv)):
+        raise ValueError(
+            f"the policy's environment has the wrapper {type(env).__name__}, which is not known "
+            "here; known is VectorEnvNormObs around a TianshouVectorEnv"
+        )
+
+    def standardise(observation: Tensor) -> Tensor:
+        statistics = env.get_obs_rms()
+        mean = torch.as_tensor(statistics.mean).to(observation)
+        std = torch.as_tensor(np.sqrt(statistics.var + statistics.eps)).to(observation)
+        bound = statistics.clip_max or math.inf
+        return ((observation - mean) / std).clamp(-bound, bound)
+
+    return standardise
 
 
 REPLAY_KEYS = ("obs", "obs_next", "act", "rew", "terminated", "truncated", "done")

@@ -206,6 +206,16 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
                 _require_length(caller._max_episode_steps, self.mdp.num_steps)
             frame = frame.f_back
 
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What is observed, in its order."""
+        return self._episodes.observed.features
+
+    @property
+    def noise(self) -> bool:
+        """Whether the MDP adds its own noise."""
+        return self._episodes.noise
+
     def _finished(self, x: Tensor, ended: Array) -> None:
         """Called with the state (1, D) at an episode's end, for subclasses."""
 
@@ -368,6 +378,16 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         """Changes how rows are reset from now on; wrappers may have read the mode already."""
         self.autoreset_mode = _parse_mode(mode)
         self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What is observed, in its order."""
+        return self._episodes.observed.features
+
+    @property
+    def noise(self) -> bool:
+        """Whether the MDP adds its own noise."""
+        return self._episodes.noise
 
     @property
     def is_default(self) -> bool:
