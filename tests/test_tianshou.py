@@ -177,3 +177,38 @@ def test_names_tell_library_algorithm_and_noise():
 
 def test_readme_snippet_runs():
     run_readme_snippet("TianshouVectorEnv(")
+
+
+@pytest.mark.parametrize(("scaling", "method"), [(True, "clip"), (True, "tanh"), (False, None)])
+def test_the_policy_is_what_tianshous_own_mapping_makes_the_environment_apply(scaling, method):
+    mdp = small_mdp()
+    agent = small_agent(TianshouConfig, mdp=mdp, action_bound=3.0)
+    policy = agent.algorithm.policy
+    policy.action_scaling, policy.action_bound_method = scaling, method
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter.mul_(5.0)
+        x = 2 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        observation = torch.cat([x, torch.full((50, 1), 0.5)], -1)
+        (mean, _), _ = policy.actor(observation)
+        expected = np.clip(policy.map_action(mean.numpy()), -3.0, 3.0)
+        np.testing.assert_allclose(tianshou_policy(policy, mdp)(x, 2), expected, atol=1e-5)
+
+
+def test_normalised_observations_are_followed_and_other_wrappers_refused():
+    from tianshou.env import VectorEnvNormObs, VectorEnvWrapper
+
+    mdp = small_mdp()
+    agent = small_agent(TianshouConfig, mdp=mdp, action_bound=3.0)
+    policy = agent.algorithm.policy
+    inner = TianshouVectorEnv(SamplingVectorEnv(mdp, num_envs=4, autoreset_mode="DISABLED"))
+    env = VectorEnvNormObs(inner)
+    env.reset()
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    observation = np.concatenate([x.numpy(), np.full((5, 1), 0.5, np.float32)], -1)
+    with torch.no_grad():
+        (mean, _), _ = policy.actor(torch.from_numpy(env._norm_obs(observation)).float())
+        control = tianshou_policy(policy, mdp, env=env)(x, 2)
+        torch.testing.assert_close(control, mean.clamp(-3, 3), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="has the wrapper VectorEnvWrapper"):
+        tianshou_policy(policy, mdp, env=VectorEnvWrapper(inner))
