@@ -58,7 +58,8 @@ class ValueGradientConfig(AgentConfig):
         warmup: updates of linear warm-up.
         clip_norm: bound of the gradient's norm; None leaves it.
         ema: decay of the moving average that acts, evaluates and gives targets.
-        fit_noise_scale: whether rho_t is fitted; off, rho_t = 1 as published.
+        fit_noise_scale: whether rho_t is fitted, which makes EUBO - log Z least; off, rho_t = 1 as
+            published.
     """
 
     name: ClassVar[str] = "vgs"

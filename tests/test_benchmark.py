@@ -59,7 +59,12 @@ def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
     assert "judging DW4" in first and "judging" not in again
     assert "training" not in first.replace("train_seconds", "")
     text = (folder / "page.md").read_text()
-    assert "**dw4, 40 samples, median of seeds [0]**" in text
+    assert (
+        "**dw4, 40 samples, seed 0; in brackets: the column's own floor, where it differs**" in text
+    )
+    assert "median of" not in text.split("| tvd_energy |")[0] and "range" not in text
+    (tvd,) = (line for line in text.splitlines() if line.startswith("| tvd_energy |"))
+    assert tvd.count("(") == 3  # judged on 4 samples, whose floor is another
     assert f"| {' | '.join(beside)} |" in text
     reports = folder / "runs/benchmark/dw4/pretrained_40"
     own, quiet = (

@@ -21,6 +21,8 @@ from vgs_rl import (
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
 from vgs_rl.evaluation import Figure, ParticleProtocol, Report, evaluate, format_comparison
+from vgs_rl.report import format_value
+from vgs_rl.weights import log_z_standard_error
 
 OF_WEIGHTS = ["ess", "largest_weight", "k_hat", "path_ess"]
 
@@ -109,6 +111,9 @@ class TestEvaluate:
         elbo, eubo = report.figures["elbo"], report.figures["eubo"]
         assert elbo.value < elbo.floor == GMM9().log_z == eubo.floor < eubo.value
         assert eubo.value - elbo.value < 3.0
+        gap = report.figures["gap"]
+        assert gap.value == eubo.value - elbo.value and gap.floor == 0.0
+        assert gap.error == pytest.approx(math.hypot(elbo.error or 0.0, eubo.error or 0.0))
         error = report.figures["log_z_error"]
         assert error.value == pytest.approx(abs(elbo.details["log_z_estimate"]))
         assert error.value < 0.2
@@ -137,6 +142,19 @@ class TestEvaluate:
         good, bad = (evaluate(Exact(energy, shift), energy, 500) for shift in (0.0, 3.0))
         for name, figure in good.figures.items():
             assert figure.floor == bad.figures[name].floor
+
+    def test_a_floor_is_the_mean_over_pairs_of_exact_sets_with_its_spread(self) -> None:
+        report = evaluate(Exact(GMM9()), GMM9(), 500)
+        pairs = {name: figure.details["floor_pairs"] for name, figure in report.figures.items()}
+        assert pairs == {"tvd_energy": 5, "sinkhorn": 3, "std_error": 5, "mode_weight_error": 10}
+        for name, figure in report.figures.items():
+            spread = figure.floor_error
+            assert figure.floor is not None and spread is not None and spread > 0, name
+            assert abs(figure.value - figure.floor) < 5 * spread, name
+            assert " ± " in figure.floor_text(), name
+        again = evaluate(Exact(GMM9()), GMM9(), 500, seed=1)
+        tvd = [r.figures["tvd_energy"] for r in (report, again)]
+        assert abs((tvd[0].floor or 0.0) - (tvd[1].floor or 0.0)) < 4 * (tvd[0].floor_error or 0.0)
 
     def test_neither_the_global_generator_nor_the_training_budget_is_touched(self) -> None:
         sampler = oracle(Gaussian(), num_steps=4)
@@ -208,6 +226,95 @@ PARTICLE_FIGURES = [
     "w2_geometric",
     "w2_geometric_published",
 ]
+
+
+class Weighted(Sampler):
+    """Standard normal states in the plane with log-weights as given."""
+
+    def __init__(self, log_weight: Tensor, *, independent: bool = True) -> None:
+        self.log_weight, self.independent = log_weight, independent
+        self.chunk_size = len(log_weight)
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        return Samples(
+            x=torch.randn(n, 2, generator=generator),
+            log_weight=self.log_weight[:n],
+            energy_evaluations=n,
+            independent=self.independent,
+        )
+
+
+def weighted(log_weight: Tensor, **options: bool) -> dict[str, Figure]:
+    return evaluate(Weighted(log_weight, **options), Ring(), len(log_weight)).figures
+
+
+NORMAL = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class TestWeights:
+    """Figures of log-weights say what they are worth."""
+
+    def test_a_dead_path_makes_the_elbo_infinite_and_is_counted(self) -> None:
+        log_weight = 0.1 * NORMAL
+        log_weight[[1, 2]], log_weight[3] = math.nan, -math.inf
+        report = evaluate(Weighted(log_weight), Ring(), 20_000)
+        elbo, live = report.figures["elbo"], report.figures["elbo_live"]
+        assert (
+            elbo.value == -math.inf and elbo.error is None and "3 paths have weight 0" in elbo.note
+        )
+        kept = log_weight[torch.isfinite(log_weight)]
+        assert live.value == pytest.approx(float(kept.mean()) + math.log(1 - 3 / 20_000))
+        assert live.n == 19_997 and live.details["dead_paths"] == 3
+        assert report.details["dead_paths"] == 3
+        assert report.figures["log_z"].value == pytest.approx(0.005, abs=0.01)
+        assert report.figures["ess"].value > 0.98
+
+    def test_a_sampler_without_any_weight_still_gets_a_report(self) -> None:
+        figures = weighted(torch.full((100,), math.nan))
+        assert figures["log_z"].value == figures["elbo"].value == -math.inf
+        assert figures["ess"].value == figures["path_ess"].value == 0.0
+        assert "every path has weight 0" in figures["log_z"].note
+        assert "k_hat" not in figures
+
+    def test_an_infinite_weight_is_an_error_that_counts(self) -> None:
+        log_weight = NORMAL.clone()
+        log_weight[:4] = math.inf
+        with pytest.raises(ValueError, match=r"must not be \+inf, got 4 of 20,000"):
+            weighted(log_weight)
+
+    @pytest.mark.parametrize("scale", [10.0, 3000.0])
+    def test_no_standard_error_is_given_where_it_means_nothing(self, scale: float) -> None:
+        figures = weighted(scale * NORMAL)
+        log_z = figures["log_z"]
+        assert log_z.error is None and "no standard error" in log_z.note
+        assert "±" not in log_z.text()
+        assert figures["k_hat"].value > 0.7 and "cannot be believed" in figures["k_hat"].note
+        assert "not to be believed" in figures["ess"].note
+
+    def test_a_standard_error_is_given_where_it_holds(self) -> None:
+        figures = weighted(0.5 * NORMAL)
+        error = figures["log_z"].error
+        assert error == pytest.approx(log_z_standard_error(0.5 * NORMAL))
+        assert abs(figures["log_z"].value - 0.125) < 4 * (error or 0.0)
+        assert figures["elbo"].error == pytest.approx(0.5 / math.sqrt(20_000), rel=0.02)
+        assert "modes that no path visits are not seen" in figures["k_hat"].note
+
+    def test_ess_is_that_of_all_paths_and_sees_what_batches_hide(self) -> None:
+        log_weight = torch.zeros(20_000)
+        log_weight[7] = 9.9 + 5  # a mode that one path in 20,000 visits
+        figures = weighted(log_weight)
+        w = log_weight.double().exp()
+        assert figures["ess"].value == pytest.approx(
+            float(w.sum() ** 2 / w.square().sum()) / 20_000
+        )
+        assert figures["ess"].value < 0.001 and figures["path_ess"].value > 0.999
+        assert figures["largest_weight"].value == pytest.approx(float(w[7] / w.sum()))
+        assert figures["log_z"].error is None
+
+    def test_particles_that_interact_have_log_z_and_nothing_else(self) -> None:
+        figures = weighted(0.1 * NORMAL, independent=False)
+        assert list(figures) == ["log_z"]
+        assert figures["log_z"].error is None and "particles interact" in figures["log_z"].note
 
 
 class TestParticles:
@@ -359,6 +466,26 @@ def small(value: float, floor: float | None, name: str = "elbo") -> Report:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (163.15432, 0.0123, "163.1543 ± 0.0123"),  # the gap to 164.6957 is seen
+        (259.0, 4.91e-18, "259.0000"),
+        (3933.123, 41.0, "3,933.12 ± 41.00"),
+        (5e-5, 1e-21, "5.0e-05"),
+        (0.0, None, "0.0000"),
+        (None, None, ""),
+        (-math.inf, None, "-inf"),
+        (1.5, math.nan, "1.5000"),
+        (2.5e7, 1.0e5, "2.500e+07 ± 1.000e+05"),
+    ],
+)
+def test_numbers_have_the_digits_that_gaps_need_and_no_error_below_them(
+    value: float | None, error: float | None, text: str
+) -> None:
+    assert format_value(value, error) == text
+
+
 class TestTables:
     def test_the_table_is_aligned_with_value_beside_floor(self) -> None:
         report = small(-123.45678, 0.5)
@@ -381,9 +508,14 @@ class TestTables:
         reports["other"] = small(7.0, None, name="eubo")
         header, _, elbo, eubo = format_comparison(reports).splitlines()[1:]
         assert header.split() == ["figure", "this", "run", "floor", "oracle", "bellman", "other"]
-        assert elbo.split() == ["elbo", "1.0000", "0.2500", "3.0000"]
+        assert elbo.split() == ["elbo", "1.0000", "0.2500", "3.0000", "(0.7500)"]
         assert eubo.split() == ["eubo", "7.0000"]
+        assert "in brackets: the column's own floor" in format_comparison(reports)
         assert "| this run |" in format_comparison(reports, markdown=True)
+
+    def test_equal_floors_are_shown_once(self) -> None:
+        text = format_comparison({"this run": small(1.0, 0.25), "again": small(3.0, 0.25)})
+        assert "(" not in text and "brackets" not in text
 
     def test_an_empty_comparison_is_refused(self) -> None:
         with pytest.raises(ValueError, match="reports must not be empty"):

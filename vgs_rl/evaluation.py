@@ -1,7 +1,8 @@
 """One evaluation for all samplers: every figure beside its floor (DESIGN: Evaluation).
 
-A figure's floor is what a perfect sampler would score: the same figure for a second, equally
-large set of exact samples against the same reference, or the value at which a bound is tight.
+A figure's floor is what a perfect sampler would score: the mean of the same figure over pairs of
+equally large sets of exact samples, with its standard deviation (`floor_std`), or the value at
+which a bound is tight.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -19,24 +22,16 @@ from vgs_rl import metrics
 from vgs_rl.energy import Energy, Split
 from vgs_rl.particle_figures import ParticleProtocol, particle_figures
 from vgs_rl.particles import pair_distances, transformed
+from vgs_rl.path_figures import log_z_figure, path_figures, upper_figures
 from vgs_rl.report import Figure, Report, format_comparison
 from vgs_rl.sampler import Sampler, Samples
-from vgs_rl.weights import (
-    cleaned,
-    dead_paths,
-    effective_share,
-    largest_weight,
-    live_elbo,
-    log_mean_weight,
-    log_z_standard_error,
-    pareto_k,
-    reliable_k,
-)
+from vgs_rl.weights import dead_paths
 
 __all__ = ["Figure", "ParticleProtocol", "Report", "evaluate", "format_comparison"]
 
 BINS = 200
 SINKHORN_SAMPLES = 2_000
+IDEAL_PAIRS = 5  # of sets of exact samples, whose figures give the floor
 CHUNK = 4_096  # states whose energies are computed at once
 FIGURE_ORDER = (
     "tvd_energy",
@@ -134,14 +129,18 @@ def evaluate(
     """
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}")
-    draw, paths_again, exact, second, backwards, repeats = _generators(seed, sampler.device)
+    draw, paths_again, exact, second, backwards, repeats, further = _generators(
+        seed, sampler.device
+    )
     temperature = sampler.temperature
     samples = sampler.sample(n, draw, resample=resample)
     if on_samples is not None:
         on_samples(samples)
     paths = sampler.sample(n, paths_again) if resample else samples
     figures: dict[str, Figure] = {}
-    reference = _reference(energy, n, split, exact, second) if temperature == 1.0 else None
+    reference = None
+    if temperature == 1.0:
+        reference = _reference(energy, n, split, exact, second, further)
     if reference is not None:
         protocol = protocol or ParticleProtocol()
         figures |= _sample_figures(samples.x, energy, reference, protocol, repeats)
@@ -149,12 +148,12 @@ def evaluate(
         figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
     if paths.log_weight is not None:
         log_z = energy.log_z if temperature == 1.0 else None
-        figures |= _log_z_figure(paths.log_weight, log_z, paths.independent)
+        figures |= log_z_figure(paths.log_weight, log_z, independent=paths.independent)
         if paths.independent:
-            figures |= _path_figures(paths.log_weight, log_z, batches, batch_size)
+            figures |= path_figures(paths.log_weight, log_z, batches, batch_size)
             if sampler.has_reverse_weights and reference is not None and reference.exact:
-                log_weight = sampler.reverse_log_weight(reference.x.to(samples.x), backwards)
-                figures |= _upper_figures(log_weight, log_z, figures["elbo"])
+                log_weight = sampler.reverse_log_weight(reference.truth.x.to(samples.x), backwards)
+                figures |= upper_figures(log_weight, log_z, figures["elbo"])
     order = [name for name in FIGURE_ORDER if name in figures]
     return Report(
         target=target_name or type(energy).__name__,
@@ -170,12 +169,25 @@ def evaluate(
 
 
 @dataclass(kw_only=True)
-class _Reference:
-    """Two equally large sets: what samples are compared with, and what gives the floor."""
-
+class _Set:
     x: Tensor
-    second: Tensor
+    energies: Tensor
+
+    def rows(self, index: Tensor) -> _Set:
+        return _Set(x=self.x[index], energies=self.energies[index])
+
+
+@dataclass(kw_only=True)
+class _Reference:
+    """Pairs of equally large sets. The first is compared with the samples, all give the floor."""
+
+    pairs: list[tuple[_Set, _Set]]
     kind: Literal["exact", "shipped", "shipped, validation"]
+
+    @property
+    def truth(self) -> _Set:
+        """What samples are compared with."""
+        return self.pairs[0][0]
 
     @property
     def exact(self) -> bool:
@@ -184,27 +196,37 @@ class _Reference:
 
 
 def _reference(
-    energy: Energy, n: int, split: Split, first: torch.Generator, second: torch.Generator
+    energy: Energy,
+    n: int,
+    split: Split,
+    first: torch.Generator,
+    second: torch.Generator,
+    further: torch.Generator,
 ) -> _Reference | None:
-    """Exact samples, or two random halves of the shipped ones, or None where there are neither."""
+    """Exact samples, or random halves of the shipped ones, or None where there are neither."""
+
+    def exact(generator: torch.Generator) -> _Set:
+        x = energy.sample(n, generator)
+        return _Set(x=x, energies=_energies(energy, x))
+
     if energy.can_sample:
-        return _Reference(x=energy.sample(n, first), second=energy.sample(n, second), kind="exact")
+        pairs = [(exact(first), exact(second))]
+        pairs += [(exact(further), exact(further)) for _ in range(IDEAL_PAIRS - 1)]
+        return _Reference(pairs=pairs, kind="exact")
     try:
-        shipped = energy.reference(split)
+        x = energy.reference(split).to(first.device)
     except NotImplementedError:
         return None
-    order = torch.randperm(len(shipped), generator=first, device=first.device)
-    half = min(n, len(shipped) // 2)
-    shipped = shipped.to(first.device)[order]
+    shipped = _Set(x=x, energies=_energies(energy, x))
+    half = min(n, len(x) // 2)
+    pairs = []
+    for k in range(IDEAL_PAIRS):
+        source = further if k else first
+        order = torch.randperm(len(x), generator=source, device=source.device)
+        pairs.append((shipped.rows(order[:half]), shipped.rows(order[half : 2 * half])))
     kind: Literal["shipped", "shipped, validation"]
     kind = "shipped" if split == "test" else "shipped, validation"
-    return _Reference(x=shipped[:half], second=shipped[half : 2 * half], kind=kind)
-
-
-@dataclass(kw_only=True)
-class _Set:
-    x: Tensor
-    energies: Tensor
+    return _Reference(pairs=pairs, kind=kind)
 
 
 def _sample_figures(
@@ -215,21 +237,21 @@ def _sample_figures(
     repeats: torch.Generator,
 ) -> dict[str, Figure]:
     """Figures that compare samples with the reference, at equal counts."""
-    count = len(reference.x)
-    states = (metrics.spread_rows(x, count), reference.x.to(x), reference.second.to(x))
-    judged, truth, second = (_Set(x=z, energies=_energies(energy, z)) for z in states)
+    truth, second = reference.pairs[0]
+    count = len(truth.x)
+    some = metrics.spread_rows(x, count)
+    judged = _Set(x=some, energies=_energies(energy, some))
 
-    def figure(
-        compare: Callable[[_Set, _Set], Tensor], n: int = count, note: str = "", **details: Any
-    ) -> Figure:
-        details = {"reference": reference.kind, "reference_n": n, **details}
-        value, floor = float(compare(judged, truth)), float(compare(second, truth))
-        return Figure(value=value, floor=floor, n=n, note=note, details=details)
+    def figure(compare: Callable[[_Set, _Set], Tensor], note: str, **details: Any) -> Figure:
+        floors = [float(compare(b, a)) for a, b in reference.pairs]
+        details |= {"reference": reference.kind, "reference_n": count, **_floor_spread(floors)}
+        value = float(compare(judged, truth))
+        return Figure(value=value, floor=fmean(floors), n=count, note=note, details=details)
 
     def tvd(a: _Set, b: _Set) -> Tensor:
         return metrics.total_variation(a.energies, b.energies, bins=BINS)
 
-    figures = {"tvd_energy": figure(tvd, note=f"{BINS} bins", bins=BINS)}
+    figures = {"tvd_energy": figure(tvd, f"{BINS} bins", bins=BINS)}
     symmetry = energy.symmetry
     if symmetry is not None:
 
@@ -237,10 +259,10 @@ def _sample_figures(
             first, other = (pair_distances(z.x, symmetry).flatten() for z in (a, b))
             return metrics.total_variation(first, other, bins=BINS)
 
-        figures["tvd_distance"] = figure(tvd_distance, note=f"{BINS} bins", bins=BINS)
+        figures["tvd_distance"] = figure(tvd_distance, f"{BINS} bins", bins=BINS)
         mixed = transformed(second.x, symmetry, repeats)
         return figures | particle_figures(
-            (x, _energies(energy, x)),
+            (x, judged.energies if some is x else _energies(energy, x)),
             (truth.x, truth.energies),
             (mixed, second.energies),
             symmetry,
@@ -248,17 +270,38 @@ def _sample_figures(
             repeats,
             reference=reference.kind,
         )
-    few = min(count, SINKHORN_SAMPLES)
-    reg = metrics.sinkhorn_regularisation(truth.x, few)
-
-    def sinkhorn(a: _Set, b: _Set) -> Tensor:
-        return metrics.sinkhorn(a.x, b.x, n=few, reg=reg)
-
     figures["std_error"] = figure(
-        lambda a, b: metrics.std_error(a.x, b.x), note=f"mean over {x.shape[1]} coordinates"
+        lambda a, b: metrics.std_error(a.x, b.x), f"mean over {x.shape[1]} coordinates"
     )
-    figures["sinkhorn"] = figure(sinkhorn, few, f"debiased, reg {reg:.3g}", reg=reg)
+    figures["sinkhorn"] = _sinkhorn_figure(judged.x, reference)
     return figures
+
+
+def _sinkhorn_figure(x: Tensor, reference: _Reference) -> Figure:
+    """The floor is of all three pairs of three sets: each set's own cost is needed once."""
+    (truth, second), (third, _), *_ = reference.pairs
+    few = min(len(truth.x), SINKHORN_SAMPLES)
+    reg = metrics.sinkhorn_regularisation(truth.x, few)
+    exact = [metrics.SinkhornSet(each.x, few, reg) for each in (truth, second, third)]
+    floors = [float(b.divergence(a)) for a, b in combinations(exact, 2)]
+    return Figure(
+        value=float(metrics.SinkhornSet(x, few, reg).divergence(exact[0])),
+        floor=fmean(floors),
+        n=few,
+        note=f"squared distances, debiased, reg {reg:.3g}: not the scale of published costs",
+        details={
+            "reference": reference.kind,
+            "reference_n": few,
+            "reg": reg,
+            **_floor_spread(floors),
+        },
+    )
+
+
+def _floor_spread(floors: list[float]) -> dict[str, Any]:
+    """The standard deviation of what perfect samplers score, and of how many."""
+    spread = stdev(floors) if all(map(math.isfinite, floors)) else None
+    return {"floor_std": spread, "floor_pairs": len(floors)}
 
 
 def _energies(energy: Energy, x: Tensor) -> Tensor:
@@ -273,132 +316,14 @@ def _mode_figure(x: Tensor, energy: Energy, reference: _Reference | None) -> Fig
         indicators = torch.cat([energy.mode_indicators(part) for part in x.split(CHUNK)])
         return float(metrics.mode_weight_error(indicators, probabilities))
 
-    floor = error(reference.second.to(x)) if reference is not None and reference.exact else None
-    modes = len(probabilities)
-    note = f"largest of {modes}"
-    return Figure(value=error(x), floor=floor, n=len(x), note=note, details={"modes": modes})
-
-
-def _log_z_figure(log_weight: Tensor, log_z: float | None, independent: bool) -> dict[str, Figure]:
-    """The estimate of log Z, or its error where log Z is known, with a standard error if any.
-
-    Raises:
-        ValueError: if a log-weight is +inf.
-    """
-    n = len(log_weight)
-    if infinite := int(torch.isposinf(log_weight).sum()):
-        raise ValueError(
-            f"log_weight must not be +inf, got {infinite:,} of {n:,}: the energy is -inf there"
-        )
-    log_weight = log_weight.double()
-    estimate = float(log_mean_weight(log_weight))
-    error = None
-    if not independent:
-        doubt = "no standard error: the particles interact"
-    elif not math.isfinite(estimate):
-        doubt = "every path has weight 0"
-    else:
-        error = log_z_standard_error(log_weight)
-        doubt = "no standard error: too few paths carry the weight, see k_hat"
-    details = {"log_z_estimate": estimate, "standard_error": error}
-    if log_z is None:
-        note = "log mean weight" if error is not None else f"log mean weight, {doubt}"
-        return {"log_z": Figure(value=estimate, floor=None, n=n, note=note, details=details)}
-    note = f"log Z = {log_z:.4f}" + ("" if error is not None else f", {doubt}")
-    details["log_z"] = log_z
-    value = abs(estimate - log_z)
-    return {"log_z_error": Figure(value=value, floor=0.0, n=n, note=note, details=details)}
-
-
-def _path_figures(
-    log_weight: Tensor, log_z: float | None, batches: int, batch_size: int
-) -> dict[str, Figure]:
-    """Figures of the log-weights of independent paths."""
-    log_weight = cleaned(log_weight.double())
-    n, dead = len(log_weight), dead_paths(log_weight)
-    size = min(batch_size, n)
-    used = min(batches, n // size)
-    ess = float(effective_share(log_weight))
-    figures = {
-        "elbo": _bound(log_weight, log_z, "at most log Z"),
-        "ess": Figure(value=ess, floor=1.0, n=n, note="of all paths: (Σw)² / (n Σw²)"),
-        "path_ess": Figure(
-            value=float(metrics.path_ess(log_weight, batches, batch_size)),
-            floor=1.0,
-            n=used * size,
-            note=f"median of {used} x {size:,}",
-            details={"batches": used, "batch_size": size},
-        ),
-    }
-    figures["elbo"].details["log_z_estimate"] = float(log_mean_weight(log_weight))
-    if dead:
-        figures["elbo"].note += f"; {dead:,} paths have weight 0"
-        live = log_weight[torch.isfinite(log_weight)]
-        figures["elbo_live"] = Figure(
-            value=float(live_elbo(log_weight)),
-            floor=log_z,
-            n=len(live),
-            note=f"of the sampler that throws the {dead:,} paths of weight 0 away",
-            details={"dead_paths": dead, "standard_error": _standard_error(live)},
-        )
-    if dead == n:
-        return figures
-    k, most = pareto_k(log_weight), reliable_k(n)
-    if k <= most:
-        verdict = "weights can be believed"
-    else:
-        verdict = "too few paths" if math.isnan(k) else "ess and log Z cannot be believed"
-        figures["ess"].note += ", not to be believed: see k_hat"
-    figures["largest_weight"] = Figure(
-        value=float(largest_weight(log_weight)), floor=1 / n, n=n, note="its share in the sum"
-    )
-    figures["k_hat"] = Figure(
-        value=k,
-        floor=None,
-        n=n,
-        note=f"{verdict} (limit {most:.2f}); modes that no path visits are not seen",
-        details={"limit": most},
-    )
-    return figures
-
-
-def _upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict[str, Figure]:
-    """The EUBO from paths drawn backwards, and its gap to the ELBO.
-
-    +inf is a true value here: exact states that the sampler cannot reach. An energy that is not
-    finite at its own exact samples leaves the EUBO unknown.
-    """
-    log_weight = log_weight.double()
-    eubo = _bound(log_weight, log_z, "at least log Z")
-    if unknown := int((log_weight.isnan() | torch.isneginf(log_weight)).sum()):
-        eubo.value, eubo.details["standard_error"] = math.nan, None
-        eubo.note = f"unknown: {unknown:,} exact samples have no finite energy or drift"
-    elif unreached := int(torch.isposinf(log_weight).sum()):
-        eubo.note += f"; {unreached:,} exact samples cannot be reached"
-    errors = (elbo.details["standard_error"], eubo.details["standard_error"])
-    error = None if None in errors else math.hypot(*errors)
-    gap = Figure(
-        value=eubo.value - elbo.value,
-        floor=0.0,
-        n=min(eubo.n, elbo.n),
-        note="EUBO - ELBO [nats]",
-        details={"standard_error": error},
-    )
-    return {"eubo": eubo, "gap": gap}
-
-
-def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Figure:
-    """A mean log-weight: a bound of log Z, tight where it equals it."""
-    details = {"standard_error": _standard_error(log_weight)}
-    value = float(log_weight.mean())
-    return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
-
-
-def _standard_error(values: Tensor) -> float | None:
-    """That of the mean of independent numbers, or None where it is unknown."""
-    if len(values) < 2 or not bool(torch.isfinite(values).all()):
-        return None
-    return float(values.double().std()) / math.sqrt(len(values))
+    details: dict[str, Any] = {"modes": len(probabilities)}
+    floor = None
+    if reference is not None and reference.exact:
+        floors = [error(each.x) for pair in reference.pairs for each in pair]
+        floor = fmean(floors)
+        details |= _floor_spread(floors)
+    note = f"largest of {len(probabilities)}"
+    return Figure(value=error(x), floor=floor, n=len(x), note=note, details=details)
 
 
 def _details(
@@ -421,6 +346,6 @@ def _details(
 
 
 def _generators(seed: int, device: torch.device) -> list[torch.Generator]:
-    """Six independent streams of one seed."""
-    seeds = np.random.SeedSequence(seed).generate_state(6, np.uint64)
+    """Seven independent streams of one seed."""
+    seeds = np.random.SeedSequence(seed).generate_state(7, np.uint64)
     return [torch.Generator(device).manual_seed(int(state >> np.uint64(1))) for state in seeds]

@@ -485,7 +485,9 @@ class SamplingMDP(nn.Module):
     ) -> None:
         """Fits rho_t to the spread of x_{t+1} around the policy's mean on bridge pairs.
 
-        The ELBO-optimal Gaussian has that spread; rho_t is kept within [least, 1].
+        The Gaussian of that spread minimises the EUBO's gap to log Z, the divergence from paths
+        drawn backwards from the target; the ELBO's gap may be least at another one. rho_t is kept
+        within [least, 1].
 
         Args:
             policy: the control whose means are used.

@@ -139,24 +139,40 @@ def sinkhorn(
         raise ValueError(
             f"x and y must have shapes (N, D) and (M, D), got {tuple(x.shape)}, {tuple(y.shape)}"
         )
-    x, y = spread_rows(x, n).detach().double(), spread_rows(y, n).detach().double()
-    y = y.to(x.device)
-    if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-        return x.new_full((), math.inf)
     if reg is None:
         reg = sinkhorn_regularisation(y, n, relative_reg)
-    if not (math.isfinite(reg) and reg > 0):
-        raise ValueError(f"reg must be a positive number, got {reg}")
-    cost_xx, cost_xy, cost_yy = (
-        _squared_distances(p, q).div_(reg) for p, q in ((x, x), (x, y), (y, y))
-    )
-    if not bool(torch.isfinite(cost_xx).all() & torch.isfinite(cost_xy).all()):
-        return x.new_full((), math.inf)
-    # The potentials of each set against itself are near those of x against y when x is good.
-    value_yy, _, v_yy = _entropic_cost(cost_yy, None)
-    value_xx, u_xx, _ = _entropic_cost(cost_xx, None)
-    value_xy, _, _ = _entropic_cost(cost_xy, (u_xx, v_yy))
-    return (reg * (value_xy - 0.5 * (value_xx + value_yy))).clamp_min(0.0)
+    return SinkhornSet(x, n, reg).divergence(SinkhornSet(y.to(x.device), n, reg))
+
+
+class SinkhornSet:
+    """A set of states with its entropic cost against itself, for :func:`sinkhorn` with several.
+
+    Args:
+        x: states, shape (N, D).
+        n: at most this many rows are used, evenly spaced over x.
+        reg: the regularisation, in squared length.
+
+    Raises:
+        ValueError: if reg is not a positive number.
+    """
+
+    def __init__(self, x: Tensor, n: int, reg: float) -> None:
+        if not (math.isfinite(reg) and reg > 0):
+            raise ValueError(f"reg must be a positive number, got {reg}")
+        self.x, self.reg = spread_rows(x, n).detach().double(), reg
+        cost = _squared_distances(self.x, self.x).div_(reg)
+        self.finite = bool(torch.isfinite(cost).all())
+        if self.finite:
+            self.value, self.u, self.v = _entropic_cost(cost, None)
+
+    def divergence(self, reference: SinkhornSet) -> Tensor:
+        """See :func:`sinkhorn`; a scalar."""
+        cost = _squared_distances(self.x, reference.x.to(self.x)).div_(self.reg)
+        if not (self.finite and reference.finite and bool(torch.isfinite(cost).all())):
+            return self.x.new_full((), math.inf)
+        # The potentials of each set against itself are near those of one against the other.
+        value, _, _ = _entropic_cost(cost, (self.u, reference.v))
+        return (self.reg * (value - 0.5 * (self.value + reference.value))).clamp_min(0.0)
 
 
 def _entropic_cost(

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from vgs_rl.checkpoint import write_text
 
+OWN_FLOORS = "in brackets: the column's own floor, where it differs"
+
 
 class ScalarWriter(Protocol):
     """What :meth:`Report.to_tensorboard` needs of a TensorBoard ``SummaryWriter``."""
@@ -36,6 +38,30 @@ class Figure:
     n: int
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the value, or None where it is unknown."""
+        error: float | None = self.details.get("standard_error")
+        return self._of_mean("std") if error is None else error
+
+    @property
+    def floor_error(self) -> float | None:
+        """Standard deviation of what perfect samplers score, or None where it is unknown."""
+        return self._of_mean("floor_std")
+
+    def _of_mean(self, name: str) -> float | None:
+        """That of a mean over repeats, of which `name` is the spread."""
+        spread: float | None = self.details.get(name)
+        return None if spread is None else spread / math.sqrt(self.details.get("repeats", 1))
+
+    def text(self) -> str:
+        """The value with its error."""
+        return format_value(self.value, self.error)
+
+    def floor_text(self) -> str:
+        """The floor with its error; empty where there is none."""
+        return format_value(self.floor, self.floor_error)
 
 
 @dataclass(kw_only=True)
@@ -114,10 +140,10 @@ class Report:
             raise ValueError(f"report {path} is damaged or no report: {error}") from error
 
     def to_table(self, *, markdown: bool = False) -> str:
-        """One line a figure, its value beside its floor; numbers are aligned at the point."""
+        """One line a figure, its value beside its floor, each with its error where it has one."""
         lines = [["figure", "value", "floor", "n", "settings"]]
         for name, figure in self.figures.items():
-            numbers = [_number(figure.value), _number(figure.floor), f"{figure.n:,}"]
+            numbers = [figure.text(), figure.floor_text(), f"{figure.n:,}"]
             lines.append([name, *numbers, figure.note])
         return _table(lines, numeric=(1, 2, 3), markdown=markdown)
 
@@ -136,8 +162,9 @@ class Report:
 def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:
     """One table of several reports: rows are figures, columns their values.
 
-    The floor, that of the first report, stands right behind the first report's column. A figure
-    that a report does not have is left blank.
+    The floor, that of the first report, stands right behind the first report's column. Where
+    another report has another floor, as for other sample counts, it follows the value in brackets.
+    A figure that a report does not have is left blank.
 
     Args:
         reports: by column name, such as ``{"this run": …, "oracle posterior": …}``.
@@ -153,12 +180,13 @@ def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) 
     lines = [["figure", first_name, "floor", *(name for name, _ in others)]]
     for name in names:
         figure = first.figures.get(name)
-        floor = figure.floor if figure is not None else None
-        columns = [first.figures.get(name), *(report.figures.get(name) for _, report in others)]
-        values = [_number(column.value) if column is not None else "" for column in columns]
-        lines.append([name, values[0], _number(floor), *values[1:]])
+        values = [_with_own_floor(report.figures.get(name), figure) for _, report in others]
+        shown = ["", ""] if figure is None else [figure.text(), figure.floor_text()]
+        lines.append([name, *shown, *values])
     table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
     title = f"{first.target}, {first.n_samples:,} samples"
+    if any(cell.endswith(")") for line in lines[1:] for cell in line[3:]):
+        title += f"; {OWN_FLOORS}"
     return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
 
 
@@ -182,10 +210,39 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def _number(value: float | None) -> str:
+def own_floor(figure: Figure | None, first: Figure | None) -> str:
+    """A figure's floor in brackets for a table that shows that of `first`, if it is another."""
+    own, shown = (None if f is None else f.floor for f in (figure, first))
+    return "" if own is None or own == shown else f" ({format_value(own)})"
+
+
+def format_value(value: float | None, error: float | None = None) -> str:
+    """A number for tables, with its standard error unless that is below what is shown.
+
+    Four decimals, so that gaps of a thousandth of a nat are seen, or as many digits as large and
+    small numbers need.
+    """
     if value is None:
         return ""
-    return f"{value:.4f}" if not math.isfinite(value) or abs(value) < 1e6 else f"{value:.3e}"
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    form = ".4f"
+    if size >= 1e6:
+        form = ".3e"
+    elif size >= 1000:
+        form = ",.2f"
+    elif 0 < size < 1e-4:
+        form = ".1e"
+    text = f"{value:{form}}"
+    if error is None or not math.isfinite(error) or error < 1e-3 * size * (size < 1e-4):
+        return text
+    shown = f"{error:{form}}"
+    return f"{text} ± {shown}" if float(shown.replace(",", "")) else text
+
+
+def _with_own_floor(figure: Figure | None, first: Figure | None) -> str:
+    return "" if figure is None else figure.text() + own_floor(figure, first)
 
 
 def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) -> str:

@@ -78,7 +78,7 @@ def live_elbo(log_weight: Tensor) -> Tensor:
     """
     log_weight = cleaned(log_weight)
     live = ~torch.isneginf(log_weight)
-    count = live.sum()
+    count = live.sum().to(log_weight.dtype)
     mean = torch.where(live, log_weight, 0.0).sum() / count
     return torch.where(count > 0, mean + (count / len(log_weight)).log(), -torch.inf)
 
