@@ -20,6 +20,7 @@ from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.restore import check_like, fitting, load_generator, load_module, restore
+from vgs_rl.plots import Drawing
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
 from vgs_rl.weights import effective_share, live_elbo
@@ -91,8 +92,8 @@ class Agent(ABC):
     def sampler(self) -> ChainSampler:
         """The current sampler, for evaluation; it follows later training."""
 
-    def figures(self, generator: torch.Generator) -> dict[str, Any]:
-        """Pictures of the agent's current state, by name."""
+    def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
+        """Pictures of the agent's current state, by name; each is drawn when it is called."""
         return {}
 
     def report_details(self) -> dict[str, Any]:
@@ -259,8 +260,8 @@ class Agent(ABC):
             folder.histogram(name, values, step)
         index = self.counters.updates // evaluation.validate_every
         if competes and evaluation.figures_every and index % evaluation.figures_every == 0:
-            for name, figure in self.figures(self.mdp.generator(evaluation.seed + 2)).items():
-                folder.figure(name, figure, step)
+            generator = self.mdp.generator(evaluation.seed + 2)
+            folder.draw(lambda: self.figures(generator), step)
         if self.best_progress < evaluation.best_from <= self.progress:
             self.best_elbo = -float("inf")  # what came before no longer competes
             folder.remove("best")

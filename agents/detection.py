@@ -29,6 +29,7 @@ from vgs_rl.detection_plots import (
     plot_projection,
     plot_scores,
 )
+from vgs_rl.plots import Drawing
 from vgs_rl.report import Figure, Report
 from vgs_rl.run import RunFolder
 
@@ -185,15 +186,14 @@ class DetectorTraining:
             state = {"energy": trainer.energy.state_dict(), "counters": asdict(trainer.counters)}
             folder.save("best", state | {"validation": chosen})
         if self.watch.figures_every and count % self.watch.figures_every == 0:
-            for name, figure in self.pictures(validation).items():
-                folder.figure(name, figure, trainer.counters.env_steps)
+            folder.draw(lambda: self.pictures(validation), trainer.counters.env_steps)
         return chosen
 
     def _validated(self) -> list[float]:
         values = [record.get("eval/validation") for record in self.folder.records]
         return [value for value in values if value is not None]
 
-    def pictures(self, split: LabelledFeatures) -> dict[str, Any]:
+    def pictures(self, split: LabelledFeatures) -> dict[str, Drawing]:
         """Energies of every kind, negatives beside data, and heat maps over images of grids."""
         trainer, data = self.trainer, self.data
         negatives = trainer.drawn.cpu()
@@ -210,9 +210,12 @@ class DetectorTraining:
         if len(negatives):
             scores["negatives"] = trainer.score(negatives)
             clouds["negatives"] = negatives[: self.watch.projected]
-        pictures = {"energies": plot_scores(scores), "projection": plot_projection(clouds)}
+        pictures: dict[str, Drawing] = {
+            "energies": lambda: plot_scores(scores),
+            "projection": lambda: plot_projection(clouds),
+        }
         if split.is_grid and split.images is not None and split.masks is not None:
-            pictures["heat_maps"] = plot_detections(trainer.score, split)
+            pictures["heat_maps"] = lambda: plot_detections(trainer.score, split)
         return pictures
 
     # --- the end ------------------------------------------------------------------------------
@@ -227,12 +230,11 @@ class DetectorTraining:
             trainer, self.data.test, target=target, seed=seed, validation=self.best
         )
         step = counters.env_steps
-        report.to_tensorboard(folder.writer, step)
-        for name, figure in self.pictures(self.data.test).items():
-            folder.figure(name, figure, step, keep=True)
-        curves = plot_detector_curves(folder.records)
-        folder.figure("learning_curves", curves, step, keep=True)
         report.save(folder.path / "report.json")
+        report.to_tensorboard(folder.writer, step)
+        folder.draw(lambda: self.pictures(self.data.test), step, keep=True)
+        curves: Drawing = lambda: plot_detector_curves(folder.records)  # noqa: E731
+        folder.draw(lambda: {"learning_curves": curves}, step, keep=True)
         return report
 
 

@@ -18,10 +18,10 @@ from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.stochastic import GaussianKernel, Parameters, SquashedGaussianKernel
 from vgs_rl.agents.vector_adapter import EpisodeStatistics
 from vgs_rl.checks import require_at_least, require_module, require_positive
-from vgs_rl.cluster_plots import plot_cluster_chain
+from vgs_rl.cluster_plots import plot_episodes
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import KernelPolicy, Policy, SamplingMDP
-from vgs_rl.plots import plot_chain
+from vgs_rl.plots import Drawing
 from vgs_rl.sampler import ChainSampler
 
 PolicyNoise = Literal["environment", "policy"]
@@ -192,12 +192,9 @@ class LibraryAgent(Agent):
         """See :meth:`Agent.sampler`."""
         return ChainSampler(self.mdp, self.policy())
 
-    def figures(self, generator: torch.Generator) -> dict[str, Any]:
+    def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
         """The chain over the density (of particles: as clusters)."""
-        with torch.no_grad():
-            if self.mdp.energy.symmetry is not None:
-                return {"chain": plot_cluster_chain(self.mdp, self.policy(), generator)}
-            return {"chain": plot_chain(self.mdp, self.policy(), 1000, generator)}
+        return {"chain": lambda: plot_episodes(self.mdp, self.policy(), 1000, generator)}
 
     def rollout_scalars(self) -> dict[str, Tensor]:
         """Scalars of the training episodes since the last call, to log."""

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
 from vgs_rl.agents.control import ControlNetwork, ControlPolicy
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.cluster_plots import plot_cluster_chain
+from vgs_rl.cluster_plots import plot_episodes
 from vgs_rl.mdp import Rollout, SamplingMDP
-from vgs_rl.plots import plot_chain
+from vgs_rl.plots import Drawing
 from vgs_rl.sampler import ChainSampler
 
 
@@ -148,11 +148,9 @@ class PathAgent(Agent):
         """See :meth:`Agent.sampler`."""
         return ChainSampler(self.mdp, self.policy)
 
-    def figures(self, generator: torch.Generator) -> dict[str, Any]:
+    def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
         """The chain over the density, or of particles as clusters."""
-        if self.mdp.energy.symmetry is not None:
-            return {"chain": plot_cluster_chain(self.mdp, self.policy, generator)}
-        return {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
+        return {"chain": lambda: plot_episodes(self.mdp, self.policy, 2000, generator)}
 
 
 @dataclass(kw_only=True)

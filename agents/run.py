@@ -45,7 +45,7 @@ from vgs_rl.identity import digest, identity_of, settings_of
 from vgs_rl.lock import FolderLock
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.particle_figures import ParticleProtocol
-from vgs_rl.plots import hero, plot_energy_histogram, plot_learning_curves
+from vgs_rl.plots import Drawing, hero, plot_energy_histogram, plot_learning_curves
 from vgs_rl.registry import Target, find
 from vgs_rl.resume import (
     check_identity,
@@ -420,29 +420,28 @@ def finish(
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
     folder.hyper_parameters(settings_of(config), finished=True)
-    for name, figure in final_figures(config, target, agent, folder, judged[0].x).items():
-        folder.figure(name, figure, step, keep=True)
+    folder.draw(lambda: final_figures(config, target, agent, folder, judged[0].x), step, keep=True)
     report.save(folder.path / "report.json")  # the last file: with it, the run is finished
     return report
 
 
-@torch.no_grad()
 def final_figures(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
-) -> dict[str, Any]:
+) -> dict[str, Drawing]:
     """The pictures of a finished run, by name; x (n, D) are the samples that were judged."""
-    mdp = agent.mdp
+    mdp, energy = agent.mdp, agent.mdp.energy
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
-    log_z = mdp.energy.log_z if mdp.temperature == 1.0 else None
-    pictures["learning_curves"] = plot_learning_curves(folder.records, log_z=log_z)
+    log_z = energy.log_z if mdp.temperature == 1.0 else None
+    pictures["learning_curves"] = lambda: plot_learning_curves(folder.records, log_z=log_z)
     sampler = agent.sampler()
-    if mdp.energy.symmetry is not None:
+    if energy.symmetry is not None:
         return pictures | _cluster_figures(target, sampler, folder, x, generator)
-    if mdp.energy.can_sample and mdp.temperature == 1.0:
-        exact = mdp.energy(mdp.energy.sample(len(x), generator).to(mdp.dtype))
-        pictures["energy"] = plot_energy_histogram(mdp.energy(x), exact)
-    pictures["summary"] = hero(
+    if energy.can_sample and mdp.temperature == 1.0:
+        pictures["energy"] = lambda: plot_energy_histogram(
+            energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
+        )
+    pictures["summary"] = lambda: hero(
         mdp,
         sampler.policy,
         generator,
@@ -459,17 +458,21 @@ def _cluster_figures(
     folder: RunFolder,
     x: Tensor,
     generator: torch.Generator,
-) -> dict[str, Any]:
+) -> dict[str, Drawing]:
     """What particle targets have instead of pictures of two coordinates."""
     mdp, energy = sampler.mdp, sampler.mdp.energy
-    assert energy.symmetry is not None
+    symmetry = energy.symmetry
+    assert symmetry is not None
     x = x[:EXACT_CLUSTERS]
     reference, label = reference_states(mdp, generator, "test"), reference_label(energy)
-    pictures = {"distances": plot_pair_distances(x, reference, energy.symmetry, label=label)}
+    pictures: dict[str, Drawing] = {
+        "distances": lambda: plot_pair_distances(x, reference, symmetry, label=label)
+    }
     if reference is not None:
-        energies = energy(x), energy(reference)
-        pictures["energy"] = plot_energy_histogram(*energies, label=label)
-    pictures["summary"] = cluster_summary(
+        pictures["energy"] = lambda: plot_energy_histogram(
+            energy(x), energy(reference), label=label
+        )
+    pictures["summary"] = lambda: cluster_summary(
         mdp,
         sampler.policy,
         x,

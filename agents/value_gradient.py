@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -27,13 +28,14 @@ from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.policy import Drift, ValueGradientPolicy
 from vgs_rl.agents.rules import GradientMatching, ValueLearner, ValueRule
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.cluster_plots import plot_cluster_chain
+from vgs_rl.cluster_plots import plot_episodes
 from vgs_rl.clusters import ClusterValue
 from vgs_rl.compiled import CompiledValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import ValueFunction
-from vgs_rl.plots import plot_chain, plot_value
+from vgs_rl.panels import View
+from vgs_rl.plots import Drawing, has_landscape, plot_value
 from vgs_rl.restore import check_like
 from vgs_rl.sampler import ChainSampler
 
@@ -246,26 +248,30 @@ class ValueGradientAgent(Agent):
         warm = min(1.0, (self.counters.updates + 1) / (config.warmup + 1))
         return config.lr * warm * (config.final_lr + (1 - config.final_lr) * cosine)
 
-    def figures(self, generator: torch.Generator) -> dict[str, Any]:
-        """The chain over the density (of particles: as clusters); in 2-D the value and drift."""
-        if self.mdp.energy.symmetry is not None:
-            return {"chain": plot_cluster_chain(self.mdp, self.policy, generator)}
-        pictures = {"chain": plot_chain(self.mdp, self.policy, 2000, generator)}
-        if self.mdp.dim == 2:
-            pictures["value"] = plot_value_of(self.mdp, self.policy, generator)
+    def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
+        """The chain over the density (of particles: as clusters); up to 2-D the value and drift."""
+        mdp, policy = self.mdp, self.policy
+        pictures: dict[str, Drawing] = {
+            "chain": lambda: plot_episodes(mdp, policy, 2000, generator)
+        }
+        if mdp.energy.symmetry is None and has_landscape(mdp):
+            pictures["value"] = lambda: plot_value_of(mdp, policy, generator)
         return pictures
 
 
-def plot_value_of(mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torch.Generator) -> Any:
+def plot_value_of(
+    mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torch.Generator
+) -> Figure:
     """Value landscape and drift arrows of a policy at mid-chain, over where its states are."""
     t = mdp.num_steps // 2
     with torch.no_grad():
         states = mdp.rollout(policy, 500, generator, keep_states=True).states
         assert states is not None
-        limit = 1.15 * float(states[t].abs().max())
+        view = View.around(states[t])
         value: Callable[[Tensor], Tensor] = lambda x: policy.value.value(x, t)  # noqa: E731
         drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
-        return plot_value(value, drift, t, (-limit, limit), device=mdp.device, dtype=mdp.dtype)
+        limits, dim = (view.x, view.y), mdp.dim
+        return plot_value(value, drift, t, limits, dim=dim, device=mdp.device, dtype=mdp.dtype)
 
 
 class MovingAverage:

@@ -201,4 +201,4 @@ def test_a_finished_run_on_particles_has_pictures_of_clusters(tmp_path: Path) ->
     finally:
         folder.close()
     assert list(pictures) == ["chain", "learning_curves", "distances", "energy", "summary"]
-    assert pictures["summary"].get_suptitle() == "DW4"
+    assert pictures["summary"]().get_suptitle() == "DW4"

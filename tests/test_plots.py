@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.envs import FourGauss, Gaussian
+from vgs_rl.geometry import Sphere
 from vgs_rl.plots import (
     hero,
     plot_chain,
@@ -22,6 +23,7 @@ from vgs_rl.plots import (
     plot_steps,
     plot_value,
     save_figure,
+    try_picture,
 )
 
 RECORDS: list[dict[str, Any]] = [
@@ -260,3 +262,124 @@ def test_steps_are_drawn_one_panel_a_figure_one_line_a_curve() -> None:
     assert learned.get_linestyle() == "-" and exact.get_linestyle() == "--"
     assert learned.get_color() == exact.get_color()
     assert list(learned.get_ydata()) == [-2.0, -1.0]
+
+
+class Double(Energy):
+    """One dimension, two wells at -2 and 2."""
+
+    dim = 1
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.25 * (x[:, 0] ** 2 - 4) ** 2
+
+
+class Cut(Energy):
+    """A normal density whose energy has a given value on one side."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.dim, self.value_there = dim, value
+
+    def energy(self, x: Tensor) -> Tensor:
+        inside = 0.5 * x.square().sum(-1)
+        return torch.where(x[:, 0] > 0.3, torch.full_like(inside, self.value_there), inside)
+
+
+class TestEveryTarget:
+    """Pictures are right for every D and T, and none of them ends anything."""
+
+    def test_one_dimension_has_the_density_over_x_and_the_states_of_each_time(self) -> None:
+        mdp = chain(Double(), num_steps=1)
+        axes = every_axes(plot_chain(mdp, rest, 4000, mdp.generator(0)))
+        assert [panel.get_title() for panel in axes] == ["$t = 0$", "$t = 1 = T$"]
+        (states,) = (patch.get_data() for patch in axes[0].patches)  # no density is known there
+        density, final = (patch.get_data() for patch in axes[1].patches)
+        centres = 0.5 * (density.edges[1:] + density.edges[:-1])
+        widths = np.diff(density.edges)
+        assert (density.values * widths).sum() == pytest.approx(1.0)
+        assert (density.values * widths * np.abs(centres)).sum() == pytest.approx(1.866, abs=0.002)
+        assert (states.values * np.diff(states.edges)).sum() == pytest.approx(1.0, abs=0.05)
+        x = mdp.rollout(rest, 4000, mdp.generator(0)).x
+        counts = np.histogram(x[:, 0], final.edges)[0] / (4000 * np.diff(final.edges))
+        np.testing.assert_allclose(final.values, counts)
+
+    def test_one_dimension_has_its_exact_density_at_every_time(self) -> None:
+        mdp = chain(Gaussian(mean=[1.0], covariance=[0.5]))
+        figure = hero(mdp, rest, mdp.generator(0), records=RECORDS, n=300, n_energy=500)
+        axes = every_axes(figure)
+        assert [len(panel.patches) for panel in axes[:5]] == [2] * 5
+        for panel, t in zip(axes[:5], (0, 2, 3, 4, 6), strict=True):
+            heights, edges, _ = panel.patches[0].get_data()
+            peak = 0.5 * (edges[1:] + edges[:-1])[heights.argmax()]
+            assert peak == pytest.approx(1.0 / float(mdp.chain.A[t]), abs=0.02)
+        assert "value and drift, $t = 4$" in [panel.get_title() for panel in axes]
+
+    @pytest.mark.parametrize("num_steps", [1, 2])
+    @pytest.mark.parametrize("dim", [1, 2, 3])
+    @pytest.mark.parametrize("value", [0.0, np.inf, -np.inf, 1e30, 3e38])
+    def test_short_chains_and_bad_energies_are_drawn(
+        self, value: float, dim: int, num_steps: int
+    ) -> None:
+        mdp = chain(Cut(dim, value), num_steps)
+        generator = mdp.generator(0)
+        energy = mdp.energy.energy
+        hero(mdp, rest, generator, value=lambda x, t: energy(x), records=RECORDS, n=40)
+        x = torch.randn(30, dim, generator=generator)
+        (axes,) = plot_energy_histogram(energy(x), energy(x[:1])).get_axes()
+        assert len(axes.patches) == 2
+
+    def test_the_landscape_stands_before_the_last_step(self) -> None:
+        """A value at t = T is the energy; a policy has no drift there."""
+        asked: list[int] = []
+
+        def drift(x: Tensor, t: int) -> Tensor:
+            asked.append(t)
+            return torch.zeros_like(x)
+
+        hero(chain(Ring(), 1), drift, torch.Generator(), value=lambda x, t: x.norm(dim=-1))
+        assert set(asked) == {0}
+
+    def test_a_circle_has_no_density_in_the_plane(self) -> None:
+        mdp = SamplingMDP(
+            OnCircle(),
+            MDPConfig(
+                chain="ve",
+                num_steps=2,
+                schedule=ScheduleConfig(kind="constant", first=0.2),
+                start=StartConfig(kind="uniform"),
+            ),
+        )
+        axes = every_axes(plot_chain(mdp, rest, 30, mdp.generator(0)))
+        assert [len(panel.get_images()) for panel in axes] == [0, 0, 0]
+
+    def test_what_fails_is_one_warning_with_name_and_reason(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail() -> Figure:
+            raise ZeroDivisionError("division\nby zero")
+
+        assert try_picture("summary", fail) is None
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "warning: no picture summary: ZeroDivisionError: division by zero"
+        )
+        assert try_picture("chain", lambda: 3) == 3
+
+        def press() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            try_picture("chain", press)
+
+
+class OnCircle(Energy):
+    """Uniform but for a slope, on the unit circle."""
+
+    dim = 2
+
+    @property
+    def geometry(self) -> Sphere:
+        return Sphere(2)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 3.0 * x[:, 0]

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
 from vgs_rl.config import BudgetConfig, EvaluationConfig, resolve_device
@@ -70,6 +71,38 @@ def test_a_folder_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> N
     with pytest.raises(OSError, match="cannot be written to"):
         RunFolder(tmp_path / "file/run", "x: 1\n")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_histograms_take_values_of_every_size(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = RunFolder(tmp_path / "run", "x: 1\n")
+    values = {"large": [1e30, 3e38], "mixed": [-1e300, 1.0, torch.inf], "none": [torch.nan]}
+    for name, each in values.items():
+        folder.histogram(name, torch.tensor(each, dtype=torch.float64), 0)
+    folder.close()
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert set(events.Tags()["histograms"]) == {"large", "mixed"}
+    (large,) = events.Histograms("large")
+    assert large.histogram_value.num == 2 and large.histogram_value.max == 9e19
+
+
+def test_a_picture_that_fails_leaves_the_others_and_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Figure:
+        raise RuntimeError("no ink")
+
+    folder = RunFolder(tmp_path / "run", "x: 1\n")
+    folder.draw(lambda: {"bad": fail, "good": Figure}, 0, keep=True)
+    folder.draw(lambda: {"all": fail()}, 0)  # type: ignore[dict-item]
+    folder.record({"eval/elbo": 1.0}, updates=1, **COUNTERS)
+    folder.close()
+    assert [file.name for file in (tmp_path / "run/figures").iterdir()] == ["good.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "warning: no picture bad: RuntimeError: no ink",
+        "warning: no picture of this run: RuntimeError: no ink",
+    ]
 
 
 def test_budget_and_evaluation_refuse_impossible_values_by_name() -> None:

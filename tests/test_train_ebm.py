@@ -313,6 +313,8 @@ def test_pictures_take_any_kinds_and_refuse_what_has_no_plane():
     figure = plot_projection({"data": rows, "negatives": rows + 1})
     assert [line.get_label() for line in figure.axes[0].lines] == ["data", "negatives"]
     plot_detector_curves([{"updates": 1, "eval/auroc_image": 0.5}])
+    plot_projection({"data": rows[:, :1], "negatives": rows[:, 1:2]})  # one feature
+    plot_scores({"data": torch.full((4,), 1e30), "negatives": torch.full((4,), torch.nan)})
     with pytest.raises(ValueError, match="clouds must begin with rows"):
         plot_projection({"data": rows[:1]})
 

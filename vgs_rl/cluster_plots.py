@@ -25,12 +25,19 @@ from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.panels import Array, Records
 from vgs_rl.particles import pair_distances, positions
-from vgs_rl.plots import check_counter, times_of
+from vgs_rl.plots import check_counter, plot_chain, times_of
 
 EXACT_CLUSTERS = 5_000  # at most, behind a sampler's histograms
 CHAIN_DISTANCES = 100_000  # pair distances, about, behind each histogram of a chain
 PIXELS = 220  # side of a rendered cluster; it is computed at twice that
 LIGHT = np.array([-0.42, 0.55, 0.72])  # towards the light, from the left above the reader
+
+
+def plot_episodes(mdp: SamplingMDP, policy: Policy, n: int, generator: torch.Generator) -> Figure:
+    """The chain of n episodes over the density, or of particles as clusters."""
+    if mdp.energy.symmetry is not None:
+        return plot_cluster_chain(mdp, policy, generator)
+    return plot_chain(mdp, policy, n, generator)
 
 
 @torch.no_grad()
@@ -185,11 +192,10 @@ def draw_cluster(axes: Axes, particles: Array, radius: float, limit: float) -> N
     for spine in axes.spines.values():
         spine.set_visible(False)
     particles = particles[np.isfinite(particles).all(axis=1)]
-    if particles.shape[1] == 2:
+    if particles.shape[1] <= 2:
         for centre in particles:
-            axes.add_patch(
-                Circle((centre[0], centre[1]), radius, fc=draw.SAMPLER, ec="white", lw=0.8)
-            )
+            height = centre[1] if len(centre) > 1 else 0.0
+            axes.add_patch(Circle((centre[0], height), radius, fc=draw.SAMPLER, ec="white", lw=0.8))
         return
     image = _rendered(particles[:, :3] / limit, radius / limit)
     axes.imshow(image, extent=(-limit, limit, -limit, limit), origin="lower")
@@ -253,7 +259,7 @@ def _draw_chain(
     radius = _radius(reference if reference is not None else states[-1], symmetry)
     across = shown[..., :2]
     finite = across[np.isfinite(across)]
-    limit = 1.08 * (float(np.abs(finite).max(initial=0.0)) + radius)
+    limit = 1.08 * (float(np.abs(finite).max(initial=0.0)) + radius) or 1.0
     axes = figure.subplots(2, len(times), squeeze=False, gridspec_kw={"height_ratios": (1.25, 1)})
     label = f"{reference_label(mdp.energy)}, noised to step $t$"
     for column, t in enumerate(times):
@@ -276,11 +282,9 @@ def _draw_distances(
     axes: Axes, distances: Tensor, reference: Tensor | None, bins: int, label: str
 ) -> None:
     """Histogram of pair distances, shape (n,), over those of the reference, if there is one."""
-    source = draw.array(distances if reference is None else reference)
-    source = source[np.isfinite(source)]
-    low, high = np.quantile(source, (0.0, 0.9995)) if len(source) else (0.0, 1.0)
-    reach = max(float(high - low), 1e-6)
-    edges = np.linspace(max(0.0, low - 0.06 * reach), high + 0.06 * reach, bins + 1)
+    sets = [each for each in (reference, distances) if each is not None]
+    edges = draw.edges_over(*sets, bins=bins, most=0.9995, below=0.06, above=0.06)
+    edges = np.linspace(max(0.0, edges[0]), edges[-1], bins + 1)
     draw.draw_histograms(axes, distances, reference, edges, label)
     axes.set(xlabel="pair distance $r_{ij}$", ylabel="density")
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -49,13 +51,15 @@ def plot_detections(
         raise ValueError("data must be grids with images and masks to be drawn")
     chosen = (_spread(data.kinds, most) if chosen is None else chosen)[:most]
     normal = data.select(~data.labels)
-    floor = float(score_features(score, normal.x).median()) if len(normal) else None
+    floor = float(score_features(score, normal.x).median()) if len(normal) else math.nan
     shown = data.select(chosen)
     assert shown.images is not None and shown.masks is not None
     scores = score_features(score, shown.x)
     heat = score_maps(scores, (int(shown.masks.shape[1]), int(shown.masks.shape[2]))).cpu()
-    low = float(heat.min()) if floor is None else floor
-    high = max(float(heat.max()), low + 1e-12)
+    finite = heat[torch.isfinite(heat)]
+    ends = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    low = floor if math.isfinite(floor) else ends[0]
+    high = max(ends[1], low + 1e-12)
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(1.15 * len(shown) + 0.4, 3.7), layout="constrained")
         axes = figure.subplots(len(ROWS), len(shown), squeeze=False)
@@ -84,39 +88,48 @@ def plot_scores(scores: Mapping[str, Tensor], *, bins: int = 60) -> Figure:
         scores: scores of any shape by kind, such as data, normal, anomalies, negatives.
         bins: over the range of all kinds but the outermost hundredth of each.
     """
-    values = {kind: each.detach().flatten().float().cpu() for kind, each in scores.items()}
-    values = {kind: each[torch.isfinite(each)] for kind, each in values.items()}
+    values = {kind: draw.array(each.flatten()) for kind, each in scores.items()}
+    values = {kind: each[np.isfinite(each)] for kind, each in values.items()}
     values = {kind: each for kind, each in values.items() if len(each)}
-    low = min((float(each.quantile(0.005)) for each in values.values()), default=0.0)
-    high = max((float(each.quantile(0.995)) for each in values.values()), default=1.0)
-    edges = torch.linspace(low, max(high, low + 1e-6), bins + 1)
+    low = min((float(np.quantile(each, 0.005)) for each in values.values()), default=0.0)
+    high = max((float(np.quantile(each, 0.995)) for each in values.values()), default=1.0)
+    if high - low <= 1e-6 * max(1.0, abs(low)):  # all the same
+        high = low + max(1.0, abs(low))
+    edges = np.linspace(low, high, bins + 1)
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.subplots()
         for kind, each in values.items():
-            heights = torch.histogram(each, edges, density=True).hist
+            heights = np.histogram(each, edges)[0] / (len(each) * (edges[1] - edges[0]))
             colour, filled = COLOURS.get(kind), kind == "data"
             axes.stairs(heights, edges, fill=filled, color=colour, lw=1.4, label=kind)
         axes.set(xlabel="score", ylabel="density", ylim=(0, None))
-        axes.legend()
+        if values:
+            axes.legend()
     return figure
 
 
 def plot_projection(clouds: Mapping[str, Tensor]) -> Figure:
     """Features of several kinds on the two principal axes of the first kind.
 
+    A single feature has histograms.
+
     Args:
-        clouds: rows (n, D) by kind; the first, at least two rows, defines the axes.
+        clouds: rows (n, D) by kind; the first, at least two finite rows, defines the axes.
 
     Raises:
-        ValueError: if there is no first kind with at least two rows of at least two features.
+        ValueError: if there is no first kind with at least two finite rows.
     """
-    first = next(iter(clouds.values()), torch.empty(0, 0))
-    if first.ndim != 2 or len(first) < 2 or first.shape[1] < 2:
+    first = next(iter(clouds.values()), torch.empty(0, 0)).detach().double().cpu()
+    first = first[torch.isfinite(first).all(-1)]
+    if first.ndim != 2 or len(first) < 2:
         raise ValueError(
-            f"clouds must begin with rows (n, D), n and D at least 2, got {tuple(first.shape)}"
+            f"clouds must begin with rows (n, D), n at least 2, got {tuple(first.shape)}"
         )
-    first = first.detach().double().cpu()
+    if first.shape[1] == 1:
+        figure = plot_scores(clouds)
+        figure.axes[0].set_xlabel("feature")
+        return figure
     mean = first.mean(0)
     directions = torch.linalg.svd(first - mean, full_matrices=False).Vh[:2].T  # (D, 2)
     with rc_context(draw.STYLE):

@@ -107,15 +107,12 @@ class View:
         """Where states of shape (B, D) are, without the outermost hundredth on each side."""
         points = array(states[:, :2])
         points = points[np.isfinite(points).all(axis=1)]
-        if not len(points):
-            return cls((-1.0, 1.0), (-1.0, 1.0))
-        low, high = np.quantile(points, (0.01, 0.99), axis=0)
-        margin = 0.15 * (high - low) + 1e-6
-        low, high = low - margin, high + margin
+        (left, right), (bottom, top) = limits_of(points[:, 0]), limits_of(points[:, -1])
         # Equal scales on both axes, unless they would hide one of them.
-        if 0.4 < (high - low)[0] / (high - low)[1] < 2.5:
-            low, high = np.full(2, low.min()), np.full(2, high.max())
-        return cls((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
+        if 0.4 < (right - left) / (top - bottom) < 2.5:
+            left = bottom = min(left, bottom)
+            right = top = max(right, top)
+        return cls((left, right), (bottom, top))
 
     def grid(
         self, n: int, device: torch.device | str, dtype: torch.dtype, *, inset: float = 0.0
@@ -127,6 +124,18 @@ class View:
             sides.append(torch.linspace(low + edge, high - edge, n, dtype=torch.float64))
         rows, columns = torch.meshgrid(sides[1], sides[0], indexing="ij")
         return torch.stack([columns, rows], dim=-1).reshape(-1, 2).to(device, dtype)
+
+
+def limits_of(values: Array) -> Limits:
+    """Where numbers of shape (n,) are, without the outermost hundredth on each side."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return -1.0, 1.0
+    low, high = np.quantile(values, (0.01, 0.99))
+    margin = 0.15 * (high - low) + 1e-6
+    if high - low <= 1e-6 * abs(high):  # all the same, or one alone
+        margin = 0.5 * max(1.0, abs(high))
+    return float(low - margin), float(high + margin)
 
 
 # --- the chain -----------------------------------------------------------------------------------
@@ -145,7 +154,8 @@ def draw_states(axes: Axes, states: Tensor, background: Array | None, view: View
             aspect="auto",
         )
     points = array(states[:, :2])
-    axes.plot(*points.T, ".", ms=2.1, mew=0, color=SAMPLER, alpha=0.5, rasterized=True)
+    size = 2.1 if len(points) > 50 else 5.0
+    axes.plot(*points.T, ".", ms=size, mew=0, color=SAMPLER, alpha=0.5, rasterized=True)
     axes.set(xlim=view.x, ylim=view.y)
     axes.set_xlabel("$x_1$", labelpad=1)
     axes.set_box_aspect(1)
@@ -168,17 +178,32 @@ def density_image(
     In two dimensions from the exact values, or the energy at t = T; else a histogram of exact
     states of shape (B, D), noised to step t; None where none of these is known.
     """
-    known = energy.has_value and mdp.temperature == 1.0
-    if mdp.dim == 2 and (known or t == mdp.num_steps):
-        grid = view.grid(160, mdp.device, mdp.dtype)
-        values = energy.value(grid, t, mdp.chain) if known else energy(grid)
-        log_density = -array(values).reshape(160, 160) / mdp.temperature
-        return np.asarray(np.exp(0.5 * (log_density - np.nanmax(log_density))))
+    if mdp.dim == 2:
+        density = density_at(mdp, energy, t, view.grid(160, mdp.device, mdp.dtype))
+        if density is not None:
+            return np.sqrt(density).reshape(160, 160)
     if exact is None:
         return None
     noised = array(mdp.noised(exact, t, generator)[:, :2])
     counts = np.histogram2d(noised[:, 1], noised[:, 0], bins=56, range=(view.y, view.x))[0]
     return np.asarray(np.sqrt(_smooth(_smooth(counts).T).T))
+
+
+def density_at(mdp: SamplingMDP, energy: Energy, t: int, grid: Tensor) -> Array | None:
+    """Density that step t should have at states (B, D), relative to the largest; (B,) or None.
+
+    From the exact values, or from the energy at t = T. A density on a subset of R^D (a sphere)
+    is not known here, and one that is nowhere finite is none.
+    """
+    known = energy.has_value and mdp.temperature == 1.0
+    if mdp.geometry.effective_dim < mdp.dim or not (known or t == mdp.num_steps):
+        return None
+    values = array(energy.value(grid, t, mdp.chain) if known else energy(grid))
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    values = np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=finite.min())
+    return np.asarray(np.exp((finite.min() - values) / mdp.temperature))
 
 
 # --- energies, value, learning -------------------------------------------------------------------
@@ -192,13 +217,30 @@ def draw_energies(
     label: str = "exact samples",
 ) -> None:
     """Histogram of energies, shape (n,), over that of exact ones, shape (m,)."""
-    exact = array(reference)
-    low, high = np.quantile(exact[np.isfinite(exact)], (0.0, 0.999))
-    reach = max(high - low, 1e-6)
-    edges = np.linspace(low - 0.03 * reach, high + 0.12 * reach, bins + 1)
+    edges = edges_over(reference, energies, bins=bins)
     draw_histograms(axes, energies, reference, edges, label)
     axes.set(xlabel="energy $E(x)$  [nats]", ylabel="density")
     axes.legend(loc="upper right", handlelength=1.3)
+
+
+def edges_over(
+    *values: Tensor, bins: int, most: float = 0.999, below: float = 0.03, above: float = 0.12
+) -> Array:
+    """Edges of a histogram over the first set that has finite numbers, shape (bins + 1,).
+
+    Args:
+        values: sets of shape (n,).
+        bins: number of bins.
+        most: the quantile of the set at which its range ends.
+        below: margin below, as a fraction of the range.
+        above: margin above.
+    """
+    sets = [each[np.isfinite(each)] for each in map(array, values)]
+    low, high = next((np.quantile(each, (0.0, most)) for each in sets if len(each)), (0.0, 1.0))
+    reach = high - low
+    if reach <= 1e-6 * max(1.0, abs(low)):  # all the same, or one alone
+        reach = max(1.0, abs(low))
+    return np.linspace(low - below * reach, high + above * reach, bins + 1)
 
 
 def draw_histograms(
@@ -210,11 +252,20 @@ def draw_histograms(
     if reference is not None:
         exact = array(reference)
         exact = exact[np.isfinite(exact)]
-        heights = np.histogram(exact, edges)[0] / (len(exact) * width)
+        heights = np.histogram(exact, edges)[0] / (max(1, len(exact)) * width)
         axes.stairs(heights, edges, fill=True, color=EXACT, alpha=0.55, lw=0, label=label)
-    heights = np.histogram(drawn, edges)[0] / (len(drawn) * width)
+    heights = np.histogram(drawn, edges)[0] / (max(1, len(drawn)) * width)
     axes.stairs(heights, edges, color=SAMPLER, lw=1.3, label="sampler")
-    beyond = 1.0 - float(np.mean((drawn >= edges[0]) & (drawn <= edges[-1])))
+    note_beyond(axes, drawn, edges)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def note_beyond(axes: Axes, drawn: Array, edges: Array) -> None:
+    """Says how much of the sampler's numbers, shape (n,), a histogram does not show."""
+    within = np.count_nonzero((drawn >= edges[0]) & (drawn <= edges[-1]))
+    beyond = 1.0 - within / max(1, len(drawn))
     if beyond >= 5e-3:
         text = f"{100 * beyond:.1f} % of the sampler\nbeyond this range"
         axes.text(
@@ -226,9 +277,6 @@ def draw_histograms(
             fontsize=7.5,
             color=SAMPLER,
         )
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def draw_value(
@@ -244,17 +292,19 @@ def draw_value(
     n, arrows = 121, 14
     grid = view.grid(n, device, dtype)
     columns, rows = (array(grid[:, i]).reshape(n, n) for i in (0, 1))
-    values = array(value_fn(grid)).reshape(n, n)
-    values = values - np.nanmin(values)
+    values = above_minimum(value_fn(grid)).reshape(n, n)
+    if np.isnan(values).all():
+        axes.set_title(f"$V_t$ is nowhere finite, $t = {t}$")
+        return
     # Levels widen with height: the basins matter more than the slopes around them.
     top = float(np.nanquantile(values, 0.97)) or 1.0
     levels = top * np.linspace(0.0, 1.0, 14) ** 1.5
     filled = axes.contourf(columns, rows, values, levels, cmap=LANDSCAPE, extend="max")
     axes.contour(columns, rows, values, levels, colors="white", linewidths=0.35, alpha=0.6)
     places = view.grid(arrows, device, dtype, inset=0.5 / arrows)
-    drift = array(drift_fn(places))
+    drift = np.nan_to_num(array(drift_fn(places)), nan=0.0, posinf=0.0, neginf=0.0)
     length = np.linalg.norm(drift, axis=1, keepdims=True)
-    longest = max(float(np.nanquantile(length, 0.7)), 1e-12)
+    longest = max(float(np.quantile(length, 0.7)), 1e-12)
     drift = drift / np.maximum(length, 1e-12) * np.minimum(length / longest, 1.0) ** 0.7
     axes.quiver(
         *array(places).T,
@@ -293,7 +343,8 @@ def draw_curves(
         if len(steps) > 60:
             axes.plot(steps, values, color=colour, lw=0.7, alpha=0.3)
             values = _running_mean(values, len(values) // 50)
-        axes.plot(steps, values, color=colour, lw=1.5, label=name)
+        mark = "o" if len(steps) == 1 else ""
+        axes.plot(steps, values, color=colour, lw=1.5, marker=mark, ms=4, label=name)
         floor = series(records, x, f"{tag}_floor")[1]
         if len(floor):
             _exact_line(axes, float(floor[-1]), "floor")
@@ -338,6 +389,13 @@ def series(records: Records, x: str, tag: str) -> tuple[Array, Array]:
     points = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
     return points[:, 0], points[:, 1]
+
+
+def above_minimum(values: Tensor) -> Array:
+    """Values above the least finite one; NaN where they are not finite."""
+    heights = array(values)
+    heights = np.where(np.isfinite(heights), heights, np.nan)
+    return heights - np.fmin.reduce(heights)
 
 
 def array(x: Tensor) -> Array:

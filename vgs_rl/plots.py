@@ -6,9 +6,10 @@ changes and nothing has to be closed; :func:`save_figure` writes it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib import rc_context
@@ -18,13 +19,41 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from vgs_rl import line_panels
 from vgs_rl import panels as draw
 from vgs_rl.checkpoint import write_atomically
 from vgs_rl.energy import Energy
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.panels import Limits, Records, View
 
+T = TypeVar("T")
+Drawing = Callable[[], Figure]
+"""A picture that is drawn when it is called."""
+
+logger = logging.getLogger(__name__)
 STEP_TITLES = {"elbo": "ELBO  [nats]", "path_ess": "path-ESS", "tvd_energy": "TVD-E"}
+
+
+def try_picture(name: str, work: Callable[[], T]) -> T | None:
+    """Does what draws or writes a picture, for no picture is worth a run, a report or a table.
+
+    An exception becomes one warning of the logger of this module, with the traceback at its level
+    DEBUG. Ctrl-C passes.
+
+    Args:
+        name: of the picture, for the warning.
+        work: what may fail.
+
+    Returns:
+        What `work` returns, or None.
+    """
+    try:
+        return work()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        logger.warning("warning: no picture %s: %s: %s", name, type(error).__name__, reason)
+        logger.debug("picture %s", name, exc_info=True)
+        return None
 
 
 def save_figure(figure: Figure, path: Path | str, *, dpi: int = 160) -> None:
@@ -51,10 +80,11 @@ def plot_chain(
 ) -> Figure:
     """States of n episodes at `panels` times from t = 0 to T, over the density they should have.
 
-    Two coordinates are shown, the first two. In two dimensions the density is exp(-V_t) where the
-    exact values are known; else it is a histogram of exact samples, noised to step t. Where
-    neither exists, only the last panel of a two-dimensional target has a background, exp(-E/tau).
-    Backgrounds show the square root of the density, so that tails are visible.
+    Two coordinates are shown, the first two. In up to two dimensions the density is exp(-V_t)
+    where the exact values are known; else it is a histogram of exact samples, noised to step t.
+    Where neither exists, only the last panel has a background, exp(-E/tau). In two dimensions
+    backgrounds show the square root of the density, so that tails are visible; in one dimension
+    states and density are histograms over x.
 
     Args:
         mdp: the chain; its count of energy evaluations is left as it was.
@@ -92,26 +122,27 @@ def plot_value(
     t: int,
     limits: Limits | tuple[Limits, Limits],
     *,
+    dim: int = 2,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Figure:
-    """Landscape of a value at step t with the drift as arrows, in two dimensions.
+    """Landscape of a value at step t with the drift as arrows; in one dimension, both over x.
 
     Dark is low: where the value is least, states are wanted most. Arrows point along the control;
     long ones are shortened.
 
     Args:
-        value_fn: V_t, maps states (B, 2) to (B,).
-        drift_fn: u_t, maps states (B, 2) to (B, 2).
+        value_fn: V_t, maps states (B, D) to (B,).
+        drift_fn: u_t, maps states (B, D) to (B, D).
         t: the step, for the title.
         limits: the range of both coordinates, or one range for each.
+        dim: D, 1 or 2.
         device: where the functions want their states.
         dtype: their floating type.
     """
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(3.6, 2.9), layout="constrained")
-        axes = figure.subplots()
-        draw.draw_value(axes, value_fn, drift_fn, t, View.of(limits), device, dtype)
+        _draw_value(figure.subplots(), value_fn, drift_fn, t, View.of(limits), dim, device, dtype)
     return figure
 
 
@@ -196,8 +227,8 @@ def hero(
 ) -> Figure:
     """Everything in one picture: the chain above; energies, value landscape and learning below.
 
-    What a target does not admit is left out: energies need exact samples, the landscape two
-    dimensions and a value, learning curves recorded bounds.
+    What a target does not admit is left out: energies need exact samples, the landscape at most
+    two dimensions and a value, learning curves recorded bounds.
 
     Args:
         mdp: the chain; its count of energy evaluations is left as it was.
@@ -209,7 +240,7 @@ def hero(
         n: states drawn in each panel of the chain.
         n_energy: samples of the energy histogram, and as many exact ones.
         panels: times shown.
-        value_step: the step of the landscape; two thirds of the way by default.
+        value_step: the step of the landscape, below T; two thirds of the way by default.
         title: written above everything.
 
     Raises:
@@ -217,7 +248,9 @@ def hero(
     """
     check_counter(x)
     energy, times = mdp.energy, times_of(mdp, panels)
-    step = round(2 * mdp.num_steps / 3) if value_step is None else value_step
+    step = value_step
+    if step is None:
+        step = min(round(2 * mdp.num_steps / 3), mdp.num_steps - 1)
     landscape = value
     exact_applies = mdp.temperature == 1.0
     if landscape is None and energy.has_value and exact_applies:
@@ -227,16 +260,17 @@ def hero(
     if energy.can_sample and exact_applies:
         drawn, exact = _energies(mdp, policy, n_energy, generator)
         below.append((1.25, lambda axes: draw.draw_energies(axes, drawn, exact)))
-    if landscape is not None and mdp.dim == 2:
+    if landscape is not None and has_landscape(mdp):
         value_at, view = landscape, View.around(_states_at(mdp, policy, generator, step))
 
         def draw_landscape(axes: Axes) -> None:
-            draw.draw_value(
+            _draw_value(
                 axes,
                 lambda z: value_at(z, step),
                 lambda z: policy(z, step),
                 step,
                 view,
+                mdp.dim,
                 mdp.device,
                 mdp.dtype,
             )
@@ -247,7 +281,7 @@ def hero(
         below.append((1.25, lambda axes: draw.draw_curves(axes, records, x, draw.BOUNDS, log_z)))
 
     with rc_context(draw.STYLE), mdp.uncounted():
-        width, height = 2.05 * len(times) + 0.3, 5.5 if below else 2.8
+        width, height = max(2.05 * len(times), 3.2 * len(below)) + 0.3, 5.5 if below else 2.8
         figure = Figure(figsize=(width, height), layout="constrained")
         rows: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.15)) if below else [figure]
         handles = _draw_chain(rows[0], times, mdp, policy, n, generator, energy)
@@ -281,20 +315,47 @@ def _draw_chain(
         exact = energy.sample(draw.EXACT_STATES, generator).to(states)
     view = View.around(states[-1] if exact is None else exact)
     axes = figure.subplots(1, len(times), squeeze=False)[0]
-    handles: list[Any] = [
-        Line2D([], [], marker="o", ls="", ms=3.5, color=draw.SAMPLER, label="sampler")
-    ]
+    known = False
     for panel, t in zip(axes, times, strict=True):
-        image = draw.density_image(mdp, energy, t, view, exact, generator)
-        draw.draw_states(panel, states[t], image, view)
-        panel.set_title(f"$t = {t}{' = T' if t == mdp.num_steps else ''}$")
-        if panel is axes[0]:
-            panel.set_ylabel("$x_2$", labelpad=1)
+        if mdp.dim == 1:
+            line = line_panels.density_line(mdp, energy, t, view.x, exact, generator)
+            line_panels.draw_states(panel, states[t], line, view.x)
+            known = known or line is not None
         else:
+            image = draw.density_image(mdp, energy, t, view, exact, generator)
+            draw.draw_states(panel, states[t], image, view)
+            known = known or image is not None
+        panel.set_title(f"$t = {t}{' = T' if t == mdp.num_steps else ''}$")
+        if panel is not axes[0]:
             panel.tick_params(labelleft=False)
-    if any(panel.get_images() for panel in axes):
-        handles.append(Patch(facecolor=draw.DENSITY(0.75), label="exact density at step $t$"))
+    axes[0].set_ylabel("density" if mdp.dim == 1 else "$x_2$", labelpad=1)
+    mark = {"lw": 1.3} if mdp.dim == 1 else {"marker": "o", "ls": "", "ms": 3.5}
+    handles: list[Any] = [Line2D([], [], color=draw.SAMPLER, label="sampler", **mark)]
+    if known:
+        colour = draw.EXACT if mdp.dim == 1 else draw.DENSITY(0.75)
+        handles.append(Patch(facecolor=colour, label="exact density at step $t$"))
     return handles
+
+
+def has_landscape(mdp: SamplingMDP) -> bool:
+    """Whether a value can be drawn over all states: in up to two dimensions of R^D."""
+    return mdp.dim <= 2 and mdp.geometry.effective_dim == mdp.dim
+
+
+def _draw_value(
+    axes: Axes,
+    value_fn: Callable[[Tensor], Tensor],
+    drift_fn: Callable[[Tensor], Tensor],
+    t: int,
+    view: View,
+    dim: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    if dim == 1:
+        line_panels.draw_value(axes, value_fn, drift_fn, t, view.x, device, dtype)
+    else:
+        draw.draw_value(axes, value_fn, drift_fn, t, view, device, dtype)
 
 
 def times_of(mdp: SamplingMDP, panels: int) -> list[int]:

@@ -14,11 +14,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +27,10 @@ from torch import Tensor
 from vgs_rl.checkpoint import load_checkpoint, remove_temporaries, save_checkpoint, write_text
 from vgs_rl.lock import NAME as LOCK
 from vgs_rl.lock import FolderLock
-from vgs_rl.plots import save_figure
+from vgs_rl.plots import Drawing, save_figure, try_picture
 from vgs_rl.session import write_session
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+HISTOGRAM_LIMIT = 9e19  # TensorBoard's bins end at 1e20; it fails where none holds a value
 
 # TensorBoard has one x-axis a tag, the environment steps of training; the other two get their own.
 AXES = {"energy_evaluations": ("energies", 1), "seconds": ("milliseconds", 1000)}
@@ -162,20 +162,33 @@ class RunFolder:
                 self._axes.add_scalar(f"eval_by_{axis}/{name}", value, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
-        """A TensorBoard histogram of the finite values."""
-        values = values.detach().flatten()
-        values = values[torch.isfinite(values)].float().cpu()
+        """A TensorBoard histogram of the finite values, those beyond its range at its ends."""
+        values = values.detach().flatten().double().cpu()
+        values = values[torch.isfinite(values)].clamp(-HISTOGRAM_LIMIT, HISTOGRAM_LIMIT)
         if len(values):
             self.writer.add_histogram(name, values, step)
 
-    def figure(self, name: str, figure: Figure, step: int, *, keep: bool = False) -> Path | None:
-        """A picture in TensorBoard; with `keep` also figures/<name>.png, whose path it returns."""
+    @torch.no_grad()
+    def draw(
+        self, pictures: Callable[[], Mapping[str, Drawing]], step: int, *, keep: bool = False
+    ) -> None:
+        """Pictures in TensorBoard; with `keep` also figures/<name>.png.
+
+        What cannot be drawn is a warning, see :func:`vgs_rl.plots.try_picture`.
+
+        Args:
+            pictures: makes the pictures, by name.
+            step: environment steps.
+            keep: whether to write files.
+        """
+        for name, drawing in (try_picture("of this run", pictures) or {}).items():
+            try_picture(name, partial(self._draw, name, drawing, step, keep=keep))
+
+    def _draw(self, name: str, drawing: Drawing, step: int, *, keep: bool) -> None:
+        figure = drawing()
+        if keep:
+            save_figure(figure, self.path / "figures" / f"{name}.png")
         self.writer.add_figure(f"figures/{name}", figure, step, close=False)
-        if not keep:
-            return None
-        path = self.path / "figures" / f"{name}.png"
-        save_figure(figure, path)
-        return path
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Writes checkpoints/<name>.pt, with what defines the run."""
