@@ -19,8 +19,8 @@ from tqdm import tqdm
 from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import Rollout, SamplingMDP
-from vgs_rl.restore import check_like, fitting, load_generator, load_module, restore
 from vgs_rl.plots import Drawing
+from vgs_rl.restore import check_like, fitting, load_generator, load_module, restore
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import ChainSampler
 from vgs_rl.weights import effective_share, live_elbo

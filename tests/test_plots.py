@@ -316,11 +316,12 @@ class TestEveryTarget:
 
     @pytest.mark.parametrize("num_steps", [1, 2])
     @pytest.mark.parametrize("dim", [1, 2, 3])
-    @pytest.mark.parametrize("value", [0.0, np.inf, -np.inf, 1e30, 3e38])
+    @pytest.mark.parametrize("value", [0.0, np.inf, 1e30, 3e38])
     def test_short_chains_and_bad_energies_are_drawn(
         self, value: float, dim: int, num_steps: int
     ) -> None:
-        mdp = chain(Cut(dim, value), num_steps)
+        mdp = chain(Cut(dim, 0.0), num_steps)
+        mdp.energy.value_there = value  # which was not so when it was probed
         generator = mdp.generator(0)
         energy = mdp.energy.energy
         hero(mdp, rest, generator, value=lambda x, t: energy(x), records=RECORDS, n=40)

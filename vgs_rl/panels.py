@@ -395,7 +395,7 @@ def above_minimum(values: Tensor) -> Array:
     """Values above the least finite one; NaN where they are not finite."""
     heights = array(values)
     heights = np.where(np.isfinite(heights), heights, np.nan)
-    return heights - np.fmin.reduce(heights)
+    return np.asarray(heights - np.fmin.reduce(heights))
 
 
 def array(x: Tensor) -> Array:
