@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from torch import Tensor
 
 import vgs_rl.envs.gym  # noqa: F401  importing the Gymnasium faces registers the targets
@@ -21,6 +21,7 @@ from vgs_rl.agents.rules import ValueRule
 from vgs_rl.agents.smc import SMCSampler
 from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.checkpoint import load_checkpoint
+from vgs_rl.checks import seed_of
 from vgs_rl.cluster_plots import (
     EXACT_CLUSTERS,
     cluster_summary,
@@ -31,12 +32,13 @@ from vgs_rl.cluster_plots import (
 from vgs_rl.config import (
     BudgetConfig,
     ConfigError,
+    ConfigParser,
     EvaluationConfig,
     allow_subclasses,
     as_yaml,
+    given,
     make_parser,
     parse,
-    read_yaml,
     resolve_device,
 )
 from vgs_rl.energy import Energy
@@ -96,18 +98,22 @@ class RunConfig:
     device: str = "auto"
     output: Path = Path("runs")
 
+    def __post_init__(self) -> None:
+        self.seed = seed_of(self.seed)
+        self.output = Path(self.output)
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.output / find(self.env).name / self.agent.name / str(self.seed)
 
 
-def run_parser(**options: Any) -> ArgumentParser:
+def run_parser(**options: Any) -> ConfigParser:
     """The parser of run configurations; scripts add their own options to it."""
     return make_parser(RunConfig, **options)
 
 
-def parse_run(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
+def parse_run(arguments: Sequence[str], parser: ConfigParser | None = None) -> Namespace:
     """Parses a command line; the target's own MDP fills in where a file does not give one.
 
     Raises:
@@ -118,16 +124,14 @@ def parse_run(arguments: Sequence[str], parser: ArgumentParser | None = None) ->
     return parse(parser, arguments)
 
 
-def _use_target_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+def _use_target_defaults(parser: ConfigParser, arguments: Sequence[str]) -> None:
     """Sets the defaults of `mdp` from the registered target, unless a file has that section."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--env")
-    early.add_argument("--config")
-    known = early.parse_known_args(arguments)[0]
-    file = read_yaml(Path(known.config)) if known.config else {}
-    if "mdp" in file:
+    files = given(parser, arguments)
+    if files.file_value("mdp") is not None:
         return
-    name = known.env or file.get("env") or parser.get_default("env")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--env", default=files.file_value("env") or parser.get_default("env"))
+    name = early.parse_known_args(files.arguments)[0].env
     try:
         target = find(str(name))
     except (ValueError, ModuleNotFoundError) as error:
@@ -136,8 +140,15 @@ def _use_target_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> No
 
 
 def config_of(options: Namespace) -> RunConfig:
-    """The run configuration among parsed options."""
-    return RunConfig(**{each.name: options[each.name] for each in fields(RunConfig)})
+    """The run configuration among parsed options.
+
+    Raises:
+        ConfigError: naming the field, the value and what was expected.
+    """
+    try:
+        return RunConfig(**{each.name: options[each.name] for each in fields(RunConfig)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build(config: RunConfig) -> tuple[Target, Agent]:
@@ -506,7 +517,7 @@ def ceilings(
 
 def resolved_yaml(
     arguments: Sequence[str],
-    parser: ArgumentParser | None = None,
+    parser: ConfigParser | None = None,
     *,
     without: Sequence[str] = ("config",),
 ) -> str:

@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives
@@ -35,6 +35,7 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.config import (
     BudgetConfig,
     ConfigError,
+    ConfigParser,
     allow_subclasses,
     as_yaml,
     make_parser,
@@ -165,7 +166,7 @@ class DetectorConfig:
         return range(self.seed, self.seed + self.seeds)
 
 
-def detector_parser(**options: Any) -> ArgumentParser:
+def detector_parser(**options: Any) -> ConfigParser:
     """The parser of experiments; scripts add their own options to it."""
     return make_parser(DetectorConfig, **options)
 

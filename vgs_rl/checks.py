@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import numbers
+from typing import Any
+
+LARGEST_SEED = 2**63 - 1
 
 
 def require_positive(section: str, **fields: float | None) -> None:
@@ -18,6 +22,44 @@ def require_at_least(section: str, least: float, **fields: float) -> None:
     for name, value in fields.items():
         if not (math.isfinite(value) and value >= least):
             raise ValueError(f"{section}.{name} must be at least {least:g}, got {value}")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as an int: an int of any library, or a float such as 1e3; no boolean.
+
+    Raises:
+        ValueError: naming the field, the value and what was expected.
+    """
+    if not isinstance(value, bool):
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        if isinstance(value, numbers.Real) and float(value).is_integer():
+            return int(float(value))
+    raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def count_of(name: str, value: Any, *, least: int = 1) -> int:
+    """A whole number of at least `least`, as an int.
+
+    Raises:
+        ValueError: naming the field, the value and what was expected.
+    """
+    number = whole(name, value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def seed_of(value: Any, name: str = "seed") -> int:
+    """A seed, from 0 to 2**63 - 1, as an int.
+
+    Raises:
+        ValueError: naming the field, the value and what was expected.
+    """
+    number = count_of(name, value, least=0)
+    if number > LARGEST_SEED:
+        raise ValueError(f"{name} must be below 2**63, got {number}")
+    return number
 
 
 def require_module(purpose: str, module: str, extra: str) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    Namespace,
+    set_dumper,
+    set_loader,
+    set_parsing_settings,
+)
 
+from vgs_rl import fields
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.options import checked_options
+from vgs_rl.yaml_text import YamlError, dump_yaml, parse_yaml, read_mapping
 
-T = TypeVar("T")
+YAML_MODE = "vgs_rl"
+set_loader(YAML_MODE, parse_yaml, (YamlError,))
+set_dumper(YAML_MODE, dump_yaml)
 
 
 class ConfigError(ValueError):
@@ -31,7 +42,12 @@ class BudgetConfig:
         env_steps: transitions of the MDP.
         energy_evaluations: states at which E or its gradient is evaluated.
         seconds: wall-clock time; a run limited by it is not reproducible bit for bit.
+
+    Limits stand together. A file that gives one has no other, whatever the default is, and so has
+    a command line that gives one, whatever its file says; `null` on the command line drops one.
     """
+
+    replaced_whole: ClassVar[bool] = True
 
     updates: int | None = None
     env_steps: int | None = None
@@ -103,17 +119,86 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def make_parser(config: type[T], **options: Any) -> ArgumentParser:
-    """A command line and YAML parser for a configuration dataclass."""
-    parser = ArgumentParser(exit_on_error=False, **options)
-    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+class ConfigParser(ArgumentParser):
+    """Command line and YAML files of a configuration dataclass, as :func:`make_parser` makes it.
+
+    Attributes:
+        config_type: the dataclass.
+    """
+
+    config_type: type
+
+
+def make_parser(config: type, **options: Any) -> ConfigParser:
+    """A command line and YAML parser for a configuration dataclass; options go over files."""
+    parser = ConfigParser(
+        exit_on_error=False, allow_abbrev=False, parser_mode=YAML_MODE, print_config=None, **options
+    )
+    parser.config_type = config
+    parser.add_argument("--config", action="config", help="YAML file; options go over it")
     parser.add_class_arguments(config)
     return parser
 
 
 def allow_subclasses(*bases: type) -> None:
     """Lets a field of one of these dataclass types name a subclass by `class_path`."""
+    fields.allow_subclasses(*bases)
     set_parsing_settings(subclasses_enabled=list(bases))
+
+
+def read_config(path: Path, config: type) -> dict[str, Any]:
+    """A file's content, checked against the fields of a dataclass.
+
+    Every file of settings enters here.
+
+    Raises:
+        ConfigError: naming the file and the field.
+    """
+    content = read_yaml(path)
+    try:
+        return fields.checked_mapping(config, content)
+    except ValueError as error:
+        raise ConfigError(f"config {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line gives.
+
+    Attributes:
+        arguments: for the parser: files as text, then options, all checked.
+        files: the files' contents, in their order.
+    """
+
+    arguments: list[str]
+    files: list[dict[str, Any]]
+
+    def file_value(self, name: str) -> Any:
+        """A field of the last file that has it, or None."""
+        return next((file[name] for file in reversed(self.files) if name in file), None)
+
+
+def given(parser: ConfigParser, arguments: Sequence[str]) -> Given:
+    """Reads the files of a command line and checks its options, by the fields' types.
+
+    Raises:
+        ConfigError: naming the field, the value and what was expected.
+    """
+    files, others = list[dict[str, Any]](), list[str]()
+    tokens = list(arguments)
+    while tokens:
+        token = tokens.pop(0)
+        name, equals, text = token.partition("=")
+        if name == "--config" and (equals or tokens):
+            path = Path(text if equals else tokens.pop(0))
+            files.append(read_config(path, parser.config_type))
+        else:
+            others.append(token)
+    try:
+        options = checked_options(parser.config_type, files, others)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Given([f"--config={dump_yaml(file)}" for file in files] + options, files)
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -125,15 +210,31 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            options: Namespace = parser.instantiate(parser.parse_args(list(arguments)))
+            options: Namespace = parser.instantiate(_parsed(parser, arguments))
             return options
     except (ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_message(parser, error)) from error
+
+
+def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    if isinstance(parser, ConfigParser):
+        arguments = given(parser, arguments).arguments
+    options: Namespace = parser.parse_args(list(arguments))
+    return options
+
+
+def _message(parser: ArgumentParser, error: Exception) -> str:
+    """An error's text, with the nearest options where one is not known."""
+    text = str(error)
+    if unknown := re.search(r"nrecognized arguments:? (--[^ =]+)", text):
+        known = re.findall(r"(?<=[ ,\[])--[A-Za-z][\w.-]*", parser.format_help())
+        return f"there is no option {unknown[1]}; {fields.nearest(unknown[1], known)}"
+    return text
 
 
 def as_yaml(parser: ArgumentParser, arguments: Sequence[str], without: Sequence[str]) -> str:
     """The resolved configuration, every default included, without the named options."""
-    options = parser.parse_args(list(arguments))
+    options = _parsed(parser, arguments)
     for name in without:
         options.pop(name, None)
     text: str = parser.dump(options, skip_none=False, skip_validation=True)
@@ -147,12 +248,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if the file is missing, unreadable or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {path} must be a mapping, got {type(content).__name__}")
-    return content
+        return read_mapping(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
 
 
 def resumed(folder: Path, arguments: Sequence[str]) -> list[str]:
