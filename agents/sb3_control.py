@@ -168,8 +168,9 @@ def _require_same(own: SamplingMDP, mdp: SamplingMDP) -> None:
 
 
 def _actions(env: Any) -> Box:
-    space = env.single_action_space if isinstance(env, gymnasium.vector.VectorEnv) else None
-    box: Box = env.action_space if space is None else space
+    single = isinstance(env, gymnasium.vector.VectorEnv)
+    space: Any = env.single_action_space if single else env.action_space
+    box: Box = space
     return box
 
 

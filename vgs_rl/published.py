@@ -98,7 +98,7 @@ class PublishedMLP(nn.Module):
             self.head = layers(dim + count, width, width, width, 1)
         elif form == "embedded":
             self.state = linear(dim, width)
-            self.time = layers(count, width, width, width)
+            self.time: nn.Module = layers(count, width, width, width)
             self.head = layers(2 * width, width, width, 1)
         else:
             self.state = linear(dim, width)
