@@ -1,4 +1,4 @@
-"""Clients that know nothing of this package see whole episodes, through the mode that each needs."""
+"""Other libraries see whole episodes, each through the autoreset mode that it needs."""
 
 import gymnasium
 import numpy as np
