@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checkpoint import load_checkpoint, remove_temporaries, save_checkpoint, write_text
+from vgs_rl.events import EventFile, write_session
 from vgs_rl.lock import NAME as LOCK
 from vgs_rl.lock import FolderLock
 from vgs_rl.plots import Drawing, save_figure, try_picture
-from vgs_rl.session import write_session
 
-HISTOGRAM_LIMIT = 9e19  # TensorBoard's bins end at 1e20; it fails where none holds a value
+HISTOGRAM_LIMIT = 9e19  # TensorBoard's bins end at 1e20
 
 # TensorBoard has one x-axis a tag, the environment steps of training; the other two get their own.
 AXES = {"energy_evaluations": ("energies", 1), "seconds": ("milliseconds", 1000)}
@@ -90,17 +90,15 @@ class RunFolder:
 
     def _open(self, opened: ExitStack, config: str, *, resumed: bool) -> None:
         """Opens the event files and metrics.jsonl."""
-        from torch.utils.tensorboard import SummaryWriter
-
         purge = self.records[-1]["env_steps"] + 1 if self.records else 0 if resumed else None
-        self.writer = SummaryWriter(str(self.path), purge_step=purge, flush_secs=10)
+        self.writer = EventFile(self.path, purge_step=purge)
         opened.callback(self.writer.close)
         if not resumed:
             self.writer.add_text("config", "```yaml\n" + config + "```")
         # Purging goes by the steps of all tags alike: these curves are written again, behind it.
         for file in self.path.glob("events.out.tfevents.*.axes"):
             file.unlink()
-        self._axes = SummaryWriter(str(self.path), filename_suffix=".axes", flush_secs=10)
+        self._axes = EventFile(self.path, suffix=".axes")
         opened.callback(self._axes.close)
         for record in self.records:
             self._add_to_axes(record)
@@ -188,7 +186,7 @@ class RunFolder:
         figure = drawing()
         if keep:
             save_figure(figure, self.path / "figures" / f"{name}.png")
-        self.writer.add_figure(f"figures/{name}", figure, step, close=False)
+        self.writer.add_figure(f"figures/{name}", figure, step)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Writes checkpoints/<name>.pt, with what defines the run."""
