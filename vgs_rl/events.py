@@ -31,7 +31,7 @@ _numbers = itertools.count()
 @functools.cache
 def _edges() -> list[float]:
     """Edges of histograms, as TensorBoard has them: by factors of 1.1, up to 1e20."""
-    positive = [1e-12 * 1.1**k for k in range(773)]
+    positive = [1e-12 * 1.1**k for k in range(774)]
     return [-edge for edge in reversed(positive)] + [0.0] + positive
 
 
