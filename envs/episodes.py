@@ -16,6 +16,8 @@ from vgs_rl.mdp import SamplingMDP, State
 
 Array = NDArray[Any]
 
+ENERGY_LIMIT = 1e6  # in units of tau: up to here the reward holds E as it is
+
 
 class Outcome(NamedTuple):
     """One step of a batch: rewards (n,), episodes that ended (n,), and their figures."""
@@ -184,8 +186,8 @@ class Episodes:
         """Steps all rows, or those of a mask; the others keep their state and get reward 0.
 
         Raises:
-            ValueError: on controls that are not finite and energies that are NaN; the state is
-                then as it was.
+            ValueError: on controls that are not finite or cost more than can be represented, and
+                on energies that are NaN or -inf; the state is then as it was.
         """
         assert self.generator is not None
         if rows is not None:
@@ -193,7 +195,10 @@ class Episodes:
         state = State(self.x, self.t if isinstance(self.t, int) else self._tensor(self.t))
         generator = self.generator if self.noise else None
         step, energy = self.mdp.step_with_energy(state, control, generator)
-        reward = step.cost.double().neg_().cpu().numpy()
+        cost = step.cost
+        if energy is not None:
+            cost = cost + rewarded_energy(energy, self.mdp.temperature)
+        reward = cost.double().neg_().cpu().numpy()
         self._require_usable(reward, control, energy)
         self.x, self.log_weight = step.state.x, self.log_weight + step.log_ratio
         self.t = self.t + 1
@@ -243,10 +248,29 @@ class Episodes:
         wrong = int((~torch.isfinite(control)).any(-1).sum())
         if wrong:
             raise ValueError(f"actions must be finite, got NaN or infinity in {wrong} of {self.n}")
-        wrong = 0 if energy is None else int(energy.isnan().sum())
-        if wrong:
-            name = type(self.mdp.energy).__name__
-            raise ValueError(f"{name}.energy returned NaN on {wrong} of {self.n} terminal states")
+        name = type(self.mdp.energy).__name__
+        if energy is not None:
+            for value, bad in (("NaN", energy.isnan()), ("-inf", energy.isneginf())):
+                if bool(bad.any()):
+                    raise ValueError(
+                        f"{name}.energy returned {value} on {int(bad.sum())} of {self.n} terminal "
+                        "states"
+                    )
+        largest = float(control.abs().max())
+        raise ValueError(f"actions must be small enough to have a finite cost, got {largest:g}")
+
+
+def rewarded_energy(energy: Tensor, temperature: float) -> Tensor:
+    """What enters the reward for E(x_T): E itself up to c = 10^6 tau, then c (1 + log(E / c)).
+
+    So rewards are finite whatever the actions were, at most 10^8 tau in size, and still the
+    smaller the larger E is. States up there have weight 0, and float32 energies of that size are
+    no longer exact to a tenth of tau. Where noise may put two particles onto each other, the
+    expectation of E itself does not even exist.
+    """
+    limit = ENERGY_LIMIT * temperature
+    beyond = (energy / limit).clamp(1.0, torch.finfo(energy.dtype).max)
+    return energy.clamp_max(limit) + limit * beyond.log()
 
 
 def _masked(values: Tensor, mask: Array) -> Array:

@@ -1,8 +1,10 @@
 """Gymnasium's view of the sampling MDP: NumPy in, NumPy out; all arithmetic is in `SamplingMDP`.
 
 observation  (x_t, t/T), float32, shape (D + 1,); E and its score by `features`
-action       the control u_t in units of the step's own noise, float32, shape (D,)
-reward       minus the cost of the step; on the last step minus E(x_T) as well
+action       the control u_t in units of the step's own noise, float32, shape (D,); the space's
+             bound is what the target's own paths need (`default_action_bound`)
+reward       minus the cost of the step; on the last step minus E(x_T) as well, of which only the
+             logarithm grows beyond 10^6 tau (`rewarded_energy`): finite for every action
 terminated   at step T, always; nothing is ever truncated
 
 On the last step of an episode the info holds `energy`, E(x_T), and `log_weight`,
@@ -84,12 +86,28 @@ def _require_length(max_episode_steps: int | None, num_steps: int) -> None:
         )
 
 
-def _make_action_space(dim: int, action_bound: float) -> spaces.Box:
+def default_action_bound(mdp: SamplingMDP) -> float:
+    """The bound b within which the optimal control stays on the target's own paths: 3.3 to 5.5.
+
+    On paths drawn back from the target by the noising kernel, each entry of the push v_t is
+    standard normal (the projection of one, where the space has fewer dimensions), whatever the
+    target and the schedule are. The KL-optimal control is its conditional mean, E[v_t | x_t]; so
+    P(|u| > b) ≤ 2 exp(-b²/2) for each of the T D entries of a path (Jensen, Chernoff). The bound,
+    rounded up to a tenth, is one that at most a hundredth of all paths exceed in any entry:
+    b = √(2 log(200 T D)). It holds for the push itself, the action where `noise` is off, as well.
+    """
+    entries = mdp.num_steps * mdp.dim
+    return math.ceil(10 * math.sqrt(2 * math.log(200 * entries))) / 10
+
+
+def _make_action_space(mdp: SamplingMDP, action_bound: float | None) -> spaces.Box:
     """Action space of one environment."""
+    if action_bound is None:
+        action_bound = default_action_bound(mdp)
     if not (math.isfinite(action_bound) and action_bound > 0):
         raise ValueError(f"action_bound must be a positive, finite number, got {action_bound}")
     bound = float(action_bound)
-    return spaces.Box(-bound, bound, (dim,), np.float32)
+    return spaces.Box(-bound, bound, (mdp.dim,), np.float32)
 
 
 def _require_no_render(render_mode: str | None) -> None:
@@ -113,7 +131,8 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         mdp: chain, schedule, start and temperature; those registered for the name by default.
         num_steps: T, in place of the one in `mdp`.
         max_episode_steps: None or T; Gymnasium passes it.
-        action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        action_bound: declared bound of the action space, by default :func:`default_action_bound`'s.
+            Actions beyond it are not clipped.
         noise: whether the MDP adds its own noise; without it the action is the whole push, and a
             stochastic policy is the sampling kernel (head of this module).
         features: what is observed, and in which order; see :class:`Observation`.
@@ -142,7 +161,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         mdp: MDPConfig | None = None,
         num_steps: int | None = None,
         max_episode_steps: int | None = None,
-        action_bound: float = 10.0,
+        action_bound: float | None = None,
         noise: bool = True,
         features: Sequence[Feature] = DEFAULT_FEATURES,
         device: torch.device | str = "cpu",
@@ -153,7 +172,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
         observed = Observation(self.mdp, features)
         self.observation_space = observed.space
-        self.action_space = _make_action_space(self.mdp.dim, action_bound)
+        self.action_space = _make_action_space(self.mdp, action_bound)
         self._episodes = Episodes(self.mdp, 1, observed, noise=noise)
 
     def reset(
@@ -244,7 +263,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         mdp: chain, schedule, start and temperature; those registered for the name by default.
         num_steps: T, in place of the one in `mdp`.
         max_episode_steps: None or T; Gymnasium passes it.
-        action_bound: declared bound of the action space. Actions beyond it are not clipped.
+        action_bound: declared bound of the action space, by default :func:`default_action_bound`'s.
+            Actions beyond it are not clipped.
         noise: whether the MDP adds its own noise; without it the action is the whole push, and a
             stochastic policy is the sampling kernel (head of this module).
         features: what is observed, and in which order; see :class:`Observation`.
@@ -275,7 +295,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         mdp: MDPConfig | None = None,
         num_steps: int | None = None,
         max_episode_steps: int | None = None,
-        action_bound: float = 10.0,
+        action_bound: float | None = None,
         noise: bool = True,
         features: Sequence[Feature] = DEFAULT_FEATURES,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -292,7 +312,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
         observed = Observation(self.mdp, features)
         self.single_observation_space = observed.space
-        self.single_action_space = _make_action_space(self.mdp.dim, action_bound)
+        self.single_action_space = _make_action_space(self.mdp, action_bound)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._episodes = Episodes(self.mdp, num_envs, observed, noise=noise)

@@ -59,11 +59,17 @@ class Observation:
             columns["t"] = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         if "score" in self.features:
             energy, gradient = mdp.evaluate_gradient(x)
-            score = -gradient / mdp.temperature
+            # Clamped, so that the squares in its norm are finite.
+            score = (-gradient / mdp.temperature).clamp(-1e15, 1e15)
             size = score.norm(dim=-1, keepdim=True) / (10 * math.sqrt(mdp.dim))
             columns["score"] = score / (1 + size)
         elif "energy" in self.features:
             energy = mdp.evaluate_energy(x)
         if "energy" in self.features:
-            columns["energy"] = torch.asinh(energy / mdp.temperature).unsqueeze(-1)
+            columns["energy"] = _asinh(energy / mdp.temperature).unsqueeze(-1)
         return torch.cat([columns[feature] for feature in self.features], -1)
+
+
+def _asinh(values: Tensor) -> Tensor:
+    """Finite for infinite values, too."""
+    return values.clamp_max(torch.finfo(values.dtype).max).asinh()

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as wrappers
 
 from vgs_rl import Energy, Particles
 from vgs_rl.envs import (
@@ -184,6 +185,39 @@ def test_check_vector_env_takes_other_peoples_environments(mode):
     assert "figures of the sampling MDP" in check_vector_env(env).skipped
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_check_vector_env_takes_gymnasiums_own_vector_environments(mode):
+    env = gymnasium.make_vec(
+        "vgs_rl/GMM9-v0",
+        num_envs=3,
+        num_steps=4,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": mode},
+    )
+    report = check_vector_env(env)
+    assert f"autoreset mode {mode.name}" in report.passed and "seeding" in report.passed
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        wrappers.RecordEpisodeStatistics,
+        wrappers.NormalizeReward,
+        wrappers.NormalizeObservation,
+        lambda env: wrappers.ClipReward(env, -1.0, 1.0),
+        lambda env: wrappers.RecordEpisodeStatistics(wrappers.NormalizeReward(env)),
+    ],
+)
+def test_check_vector_env_takes_wrappers_and_checks_the_environment_inside(wrapper):
+    report = check_vector_env(wrapper(SamplingVectorEnv(GMM9(), num_envs=3, num_steps=4)))
+    assert report.skipped.keys() == {"laws of the wrappers"}
+    assert "figures of the sampling MDP" in report.passed
+    broken = Doubled()
+    broken.set_autoreset_mode("NEXT_STEP")
+    with pytest.raises(CheckError, match="minus the return"):
+        check_vector_env(wrapper(broken))
+
+
 class Broken(SamplingVectorEnv):
     mode = AutoresetMode.SAME_STEP
 
@@ -225,6 +259,13 @@ class ColumnRewards(Stepped):
 class InfiniteRewards(Stepped):
     def spoil(self, o, r, e, u, i):
         return o, r - np.inf, e, u, i
+
+
+class FailsInCorners(Broken):
+    def step(self, actions):
+        result = super().step(actions)
+        result[1][(abs(actions) == self.action_space.high).all(-1)] = -np.inf
+        return result
 
 
 class NoMasks(Stepped):
@@ -345,6 +386,7 @@ class TakesAnyMask(Broken):
         (DoubleObservations, "observations in float32 .* got float64"),
         (ColumnRewards, r"rewards as floating array of shape \(3,\), got float64 of shape"),
         (InfiniteRewards, "expected finite rewards"),
+        (FailsInCorners, "expected finite rewards"),
         (NoMasks, "boolean mask '_energy'"),
         (NoFinalObservation, r"infos\['_final_obs'\] to mark the ended rows"),
         (Endless, "every row to end an episode within max_steps"),

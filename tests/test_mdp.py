@@ -306,6 +306,7 @@ def test_steps_add_up_to_a_rollout():
             (state, step_cost, log_ratio), last = mdp.step_with_energy(state, control, generator)
             log_w, cost = log_w + log_ratio, cost + step_cost
             assert (last is None) == (t < 4)
+        cost = cost + last
     torch.testing.assert_close(rollout.x, state.x)
     torch.testing.assert_close(rollout.states[-1], state.x)
     torch.testing.assert_close(rollout.log_weight, log_w)

@@ -1,5 +1,6 @@
 """Stable-Baselines3's agents and the adapter to it."""
 
+import math
 import time
 import warnings
 
@@ -227,6 +228,17 @@ def test_the_adapter_goes_under_sb3s_own_wrappers():
     assert model.ep_info_buffer[0]["l"] == 4
     assert env.get_attr("num_envs") == [4] * 4 and env.env_is_wrapped(VecMonitor) == [False] * 4
     env.close()
+
+
+@pytest.mark.parametrize("algorithm", [sb3.SAC, sb3.TD3])
+def test_off_policy_learning_stays_finite_on_the_default_action_bound(algorithm):
+    env = SB3VecEnv(gymnasium.make_vec("vgs_rl/Funnel10-v0", num_envs=4))
+    options = {"policy_kwargs": {"net_arch": [16]}, "batch_size": 32, "train_freq": 4, "gamma": 1.0}
+    model = algorithm("MlpPolicy", env, seed=0, **options)
+    model.learn(4 * 400)
+    assert model._n_updates > 70
+    assert all(bool(p.isfinite().all()) for p in model.policy.parameters())
+    assert all(math.isfinite(value) for value in model.logger.name_to_value.values())
 
 
 def test_the_adapter_asks_for_the_mode_it_needs_and_refuses_what_it_cannot_change():

@@ -291,16 +291,18 @@ class SamplingMDP(nn.Module):
                 stochastic policy, and cost and log-ratio still lack its density: add tau log pi(v)
                 to the cost, subtract log pi(v) from the log-ratio.
         """
-        return self.step_with_energy(state, control, generator)[0]
+        step, energy = self.step_with_energy(state, control, generator)
+        return step if energy is None else step._replace(cost=step.cost + energy)
 
     def step_with_energy(
         self, state: State, control: Tensor, generator: torch.Generator | None
     ) -> tuple[Transition, Tensor | None]:
-        """One transition, as :meth:`step`, and the terminal energies it contains.
+        """One transition, as :meth:`step`, but the terminal energies apart from the cost.
 
         Returns:
-            The transition, and E(x_T) of shape (B,), 0 in rows that are not at T; None where an
-            integer t says that no row is.
+            The transition, whose log-ratio has -E(x_T)/tau in it and whose cost lacks E(x_T); and
+            E(x_T) of shape (B,), 0 in rows that are not at T; None where an integer t says that no
+            row is.
         """
         if generator is None:
             step = self._pushed(state, control)
@@ -320,8 +322,7 @@ class SamplingMDP(nn.Module):
         return self._add_energy(step, energy), energy
 
     def _add_energy(self, step: Transition, energy: Tensor) -> Transition:
-        log_ratio = step.log_ratio - energy / self.temperature
-        return Transition(step.state, step.cost + energy, log_ratio)
+        return step._replace(log_ratio=step.log_ratio - energy / self.temperature)
 
     def _move(self, state: State, control: Tensor, eps: Tensor, rho: Tensor) -> Transition:
         """One transition without the terminal energy; `rho` holds all T noise scales."""
