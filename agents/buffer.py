@@ -62,7 +62,8 @@ class WeightedBuffer:
         self.x = x[-self.capacity :]
         self.gradient = gradient[-self.capacity :]
         self.log_weight = log_weight[-self.capacity :]
-        self._update()
+        if len(self):
+            self._update()
 
     def _update(self) -> None:
         log_weight = self.log_weight.double()

@@ -19,6 +19,7 @@ from vgs_rl.guide import GuidedValue
 from vgs_rl.published import PublishedMLP
 from vgs_rl.restore import check_like, check_rows
 from vgs_rl.start import widened
+from vgs_rl.weights import dead_paths
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient import ValueGradientAgent
@@ -169,9 +170,11 @@ class GradientMatchingLearner(ValueLearner):
             rollout = agent.rollout(self.config.refresh_size)
             size, generator = self.config.refresh_size, agent.generator
             x = resample(rollout.x, rollout.log_weight, size, self.config.least_ess, generator)
+            self._refined.dropped += dead_paths(rollout.log_weight)
             self._refined.add(x, self.config.refine_steps, generator)
             self._scalars = rollout_scalars(agent.mdp, rollout)
         self._scalars["train/refinement_acceptance"] = self._refined.acceptance
+        self._require_rows(self._refined, x, agent)
 
     def _first_states(self, agent: ValueGradientAgent) -> Tensor:
         """The persistent set before MALA moves it, shape (capacity, D)."""
@@ -188,7 +191,7 @@ class GradientMatchingLearner(ValueLearner):
         )
         samples = sampler.sample(self.config.capacity, agent.generator, resample=True, oversample=1)
         mdp.energy_evaluations += samples.energy_evaluations
-        return samples.x
+        return samples.x.to(mdp.dtype)
 
     def _refresh_weighted(self, agent: ValueGradientAgent) -> None:
         if self.config.first_spread > 1 and not self._refreshes:
@@ -203,11 +206,25 @@ class GradientMatchingLearner(ValueLearner):
             x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
             self._scalars = rollout_scalars(agent.mdp, rollout)
         self._buffer.add(x, gradient, log_weight)
-        if not len(self._buffer):
-            raise FloatingPointError(
-                "no chain sample has a finite weight and energy gradient; "
-                "a smaller start.scale or agent.prior_std may help"
-            )
+        self._require_rows(self._buffer, x, agent)
+
+    def _require_rows(
+        self, buffer: WeightedBuffer | RefinedBuffer, x: Tensor, agent: ValueGradientAgent
+    ) -> None:
+        """Notes the rows that were left out; refuses to go on without any."""
+        self._scalars["train/dropped_rows"] = torch.tensor(buffer.dropped)
+        if len(buffer):
+            return
+        name = type(agent.mdp.energy).__name__
+        raise ValueError(
+            f"{name}.energy and its gradient are finite at none of {len(x):,} states with "
+            f"coordinates up to {float(x.abs().max()):.3g}: set agent.prior_std, "
+            f"{agent.config.prior_std:g} now, to the size of the region where they are"
+        )
+
+    def report_details(self) -> dict[str, Any]:
+        """Rows that were left out of the buffer because they were not finite."""
+        return {"dropped_rows": self._buffer.dropped + self._refined.dropped}
 
     def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
         """Draws of a mixture of Gaussians of many widths, with minus their log density."""

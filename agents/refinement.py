@@ -20,6 +20,10 @@ class RefinedBuffer:
     it is learning from MCMC that the sampler helps across barriers, and a table that shows the
     result shows MCMC alone beside it.
 
+    Attributes:
+        dropped: rows so far that were left out, because E or ∇E was not finite there and no step
+            led away.
+
     Args:
         mdp: supplies target and counter.
         capacity: rows.
@@ -30,6 +34,7 @@ class RefinedBuffer:
         self.mdp, self.capacity, self.max_drift = mdp, capacity, max_drift
         self.x = self.gradient = torch.empty(0)
         self.step_size, self.acceptance = torch.tensor(1e-3), torch.zeros(())
+        self.dropped = 0
 
     def __len__(self) -> int:
         return len(self.x)
@@ -37,11 +42,11 @@ class RefinedBuffer:
     @torch.no_grad()
     def add(self, x: Tensor, steps: int, generator: torch.Generator) -> None:
         """Takes in states (B, D), at most `capacity`, then moves all rows by `steps` steps."""
-        if len(self.x) + len(x) <= self.capacity:
-            self.x = torch.cat([self.x, x]) if len(self.x) else x
-        else:
-            rows = torch.randperm(len(self.x), generator=generator, device=x.device)[: len(x)]
-            self.x = self.x.index_copy(0, rows, x)
+        room = self.capacity - len(self.x)
+        if len(x) > room:
+            order = torch.randperm(len(self.x), generator=generator, device=x.device)
+            self.x = self.x.index_copy(0, order[: len(x) - room], x[room:])
+        self.x = torch.cat([self.x, x[:room]]) if len(self.x) else x
         kernel = MALAKernel(
             self.mdp.energy,
             self.x,
@@ -51,7 +56,9 @@ class RefinedBuffer:
         )
         for _ in range(steps):
             self.acceptance = kernel.step(generator, adapt=True)
-        self.x, self.gradient = kernel.x, kernel.gradient * self.mdp.temperature
+        finite = torch.isfinite(kernel.value) & torch.isfinite(kernel.x).all(-1)
+        self.x, self.gradient = kernel.x[finite], kernel.gradient[finite] * self.mdp.temperature
+        self.dropped += len(kernel.x) - len(self.x)
         self.step_size = kernel.step_size
         self.mdp.energy_evaluations += kernel.energy_evaluations
 
@@ -63,7 +70,12 @@ class RefinedBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and step size."""
-        return {"x": self.x, "gradient": self.gradient, "step_size": self.step_size}
+        return {
+            "x": self.x,
+            "gradient": self.gradient,
+            "step_size": self.step_size,
+            "dropped": self.dropped,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -74,7 +86,7 @@ class RefinedBuffer:
         check_rows(state, {"x": 2, "gradient": 2}, "refined", width=self.mdp.dim)
         check_like(state["step_size"], self.step_size, "refined.step_size")
         self.x, self.gradient = state["x"], state["gradient"]
-        self.step_size = state["step_size"]
+        self.step_size, self.dropped = state["step_size"], state["dropped"]
 
 
 def resample(x: Tensor, log_weight: Tensor, n: int, least_ess: float, generator: Any) -> Tensor:

@@ -33,6 +33,10 @@ class ValueLearner(ABC):
     def after_average(self, agent: ValueGradientAgent) -> None:  # noqa: B027  an optional hook
         """Called when the moving average has taken in the network."""
 
+    def report_details(self) -> dict[str, Any]:
+        """What a report says of the learner besides its figures, as JSON holds it."""
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The learner's state, for checkpoints."""

@@ -241,6 +241,10 @@ class ValueGradientAgent(Agent):
             "train/rho_mean": self.mdp.rho.mean(),
         }
 
+    def report_details(self) -> dict[str, Any]:
+        """See :meth:`Agent.report_details`; with what the rule says."""
+        return super().report_details() | self.rule.report_details()
+
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine over the budget."""
         config = self.config

@@ -48,7 +48,8 @@ class Energy(nn.Module, ABC):
         symmetry: the particle symmetry of E, or None.
         mode_probabilities: exact expectations, shape (M,), of :meth:`mode_indicators`, or None.
         geometry: the space that the target lives on; Euclidean R^D where none is set.
-        data: rows that the energy is learned from, shape (N, D), or None; chains may start there.
+        data: rows that the energy is learned from, shape (N, D), or None. Only a start of kind
+            `data` reads them.
         dtype: floating type that E computes in, or None where it accepts any; states are cast.
         thread_safe: whether several threads may call E at once. A class says it for the methods
             that it defines; one that defines more of them has to say it again.
@@ -113,11 +114,17 @@ class Energy(nn.Module, ABC):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As every module's; the names of this class's optional attributes are free for it."""
-        if isinstance(vars(Energy).get(name), FunctionType | property):
+        if name in ("dim", "dtype", "thread_safe") or name in vars(Energy):
             raise ValueError(_taken_name(self, name))
         if name in self._OPTIONAL and name not in vars(self):
             self._buffers[name] = None  # to torch the name is then a buffer's already
         super().register_buffer(name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As every module's; the names of this class's optional attributes are free for it."""
+        if name in self._OPTIONAL and name not in vars(self):
+            self._parameters[name] = None
+        super().register_parameter(name, param)
 
     # --- what a subclass writes ---------------------------------------------------------------
 
@@ -329,6 +336,6 @@ class _GivenGradient(torch.autograd.Function):
 
 def _taken_name(energy: Energy, name: str) -> str:
     return (
-        f"{type(energy).__name__}.{name} cannot be set: it is a method of Energy; "
-        "choose another name"
+        f"{type(energy).__name__}.{name} cannot hold this: the name is taken by vgs_rl.Energy; "
+        "choose another one"
     )

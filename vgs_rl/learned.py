@@ -25,14 +25,13 @@ class LearnedEnergy(Energy):
     """Base of the trainable energies: a subclass writes :meth:`network_energy`.
 
     Parameters are float32; states of another floating type are evaluated with parameters cast to
-    it, so that gradients can be checked in double precision.
+    it, so that gradients can be checked in double precision. They are swapped in for the call, so
+    that no learned energy is `thread_safe`.
 
     Args:
         dim: ambient dimension D.
         on_sphere: whether states are unit vectors; else they are all of R^D.
     """
-
-    thread_safe = True
 
     def __init__(self, dim: int, *, on_sphere: bool = False) -> None:
         super().__init__()
@@ -110,8 +109,6 @@ class MLPEnergy(LearnedEnergy):
         seed: initialises the weights.
     """
 
-    thread_safe = True
-
     def __init__(
         self,
         dim: int,
@@ -150,8 +147,6 @@ class AutoencoderEnergy(LearnedEnergy):
         on_sphere: whether states are unit vectors.
         seed: initialises the weights.
     """
-
-    thread_safe = True
 
     def __init__(
         self,
@@ -202,8 +197,6 @@ class PrototypeEnergy(LearnedEnergy):
         on_sphere: whether states are unit vectors.
         seed: chooses the rows.
     """
-
-    thread_safe = True
 
     def __init__(
         self,
@@ -261,8 +254,6 @@ class GaussianEnergy(LearnedEnergy):
         temperature: T_E.
         on_sphere: whether states are unit vectors.
     """
-
-    thread_safe = True
 
     def __init__(
         self,

@@ -195,10 +195,12 @@ class SamplingMDP(nn.Module):
             return make_start(
                 self.config.start, self.geometry, noise, scale=scale, dtype=self.dtype
             )
-        if self.energy.data is None:
-            name = type(self.energy).__name__
+        data, name = self.energy.data, type(self.energy).__name__
+        if data is None:
             raise ValueError(f"start.kind 'data' needs an energy with data, {name} has none")
-        return DataStart(self.geometry, self.energy.data, chain)
+        if not isinstance(data, Tensor):
+            raise ValueError(f"{name}.data must be a tensor, got {type(data).__name__}")
+        return DataStart(self.geometry, data, chain)
 
     def start_as_wide_as(self, prior_std: float) -> None:
         """Makes the start fit N(0, prior_std² I), unless its configuration gives a scale."""
@@ -221,12 +223,12 @@ class SamplingMDP(nn.Module):
         """States that the untrained chain meets, and others at many distances, up to 100 times."""
         generator = self.generator(0)
         x = self.start.sample(64, generator)
-        z = torch.randn(4096, self.dim, generator=generator, device=self.device, dtype=self.dtype)
+        z = torch.randn(16_384, self.dim, generator=generator, device=self.device, dtype=self.dtype)
         if not self.geometry.linear:
             return {"from the start": x}, self.geometry.project(z)
         z = self.geometry.project(z)
         end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * z[:64])  # without a control
-        reach = torch.logspace(-2, 2, 64, device=self.device, dtype=self.dtype).repeat(64)
+        reach = torch.logspace(-1, 2, 64, device=self.device, dtype=self.dtype).repeat(256)
         far = end.square().mean().sqrt() * reach.unsqueeze(-1) * z
         return {"from the start": x, "where the untrained chain ends": end}, far
 

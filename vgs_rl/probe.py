@@ -30,8 +30,8 @@ def check_declared(energy: object) -> None:
     dim = getattr(declared, "dim", None)
     if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
         raise ValueError(f"{name}.dim must be a positive integer, got {dim!r}")
-    log_z, probabilities, data = declared.log_z, declared.mode_probabilities, declared.data
-    geometry, symmetry, dtype = declared.geometry, declared.symmetry, declared.dtype
+    log_z, probabilities, symmetry = declared.log_z, declared.mode_probabilities, declared.symmetry
+    geometry, dtype = declared.geometry, declared.dtype
     if log_z is not None and (isinstance(log_z, bool) or not isinstance(log_z, Real)):
         raise ValueError(f"{name}.log_z must be a float or None, {_got(log_z)}")
     if symmetry is not None and not isinstance(symmetry, Particles):
@@ -46,13 +46,6 @@ def check_declared(energy: object) -> None:
         raise ValueError(
             f"{name}.mode_probabilities must be a tensor of shape (M,) or None, "
             f"{_got(probabilities)}"
-        )
-    if data is not None and not (
-        isinstance(data, Tensor) and data.ndim == 2 and data.shape[1] == dim
-    ):
-        raise ValueError(
-            f"{name}.data must be a tensor of shape (N, {dim}) or None, {_got(data)}; "
-            "it is where chains may start: give other data another name"
         )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"{name}.dtype must be a floating torch.dtype or None, {_got(dtype)}")
@@ -103,16 +96,18 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
             "weight 0 and teach nothing",
             stacklevel=3,
         )
-    elif not bool(torch.isfinite(_evaluated(energy, far)).any()):
+    elif not any(bool(_evaluated(energy, part).isfinite().any()) for part in far.split(1024)):
         raise ValueError(
             f"{name}.energy is finite nowhere: {what} of {len(together)} states drawn {places}, "
-            f"and of {len(far)} others, up to {float(far.abs().max()):.3g}; move or scale E, or "
-            "set mdp.start.scale to the size of the region where it is finite"
+            f"and on none of {len(far)} others, up to {float(far.abs().max()):.3g}; move or scale "
+            "E, or set mdp.start.scale and agent.prior_std to the size of the region where it is "
+            "finite"
         )
     else:
         warnings.warn(
             f"{name}.energy is {what} of {len(together)} states drawn {places}, which are all, and "
-            f"finite on some of {len(far)} others: set mdp.start.scale to where it is finite",
+            f"finite on some of {len(far)} others: set agent.prior_std (or mdp.start.scale) to the "
+            "size of the region where it is finite",
             stacklevel=3,
         )
 

@@ -123,7 +123,7 @@ class GaussianStart(Start):
     @torch.no_grad()
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
         """Moves s_0² towards E‖x‖²/D."""
-        variance = x.square().sum(-1).mean() / self.geometry.effective_dim
+        variance = x.square().sum(-1).mean().to(self.log_scale) / self.geometry.effective_dim
         mixed = torch.lerp((2 * self.log_scale).exp(), variance, rate)
         self.log_scale.copy_(0.5 * mixed.log())
 
