@@ -73,6 +73,11 @@ class WeightedBuffer:
         weights = temper(log_weight, self.least_ess)
         self._edges = weights.cumsum(0)
 
+    def mean_square(self) -> Tensor:
+        """E‖x‖² by weight, a scalar."""
+        weights = self._edges.diff(prepend=self._edges.new_zeros(1)) / self._edges[-1]
+        return weights @ self.x.double().square().sum(-1)
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """N rows by weight, with replacement and stratified: x and ∇E, both (n, D), shuffled."""
         device = self.x.device

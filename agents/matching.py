@@ -119,6 +119,8 @@ class GradientMatchingLearner(ValueLearner):
             self._refresh_refined(agent)
         else:
             self._refresh_weighted(agent)
+        rows = self._refined if self.config.refine_steps else self._buffer
+        agent.narrow(math.sqrt(float(rows.mean_square()) / agent.mdp.effective_dim))
         if self._refreshes % self.config.start_every == 0:
             agent.refit_start(self._draw(self.config.start_size, agent)[0], rate=0.3)
         if not self._refreshes:

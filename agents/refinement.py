@@ -62,6 +62,10 @@ class RefinedBuffer:
         self.step_size = kernel.step_size
         self.mdp.energy_evaluations += kernel.energy_evaluations
 
+    def mean_square(self) -> Tensor:
+        """E‖x‖², a scalar."""
+        return self.x.square().sum(-1).mean()
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """N rows, each as often as any other: x and ∇E, both (n, D)."""
         order = torch.randperm(len(self.x), generator=generator, device=self.x.device)

@@ -33,6 +33,7 @@ from vgs_rl.clusters import ClusterValue
 from vgs_rl.compiled import CompiledValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.networks import TimeConditionedMLP
 from vgs_rl.networks import ValueFunction
 from vgs_rl.panels import View
 from vgs_rl.plots import Drawing, has_landscape, plot_value
@@ -112,6 +113,8 @@ class ValueGradientAgent(Agent):
         average: V, exponential moving average of the network: what acts and evaluates.
         skipped: number of updates skipped because loss or gradient was not finite.
     """
+
+    TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule", "tally")
 
@@ -200,6 +203,24 @@ class ValueGradientAgent(Agent):
         if self.mdp.config.start.learned:
             noised = self.mdp.noised(x, 0, self.generator)
             self.mdp.start.fit(noised, self.generator, rate=rate)
+
+    def narrow(self, std: float) -> None:
+        """Restarts an MLP at N(0, std² I) where target-like states are that much narrower than it.
+
+        A network that has to undo a far too wide Gaussian, with one slope for all of it, takes
+        long. Late in training it has done so already, and keeps what it has learned.
+        """
+        config = self.config.network
+        if not isinstance(config, MLPNetwork) or config.tail_std is not None or self.progress > 0.5:
+            return
+        for network in (self.network, self.average):
+            assert isinstance(network, TimeConditionedMLP)
+            if not 0 < std < self.TOO_WIDE * network.prior_std:
+                return
+            network.restart(std)
+        self.optimizer.state.clear()
+        if self.config.fit_noise_scale:
+            self.mdp.noise_scale_of_gaussian(std)
 
     def calibrate(self, x: Tensor) -> None:
         """Lets a network that standardises its features see target-like states x (B, D), noised."""

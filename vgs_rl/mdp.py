@@ -154,6 +154,9 @@ class SamplingMDP(nn.Module):
 
     rho: Tensor
 
+    # Below, a step of the chain cannot end: what is narrower in every direction needs another one.
+    LEAST_RHO = 1e-4
+
     def __init__(
         self,
         energy: Energy,
@@ -484,20 +487,18 @@ class SamplingMDP(nn.Module):
         generator: torch.Generator,
         *,
         rate: float = 1.0,
-        least: float = 0.2,
     ) -> None:
         """Fits rho_t to the spread of x_{t+1} around the policy's mean on bridge pairs.
 
         The Gaussian of that spread minimises the EUBO's gap to log Z, the divergence from paths
         drawn backwards from the target; the ELBO's gap may be least at another one. rho_t is kept
-        within [least, 1].
+        within [LEAST_RHO, 1].
 
         Args:
             policy: the control whose means are used.
             x: terminal states distributed as the target (or the best estimate), shape (B, D).
             generator: source of the bridge noise.
             rate: weight of the new estimate, 1 replaces the old one.
-            least: lower bound of rho_t.
         """
         estimates = []
         for t in range(self.num_steps):
@@ -511,9 +512,12 @@ class SamplingMDP(nn.Module):
             z = self.noise(len(x), generator)
             x_t = x_next / self.chain.a[t] + self.chain.s[t] * z
             control = self.control(policy, x_t, t)
-            # x_{t+1} lies -sigma_t (z + u) from the mean. E ‖z‖² is known: to estimate only what
-            # ‖z + u‖² has beyond ‖z‖² is several times less noisy.
-            beyond = (control * (control + 2 * z)).sum(-1).mean() / self.effective_dim
-            estimates.append((1 + beyond).clamp_min(0.0).sqrt())
-        fitted = torch.stack(estimates).clamp(least, 1.0)
+            # x_{t+1} lies -sigma_t (z + u) from the mean, and E ‖z‖² is known: what of ‖z + u‖²
+            # varies along with ‖z‖² is taken out, all but nothing where the target is narrow.
+            squares, known = ((z + control).square().sum(-1), z.square().sum(-1))
+            along = known - known.mean()
+            slope = (along * squares).sum() / along.square().sum()
+            mean = squares.mean() - slope * (known.mean() - self.effective_dim)
+            estimates.append((mean / self.effective_dim).clamp_min(0.0).sqrt())
+        fitted = torch.stack(estimates).clamp(self.LEAST_RHO, 1.0)
         self.rho.lerp_(fitted.nan_to_num(1.0), rate)

@@ -90,6 +90,7 @@ class TimeConditionedMLP(nn.Module):
     base_variance: Tensor
     tail_variance: Tensor
     noise: Tensor
+    shrink: Tensor
 
     # Adam moves every parameter at the same rate; splines have to grow to the size of barriers.
     SPLINE_SCALE = 16.0
@@ -121,11 +122,10 @@ class TimeConditionedMLP(nn.Module):
         if not (math.isfinite(prior_std) and prior_std > 0):
             raise ValueError(f"prior_std must be a positive number, got {prior_std}")
         self.dim, self.width, self.depth, self.temperature = dim, width, depth, temperature
-        base = (chain.S + prior_std**2 / chain.A**2).cpu()
-        tail = (chain.S + (tail_std or prior_std) ** 2 / chain.A**2).cpu()
-        self.register_buffer("base_variance", base, persistent=False)
-        self.register_buffer("tail_variance", tail, persistent=False)
-        self.register_buffer("noise", chain.S.cpu().clone(), persistent=False)
+        self.register_buffer("base_variance", torch.zeros(chain.num_steps + 1))
+        self.register_buffer("tail_variance", torch.zeros(chain.num_steps + 1))
+        self.register_buffer("noise", chain.S.clone(), persistent=False)
+        self.register_buffer("shrink", chain.A.clone(), persistent=False)
         sizes = [dim + radii] + [width] * depth
         self.weights = nn.ParameterList()
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -135,9 +135,7 @@ class TimeConditionedMLP(nn.Module):
         self.embedding = nn.Parameter(self._fourier(chain.num_steps, depth, width, generator))
         self.readout = nn.Parameter(torch.zeros(width))
         self.offset = nn.Parameter(torch.zeros(chain.num_steps))
-        # The best mixture of score targets for the prior Gaussian, before training.
-        odds = (prior_std**2 / (chain.A**2 * chain.S))[:-1].cpu().float()
-        self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1).repeat(1, dim))
+        self.mixture_bias = nn.Parameter(torch.zeros(chain.num_steps, dim))
         self.mixture_weight = nn.Parameter(torch.zeros(dim, width))
         self.radii, self.splines = radii, splines
         if radii:
@@ -148,6 +146,31 @@ class TimeConditionedMLP(nn.Module):
         if splines:
             self.heights = nn.Parameter(torch.zeros(chain.num_steps * dim * splines, 1))
         self.to(chain.S.device, chain.S.dtype)
+        self.restart(prior_std, tail_std)
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the Gaussian that the first term is the value of."""
+        return float(self.base_variance[-1].sqrt())
+
+    @torch.no_grad()
+    def restart(self, prior_std: float, tail_std: float | None = None) -> None:
+        """Becomes the exact value of N(0, prior_std² I), of `tail_std` if given, once more.
+
+        Hidden layers stay as they are.
+        """
+        for buffer, std in (
+            (self.base_variance, prior_std),
+            (self.tail_variance, tail_std or prior_std),
+        ):
+            buffer.copy_(self.noise + std**2 / self.shrink.square())
+        # The best mixture of score targets for that Gaussian.
+        odds = prior_std**2 / (self.shrink.square() * self.noise)[:-1]
+        self.mixture_bias.copy_(odds.log().unsqueeze(-1).expand_as(self.mixture_bias))
+        for learned in (self.readout, self.offset, self.mixture_weight):
+            learned.zero_()
+        if self.splines:
+            self.heights.zero_()
 
     @staticmethod
     def _fourier(steps: int, depth: int, width: int, generator: torch.Generator) -> Tensor:
