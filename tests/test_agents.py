@@ -27,6 +27,7 @@ from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import GMM9, FourGauss, GaussianMixture
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.weights import log_z_estimate
 
 QUIET = {"progress_bar": False}
 
@@ -535,3 +536,16 @@ def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.Mo
     # 9.0 is the untrained agent's, and 5.0 came at a quarter of the budget.
     # Of the rest, 2.0 at three quarters is the best.
     assert state["best_elbo"] == 2.0 and state["counters"]["updates"] == 15
+
+
+@pytest.mark.parametrize("std", [0.3, 0.03, 0.01])
+def test_a_target_much_narrower_than_the_prior_is_drawn_as_narrow_as_it_is(std: float) -> None:
+    target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), std**2))
+    rule = GradientMatching(batch_size=512, refresh_every=20)
+    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), lr=1e-2)
+    agent = config.build(SamplingMDP(target, MDPConfig()))  # the default chain, prior_std 1
+    agent.learn(BudgetConfig(updates=500), **QUIET)
+    samples = agent.sampler().sample(4000, 7)
+    assert float(samples.x.std()) == pytest.approx(std, rel=0.05)
+    assert samples.log_weight is not None
+    assert abs(float(log_z_estimate(samples.log_weight.double()))) < 0.01

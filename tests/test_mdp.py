@@ -407,7 +407,7 @@ def test_fitted_noise_scale_is_the_exact_one(chain):
     torch.testing.assert_close(mdp.rho, 0.5 + 0.5 * exact, atol=0.01, rtol=0)
     mdp.fit_noise_scale(policy, x, mdp.generator(1))
     torch.testing.assert_close(mdp.rho, exact, atol=0.02, rtol=0)
-    mdp.fit_noise_scale(policy, x, mdp.generator(1), least=0.95)
+    mdp.fit_noise_scale(policy, x, mdp.generator(1))
     assert float(mdp.rho.min()) >= 0.95 - 1e-6
 
 
