@@ -33,8 +33,7 @@ from vgs_rl.clusters import ClusterValue
 from vgs_rl.compiled import CompiledValue
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
-from vgs_rl.networks import TimeConditionedMLP
-from vgs_rl.networks import ValueFunction
+from vgs_rl.networks import TimeConditionedMLP, ValueFunction
 from vgs_rl.panels import View
 from vgs_rl.plots import Drawing, has_landscape, plot_value
 from vgs_rl.restore import check_like
