@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from vgs_rl.agents.base import Counters
-from vgs_rl.agents.run import RunConfig, build, config_of, parse_run
-from vgs_rl.agents.value_gradient import ValueGradientAgent
+from vgs_rl.agents.run import RunConfig, build, run_config
+from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.evaluation import Report
+from vgs_rl.memory import AllocationLimit
+from vgs_rl.restore import check_like, fitting, load_module
+from vgs_rl.trust import Trust
+from vgs_rl.yaml_text import parse_mapping
 
 FOLDER = Path(__file__).parent / "trained"
+# What building an agent may allocate: for its target, and for each byte of its file.
+SPARE_BYTES, BYTES_PER_BYTE = 64 * 2**20, 32
 
 
 def shipped_samplers() -> list[str]:
@@ -38,38 +43,41 @@ def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: P
 
 
 def load_pretrained(
-    name: str | Path, device: str = "auto"
+    name: str | Path, device: str = "auto", *, trust: Trust = False
 ) -> tuple[RunConfig, ValueGradientAgent, Report]:
     """A trained sampler's configuration, agent and report.
 
     Args:
         name: one of :func:`shipped_samplers`, or the path of a file of :func:`export_sampler`.
         device: where to put it.
+        trust: True imports what the file names, though it is not this package's
+            (:mod:`vgs_rl.trust`), such as the module of an energy of your own; False refuses it.
 
     Raises:
         FileNotFoundError: if there is none of that name.
-        ValueError: if the file is damaged or does not fit.
+        ValueError: if the file is damaged or does not fit, or names foreign code without `trust`.
     """
     path = FOLDER / f"{name}.pt" if str(name) in shipped_samplers() else Path(name)
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(shipped_samplers()) or "none"
         raise FileNotFoundError(
             f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
         )
     state = load_checkpoint(path, kind="sampler")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(state["config"])
-        config = config_of(parse_run(["--config", str(file), "--device", device]))
-    _, agent = build(config)
-    if not isinstance(agent, ValueGradientAgent):
+    with fitting(str(path)):
+        check_like(state, {"config": "", "report": "", "value": {}, "mdp": {}}, "sampler")
+    content = parse_mapping(state["config"], str(path))
+    config = run_config(content | {"device": device}, source=str(path), trust=trust)
+    if not isinstance(config.agent, ValueGradientConfig):
         raise ValueError(f"{path} holds no value-gradient agent, but {config.agent.name}")
-    try:
-        agent.average.load_state_dict(state["value"])
-        agent.mdp.load_state_dict(state["mdp"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit its configuration: {error}") from error
-    return config, agent, Report.from_json(state["report"])
+    with fitting(str(path)):
+        with AllocationLimit(SPARE_BYTES + BYTES_PER_BYTE * path.stat().st_size):
+            agent = build(config)[1]
+        assert isinstance(agent, ValueGradientAgent)
+        load_module(agent.average, state["value"], "value")
+        load_module(agent.mdp, state["mdp"], "mdp")
+        report = Report.from_json(state["report"])
+    return config, agent, report
 
 
 def counters_of(report: Report) -> Counters:

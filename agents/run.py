@@ -34,11 +34,15 @@ from vgs_rl.config import (
     ConfigError,
     ConfigParser,
     EvaluationConfig,
+    Given,
     allow_subclasses,
     as_yaml,
+    checked_content,
     given,
     make_parser,
     parse,
+    parse_content,
+    read_yaml,
     resolve_device,
 )
 from vgs_rl.energy import Energy
@@ -61,7 +65,7 @@ from vgs_rl.resume import (
 )
 from vgs_rl.run import RunFolder, write_config
 from vgs_rl.sampler import ChainSampler, Sampler, Samples
-from vgs_rl.trust import imports
+from vgs_rl.trust import Trust, imports
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
 
@@ -113,30 +117,56 @@ def run_parser(**options: Any) -> ConfigParser:
     return make_parser(RunConfig, **options)
 
 
-def parse_run(arguments: Sequence[str], parser: ConfigParser | None = None) -> Namespace:
+def parse_run(
+    arguments: Sequence[str], parser: ConfigParser | None = None, *, trust: Trust = False
+) -> Namespace:
     """Parses a command line; the target's own MDP fills in where a file does not give one.
+
+    Args:
+        arguments: the command line.
+        parser: the command's.
+        trust: the user's word for what files name, beside what the command line says.
 
     Raises:
         ConfigError: naming the field, the value and what was expected.
     """
     parser = parser or run_parser()
-    _use_target_defaults(parser, arguments)
-    return parse(parser, arguments)
+    _use_target_defaults(parser, given(parser, arguments, trust=trust))
+    return parse(parser, arguments, trust=trust)
 
 
-def _use_target_defaults(parser: ConfigParser, arguments: Sequence[str]) -> None:
+def _use_target_defaults(parser: ConfigParser, known: Given) -> None:
     """Sets the defaults of `mdp` from the registered target, unless a file has that section."""
-    files = given(parser, arguments)
-    if files.file_value("mdp") is not None:
+    if known.file_value("mdp") is not None:
         return
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--env", default=files.file_value("env") or parser.get_default("env"))
-    name = early.parse_known_args(files.arguments)[0].env
+    early.add_argument("--env", default=known.file_value("env") or parser.get_default("env"))
+    name = early.parse_known_args(known.arguments)[0].env
     try:
         target = find(str(name))
-    except (ValueError, ModuleNotFoundError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     parser.set_defaults({"mdp": asdict(target.mdp)})
+
+
+def run_config(content: dict[str, Any], *, source: str, trust: Trust = False) -> RunConfig:
+    """The run configuration that a file holds.
+
+    Args:
+        content: the file's mapping.
+        source: the file, for messages.
+        trust: the user's word for what the file names (:mod:`vgs_rl.trust`).
+
+    Raises:
+        ConfigError: naming the source, the field, the value and what was expected.
+    """
+    content = checked_content(content, RunConfig, source=source, trust=trust)
+    parser = run_parser()
+    try:
+        _use_target_defaults(parser, Given([], [content]))
+        return config_of(parse_content(parser, content))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def config_of(options: Namespace) -> RunConfig:
@@ -284,21 +314,21 @@ def _judged_alike(one: RunConfig, other: RunConfig) -> bool:
     return same and resolve_device(one.device) == resolve_device(other.device)
 
 
-def saved_config(path: Path) -> RunConfig:
+def saved_config(path: Path, *, trust: Trust = False) -> RunConfig:
     """The configuration of a run folder.
+
+    Args:
+        path: the run folder.
+        trust: the user's word for what the configuration names (:mod:`vgs_rl.trust`).
 
     Raises:
         FileNotFoundError: if there is none.
-        ConfigError: if it is damaged, naming the file.
+        ConfigError: if it is damaged, or names foreign code without `trust`, naming the file.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run folder: it has no config.yaml")
-    try:
-        return config_of(parse_run(["--config", str(file)]))
-    except ConfigError as error:
-        named = "" if str(file) in str(error) else f"{file}: "
-        raise ConfigError(f"{named}{error}") from error
+    return run_config(read_yaml(file), source=f"config {file}", trust=trust)
 
 
 def _load(config: RunConfig, path: Path, name: str, agent: Agent) -> None:
@@ -324,7 +354,11 @@ def _available(device: str) -> str:
 
 
 def load_run(
-    path: Path, checkpoint: str | None = None, device: str | None = None
+    path: Path | str,
+    checkpoint: str | None = None,
+    device: str | None = None,
+    *,
+    trust: Trust = False,
 ) -> tuple[RunConfig, Agent]:
     """The trained agent of a run folder.
 
@@ -332,13 +366,16 @@ def load_run(
         path: the run folder.
         checkpoint: `best` or `last`; by default the best, or the last if validation chose none.
         device: where to put it; the run's own by default, on which it repeats its report.
+        trust: True imports what its configuration names, though it is not this package's
+            (:mod:`vgs_rl.trust`); False refuses it.
 
     Raises:
         FileNotFoundError: if there is no such run or checkpoint.
-        ValueError: if the checkpoint is damaged or does not fit.
+        ValueError: if the checkpoint is damaged or does not fit, or the configuration names
+            foreign code without `trust`.
     """
     path = Path(path)
-    config = saved_config(path)
+    config = saved_config(path, trust=trust)
     config.device = device or _available(config.device)
     chosen = chosen_checkpoint(path, checkpoint)
     _, agent = build(config)
@@ -520,8 +557,9 @@ def resolved_yaml(
     parser: ConfigParser | None = None,
     *,
     without: Sequence[str] = ("config",),
+    trust: Trust = False,
 ) -> str:
     """The resolved configuration of a command line as YAML, without a script's own options."""
     parser = parser or run_parser()
-    _use_target_defaults(parser, arguments)
-    return as_yaml(parser, arguments, without)
+    _use_target_defaults(parser, given(parser, arguments, trust=trust))
+    return as_yaml(parser, arguments, without, trust=trust)

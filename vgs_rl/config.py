@@ -22,9 +22,11 @@ from jsonargparse import (
 from vgs_rl import fields
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.options import checked_options
+from vgs_rl.trust import Trust, admit, admit_typed
 from vgs_rl.yaml_text import YamlError, dump_yaml, parse_yaml, read_mapping
 
 YAML_MODE = "vgs_rl"
+TRUST_HELP = "import what files name, though it is not this package's"
 set_loader(YAML_MODE, parse_yaml, (YamlError,))
 set_dumper(YAML_MODE, dump_yaml)
 
@@ -136,6 +138,7 @@ def make_parser(config: type, **options: Any) -> ConfigParser:
     )
     parser.config_type = config
     parser.add_argument("--config", action="config", help="YAML file; options go over it")
+    parser.add_argument("--trust", type=bool, default=False, help=TRUST_HELP)
     parser.add_class_arguments(config)
     return parser
 
@@ -143,22 +146,37 @@ def make_parser(config: type, **options: Any) -> ConfigParser:
 def allow_subclasses(*bases: type) -> None:
     """Lets a field of one of these dataclass types name a subclass by `class_path`."""
     fields.allow_subclasses(*bases)
-    set_parsing_settings(subclasses_enabled=list(bases))
+    set_parsing_settings(subclasses_enabled=list(bases), instantiate_subclass_spec_in_any=False)
 
 
-def read_config(path: Path, config: type) -> dict[str, Any]:
-    """A file's content, checked against the fields of a dataclass.
+def read_config(path: Path, config: type, *, trust: Trust = False) -> dict[str, Any]:
+    """A file's content, checked against the fields of a dataclass, its names by the gate.
 
-    Every file of settings enters here.
+    Args:
+        path: the file.
+        config: the dataclass.
+        trust: the user's word for what the file names (:mod:`vgs_rl.trust`).
 
     Raises:
         ConfigError: naming the file and the field.
     """
-    content = read_yaml(path)
+    return checked_content(read_yaml(path), config, source=f"config {path}", trust=trust)
+
+
+def checked_content(
+    content: dict[str, Any], config: type, *, source: str, trust: Trust = False
+) -> dict[str, Any]:
+    """What a file holds, checked as :func:`read_config` says. All settings of files enter here.
+
+    Raises:
+        ConfigError: naming the source and the field.
+    """
     try:
+        admit(content, config, file=source, trust=trust)
         return fields.checked_mapping(config, content)
     except ValueError as error:
-        raise ConfigError(f"config {path}: {error}") from error
+        text = str(error)
+        raise ConfigError(text if text.startswith(source) else f"{source}: {text}") from error
 
 
 @dataclass(frozen=True)
@@ -178,12 +196,21 @@ class Given:
         return next((file[name] for file in reversed(self.files) if name in file), None)
 
 
-def given(parser: ConfigParser, arguments: Sequence[str]) -> Given:
+def given(parser: ConfigParser, arguments: Sequence[str], *, trust: Trust = False) -> Given:
     """Reads the files of a command line and checks its options, by the fields' types.
+
+    Args:
+        parser: of the configuration.
+        arguments: the command line; `--trust true` and the names that it holds are the user's word.
+        trust: what the user has said elsewhere.
 
     Raises:
         ConfigError: naming the field, the value and what was expected.
     """
+    try:
+        trust = trust or admit_typed(arguments, parser.config_type)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     files, others = list[dict[str, Any]](), list[str]()
     tokens = list(arguments)
     while tokens:
@@ -191,7 +218,7 @@ def given(parser: ConfigParser, arguments: Sequence[str]) -> Given:
         name, equals, text = token.partition("=")
         if name == "--config" and (equals or tokens):
             path = Path(text if equals else tokens.pop(0))
-            files.append(read_config(path, parser.config_type))
+            files.append(read_config(path, parser.config_type, trust=trust))
         else:
             others.append(token)
     try:
@@ -201,26 +228,41 @@ def given(parser: ConfigParser, arguments: Sequence[str]) -> Given:
     return Given([f"--config={dump_yaml(file)}" for file in files] + options, files)
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+def parse(
+    parser: ArgumentParser, arguments: Sequence[str], *, trust: Trust = False
+) -> Namespace:
     """Parses and instantiates.
+
+    Args:
+        parser: of the command.
+        arguments: the command line.
+        trust: the user's word for what files name, as in :func:`given`.
 
     Raises:
         ConfigError: in one line or a few, naming the field, the value and what was expected.
     """
+    if isinstance(parser, ConfigParser):
+        arguments = given(parser, arguments, trust=trust).arguments
+    return _instantiated(parser, arguments)
+
+
+def parse_content(parser: ConfigParser, content: dict[str, Any]) -> Namespace:
+    """Parses and instantiates what :func:`checked_content` returned.
+
+    Raises:
+        ConfigError: as :func:`parse`.
+    """
+    return _instantiated(parser, [f"--config={dump_yaml(content)}"])
+
+
+def _instantiated(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            options: Namespace = parser.instantiate(_parsed(parser, arguments))
+            options: Namespace = parser.instantiate(parser.parse_args(list(arguments)))
             return options
     except (ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(_message(parser, error)) from error
-
-
-def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    if isinstance(parser, ConfigParser):
-        arguments = given(parser, arguments).arguments
-    options: Namespace = parser.parse_args(list(arguments))
-    return options
 
 
 def _message(parser: ArgumentParser, error: Exception) -> str:
@@ -232,10 +274,18 @@ def _message(parser: ArgumentParser, error: Exception) -> str:
     return text
 
 
-def as_yaml(parser: ArgumentParser, arguments: Sequence[str], without: Sequence[str]) -> str:
+def as_yaml(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    without: Sequence[str],
+    *,
+    trust: Trust = False,
+) -> str:
     """The resolved configuration, every default included, without the named options."""
-    options = _parsed(parser, arguments)
-    for name in without:
+    if isinstance(parser, ConfigParser):
+        arguments = given(parser, arguments, trust=trust).arguments
+    options = parser.parse_args(list(arguments))
+    for name in (*without, "trust"):
         options.pop(name, None)
     text: str = parser.dump(options, skip_none=False, skip_validation=True)
     return text

@@ -1,13 +1,20 @@
-"""What the C library does with memory that tensors free."""
+"""Memory: how much tensors may take, and what the C library does with what they free."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import sys
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+# What makes tensors of a size that its arguments say.
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn}
+_MAKERS |= {torch.arange, torch.linspace, torch.logspace, torch.randint, torch.randperm}
 
 
 @functools.cache
@@ -29,3 +36,48 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**30), (_TOP_PAD, 2**26))
     return all([bool(mallopt(parameter, value)) for parameter, value in settings])
+
+
+class AllocationLimit(TorchFunctionMode):
+    """While it is entered, new tensors may take so many bytes together.
+
+    For building what a file describes: its sizes are the file's word, and a file of a few bytes
+    may ask for more memory than there is. Tensors are counted before they are made, and are not
+    counted off when they are freed.
+
+    Args:
+        limit: bytes.
+
+    Raises:
+        ValueError: from the call that would exceed the limit.
+
+    Example:
+        >>> with AllocationLimit(1000):
+        ...     torch.zeros(10**12)
+        Traceback (most recent call last):
+        ValueError: tensors of more than 1000 bytes are asked for, the last of shape (1000000000000,)
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.used = limit, 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Counts what makes tensors, and calls it."""
+        kwargs = kwargs or {}
+        if func in _MAKERS and kwargs.get("device") != "meta":
+            options = {k: v for k, v in kwargs.items() if k not in ("generator", "out")}
+            planned = func(*args, **{**options, "device": "meta"})
+            self.used += planned.numel() * planned.element_size()
+            if self.used > self.limit:
+                raise ValueError(
+                    f"tensors of more than {self.limit} bytes are asked for, the last of shape "
+                    f"{tuple(planned.shape)}"
+                )
+        return func(*args, **kwargs)

@@ -81,14 +81,15 @@ def restore(target: Any, state: Any, name: str) -> None:
 
 
 @contextmanager
-def fitting() -> Iterator[None]:
+def fitting(what: str = "the checkpoint") -> Iterator[None]:
     """Turns what restoring a foreign state raises into one ValueError of one line."""
     try:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
-        raise ValueError(f"the checkpoint does not fit this configuration: {reason}") from error
+        its = "this" if what == "the checkpoint" else "its"
+        raise ValueError(f"{what} does not fit {its} configuration: {reason}") from error
 
 
 def load_optimizer(optimizer: Optimizer, state: Any, name: str = "optimizer") -> None:

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from vgs_rl.energy import Energy
+from vgs_rl.fields import may_be_subclass
+from vgs_rl.yaml_text import YamlError, parse_yaml
 
 PACKAGE = "vgs_rl"
 IMPORTS = f"{PACKAGE}.imports"  # key in the metadata of a field that takes an import path
@@ -103,7 +103,6 @@ def admit(content: Mapping[str, Any], schema: type, *, file: object, trust: Trus
             raise ValueError(f"{file}: {key} is an option of the command line, not of a file")
     for name in names_in(content, schema):
         owner = f"{file}: {name.field}"
-        _check_form(name, owner)
         if name.is_foreign:
             if trust is not True and name.text not in (trust or ()):
                 raise UntrustedName(
@@ -130,7 +129,6 @@ def admit_typed(arguments: Sequence[str], schema: type) -> Trust:
             content = {part: content}
         for name in names_in(content, schema):
             typed.add(name.text)
-            _check_form(name, name.field)
             _resolve(name, name.field)
     return says_trust(arguments) or frozenset(typed)
 
@@ -220,21 +218,11 @@ def _announce(name: Name, file: object) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _check_form(name: Name, owner: str) -> None:
-    """Refuses a text where a parser expects a mapping, which it would take for a file's name."""
-    if name.is_target or not dataclasses.is_dataclass(name.expected):
-        return
-    family = _descendants(name.expected)
-    if family == [name.expected] and not inspect.isabstract(name.expected):
-        raise ValueError(f"{owner} must be a mapping, got {name.text!r}")
-    if not (_called(name.text, name.expected) or "." in name.text):
-        classes = [cls.__name__ for cls in family if not inspect.isabstract(cls)]
-        raise ValueError(f"{owner} must name one of {', '.join(classes)}, got {name.text!r}")
-
-
 def _resolve(name: Name, owner: str) -> None:
     """Imports a class and checks that it is one its field expects."""
-    if name.is_target or name.expected is object or _called(name.text, name.expected):
+    if name.is_target and name.is_foreign:
+        _import(name.module, owner)
+    if name.is_target or name.expected is object or "." not in name.text:
         return
     found = load_class(name.text, name.expected, owner=owner)
     if not name.is_foreign and _is_foreign(getattr(found, "__module__", "")):
@@ -298,14 +286,15 @@ def names_in(content: Any, schema: type) -> Iterator[Name]:
 def _visit(value: Any, kinds: list[Any], path: str, seen: dict[Any, Any]) -> Iterator[Name]:
     """Names in a value whose field may be any of these types."""
     classes = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    bases = [kind for kind in classes if may_be_subclass(kind)]
     if isinstance(value, str):
         if kinds and all(kind in (str, type(None)) for kind in kinds):
             return
         inner = _loaded(value)
         if inner is not None:
             yield from _visit(inner, kinds, path, seen)
-        elif classes:
-            yield Name(path, value, classes[0])
+        elif bases:
+            yield Name(path, value, bases[0])
         return
     if not isinstance(value, (dict, list, tuple)):
         return
@@ -368,8 +357,8 @@ def _loaded(text: str) -> Any:
     if not any(mark in text for mark in ":-[{&"):
         return None
     try:
-        inner = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        inner = parse_yaml(text)
+    except YamlError:
         return None
     return inner if isinstance(inner, (dict, list)) else None
 

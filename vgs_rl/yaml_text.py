@@ -83,6 +83,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
             text = file.read(4 * MOST_CHARACTERS + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise YamlError(f"{source} cannot be read: {error}") from error
+    return parse_mapping(text, source)
+
+
+def parse_mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a YAML text stands for.
+
+    Raises:
+        YamlError: naming source and line.
+    """
     content = parse_yaml(text, source)
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
