@@ -228,9 +228,7 @@ def given(parser: ConfigParser, arguments: Sequence[str], *, trust: Trust = Fals
     return Given([f"--config={dump_yaml(file)}" for file in files] + options, files)
 
 
-def parse(
-    parser: ArgumentParser, arguments: Sequence[str], *, trust: Trust = False
-) -> Namespace:
+def parse(parser: ArgumentParser, arguments: Sequence[str], *, trust: Trust = False) -> Namespace:
     """Parses and instantiates.
 
     Args:

@@ -53,9 +53,9 @@ class AllocationLimit(TorchFunctionMode):
 
     Example:
         >>> with AllocationLimit(1000):
-        ...     torch.zeros(10**12)
+        ...     torch.zeros(10**6)
         Traceback (most recent call last):
-        ValueError: tensors of more than 1000 bytes are asked for, the last of shape (1000000000000,)
+        ValueError: tensors of more than 1000 bytes are asked for, the last of shape (1000000,)
     """
 
     def __init__(self, limit: int) -> None:

@@ -98,9 +98,6 @@ def admit(content: Mapping[str, Any], schema: type, *, file: object, trust: Trus
         UntrustedName: naming file, field, name, and how to trust it.
         ValueError: if a name is not what its field expects.
     """
-    for key in ("config", "trust"):
-        if key in content:
-            raise ValueError(f"{file}: {key} is an option of the command line, not of a file")
     for name in names_in(content, schema):
         owner = f"{file}: {name.field}"
         if name.is_foreign:
