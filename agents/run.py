@@ -204,6 +204,7 @@ def train(
     resume: Path | None = None,
     overwrite: bool = False,
     progress_bar: bool = True,
+    trust: Trust = False,
 ) -> Report | None:
     """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
 
@@ -219,6 +220,7 @@ def train(
         resume: the run folder to go on with, from its last checkpoint.
         overwrite: replace an existing run folder.
         progress_bar: whether to show one.
+        trust: the user's word for what the resumed folder names (:mod:`vgs_rl.trust`).
 
     Returns:
         The report, or None if training was interrupted (``--resume`` goes on).
@@ -235,7 +237,7 @@ def train(
         folder = RunFolder(config.folder, yaml, identity=identity, overwrite=overwrite)
         with folder:
             return _learn(config, target, agent, folder, progress_bar=progress_bar)
-    was = saved_config(resume)
+    was = saved_config(resume, trust=trust)
     require_same_run(was, config, resume)
     target, agent = build(config)
     with FolderLock(resume) as lock:

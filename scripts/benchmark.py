@@ -149,6 +149,7 @@ def quality(
     json: Path | None = None,
     markdown: Path | None = None,
     section: str = "quality",
+    trust: bool = False,
 ) -> None:
     """Trains shipped configurations over seeds and prints every figure beside floor and bound.
 
@@ -175,6 +176,7 @@ def quality(
         markdown: also write the tables to this file, between its lines `<!-- SECTION:begin -->`
             and `<!-- SECTION:end -->` if it has them.
         section: name of that section.
+        trust: whether the YAML files may name code that is not this package's.
     """
     if not pretrained and (n is not None or compiled):
         raise SystemExit("error: n and compiled are for --pretrained true")
@@ -184,10 +186,10 @@ def quality(
     for name in configs:
         place = output / Path(name).stem
         if pretrained:
-            trained = [_shipped(name, place, n, compiled)]
+            trained = [_shipped(name, place, n, compiled, trust)]
         else:
-            trained = [_trained(name, place, [f"--seed={seed}"]) for seed in seeds]
-        runs = [_reports(name, run, agents, beside, place) for run in trained]
+            trained = [_trained(name, place, [f"--seed={seed}"], trust) for seed in seeds]
+        runs = [_reports(name, run, agents, beside, place, trust) for run in trained]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, BOUNDS.get(name, {}))
         title = _title(name, runs)
@@ -210,10 +212,15 @@ class _Run:
 
 
 def _reports(
-    name: str, run: _Run, agents: Sequence[str], beside: Sequence[Beside], output: Path
+    name: str,
+    run: _Run,
+    agents: Sequence[str],
+    beside: Sequence[Beside],
+    output: Path,
+    trust: bool,
 ) -> dict[str, Report]:
     """The reports of one configuration and run, new or read from an earlier call."""
-    config = config_of(parse_run(config_arguments(name)))
+    config = config_of(parse_run(config_arguments(name, trust=trust)))
     energy = find(config.env).make_energy(**config.env_args)
     others: dict[Beside, Callable[[_Run], Report]] = {
         "resampled": _resampled,
@@ -236,7 +243,10 @@ def _reports(
         reports[title] = Report.from_json(path.read_text())
     budget = {"seconds": run.report.train_seconds}
     config_file, seed = config_arguments(name)[1], run.report.seed or 0
-    jobs = make_jobs([config_file], agents, [seed], budget, output / "agents") if agents else []
+    jobs = []
+    if agents:
+        place = output / "agents"
+        jobs = make_jobs([config_file], agents, [seed], budget, place, trust=trust)
     for job in jobs:
         if job.agent not in agents:  # `uncontrolled`, which a comparison always has
             continue
@@ -250,9 +260,9 @@ def _reports(
     return reports
 
 
-def _trained(name: str, output: Path, options: Sequence[str]) -> _Run:
+def _trained(name: str, output: Path, options: Sequence[str], trust: bool) -> _Run:
     """Trains a configuration, or reads the report of that run from an earlier call."""
-    arguments = config_arguments(name, [*options, f"--output={output}"])
+    arguments = config_arguments(name, [*options, f"--output={output}"], trust=trust)
     config = config_of(parse_run(arguments))
     done = config.folder / "report.json"
     if not done.is_file():
@@ -260,12 +270,16 @@ def _trained(name: str, output: Path, options: Sequence[str]) -> _Run:
         if train(config, resolved_yaml(arguments), overwrite=True) is None:
             raise SystemExit(130)
     report = Report.from_json(done.read_text())
-    return _Run(report=report, folder=config.folder, load=lambda: load_run(config.folder))
+    return _Run(
+        report=report,
+        folder=config.folder,
+        load=lambda: load_run(config.folder, trust=trust),
+    )
 
 
-def _shipped(name: str, output: Path, n: int | None, compiled: bool) -> _Run:
+def _shipped(name: str, output: Path, n: int | None, compiled: bool, trust: bool) -> _Run:
     """Judges the sampler that is shipped for a configuration's target, or reads its report."""
-    target = find(config_of(parse_run(config_arguments(name))).env)
+    target = find(config_of(parse_run(config_arguments(name, trust=trust))).env)
     if target.name not in shipped_samplers():
         known = ", ".join(shipped_samplers())
         raise SystemExit(f"error: no sampler is shipped for {target.name}; there are {known}")
@@ -468,14 +482,18 @@ def _range(values: list[float]) -> str:
 
 def oracle(
     configs: tuple[str, ...] = tuple(name for name in BOUNDS if name not in PARTICLES),
+    trust: bool = False,
 ) -> None:
     """Prints each configuration's ceilings: the chain driven by exact values, with either drift.
 
     Args:
         configs: names of files in configs/, or paths of YAML files.
+        trust: whether the YAML files may name code that is not this package's.
     """
     for name in configs:
-        print(format_comparison(ceilings(config_of(parse_run(config_arguments(name))))))
+        print(
+            format_comparison(ceilings(config_of(parse_run(config_arguments(name, trust=trust)))))
+        )
         print()
 
 
@@ -487,6 +505,7 @@ def steps(
     output: Path = Path("runs/steps"),
     figure: Path = Path("runs/steps.png"),
     json: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Steps against quality: trains at several T with either drift, and draws the curves.
 
@@ -502,6 +521,7 @@ def steps(
         output: where the run folders go; finished runs there are read, not repeated.
         figure: the picture to write.
         json: also write all reports to this file.
+        trust: whether the YAML files may name code that is not this package's.
     """
     curves: dict[str, list[tuple[int, Report]]] = {}
     for drift in ("posterior", "bellman"):
@@ -509,9 +529,9 @@ def steps(
             options = [f"--mdp.num_steps={count}", f"--agent.drift={drift}", f"--seed={seed}"]
             options += [f"--agent.fit_noise_scale={str(drift == 'posterior').lower()}"]
             options += [f"--budget.updates={updates}"] if updates else []
-            learned = _trained(name, output / f"{drift}_{count}", options).report
+            learned = _trained(name, output / f"{drift}_{count}", options, trust).report
             (ceiling,) = ceilings(
-                config_of(parse_run(config_arguments(name, options))), (drift,)
+                config_of(parse_run(config_arguments(name, options, trust=trust))), (drift,)
             ).values()
             for title, report in ((f"learned, {drift}", learned), (f"exact, {drift}", ceiling)):
                 curves.setdefault(title, []).append((count, report))

@@ -30,6 +30,7 @@ def ebm(
     updates: int = 5,
     device: str = "auto",
     json: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """One update of energy and sampler at the published sizes, beside Langevin's.
 
@@ -43,13 +44,14 @@ def ebm(
         updates: how many are timed, after one that is not.
         device: auto, cpu or cuda.
         json: also write the table to this file.
+        trust: whether the YAML file may name code that is not this package's.
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
     where = resolve_device(device)
     generator = torch.Generator().manual_seed(0)
     data = torch.nn.functional.normalize(torch.randn(8 * rows, dim, generator=generator), dim=-1)
-    config = _experiment(name).ebm
+    config = _experiment(name, trust).ebm
     learner = replace(config.learner, batch_size=rows)
     config = replace(config, learner=learner, pretrain_steps=0, warmup=0)
 
@@ -96,6 +98,7 @@ def stability(
     factor: float = 10.0,
     seed: int = 0,
     json: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Trains at three learning rates of E, `factor` apart around the configured one.
 
@@ -108,10 +111,11 @@ def stability(
         factor: between the learning rates.
         seed: of everything.
         json: also write the table to this file.
+        trust: whether the YAML file may name code that is not this package's.
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
-    experiment = replace(_experiment(name), part=part, seed=seed)
+    experiment = replace(_experiment(name, trust), part=part, seed=seed)
     table: Table = []
     for scale in (1 / factor, 1.0, factor):
         learner = replace(experiment.ebm.learner, lr=scale * experiment.ebm.learner.lr)
@@ -139,5 +143,5 @@ def stability(
     write_json({"machine": size, "rows": table}, json)
 
 
-def _experiment(name: str) -> DetectorConfig:
-    return config_of(parse(detector_parser(), config_arguments(name)))
+def _experiment(name: str, trust: bool) -> DetectorConfig:
+    return config_of(parse(detector_parser(), config_arguments(name, trust=trust)))

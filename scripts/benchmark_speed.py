@@ -133,6 +133,7 @@ def sampling(
     repeats: int = 3,
     published_width: int = 1024,
     json: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Throughput of sampling: the shipped network against one of the published size, equal T.
 
@@ -146,10 +147,11 @@ def sampling(
         repeats: measurements of each.
         published_width: units per layer of the published network.
         json: also write everything to this file.
+        trust: whether the YAML file may name code that is not this package's.
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
-    _, agent = build(config_of(parse_run(config_arguments(name))))
+    _, agent = build(config_of(parse_run(config_arguments(name, trust=trust))))
     ours = agent.sampler()
     assert isinstance(ours.policy, ValueGradientPolicy)
     mdp = agent.mdp

@@ -33,8 +33,9 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def config_arguments(name: str, options: Sequence[str] = ()) -> list[str]:
+def config_arguments(name: str, options: Sequence[str] = (), *, trust: bool = False) -> list[str]:
     """The command line of a shipped configuration, or of a YAML file, with further options."""
+    options = [*options, "--trust=true"] if trust else options
     shipped = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
     return ["--config", name if name.endswith(".yaml") else str(shipped), *options]
 

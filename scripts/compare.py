@@ -33,7 +33,7 @@ from compare_report import as_json, as_markdown, collect, plot_learning, plot_sa
 import vgs_rl.envs  # noqa: F401  registers the targets
 from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.checkpoint import write_text
-from vgs_rl.config import EvaluationConfig
+from vgs_rl.config import TRUST_HELP, EvaluationConfig
 from vgs_rl.plots import save_figure
 from vgs_rl.registry import find
 
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
             root,
             device=options.device,
             threads=options.threads,
+            trust=options.trust,
         )
     except (CompareError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,12 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=_count, default=None, help="runs at a time; by default as many as cores")
     add("--threads", type=_count, default=1, help="threads of each run")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--trust", type=_flag, default=False, help=TRUST_HELP)
     add("--output", type=Path, default=Path("runs/compare"), help="folder of comparisons")
     add("--json", type=Path, default=None, help="also write the JSON table here")
     add("--markdown", type=Path, default=None, help="also write the tables into this file")
     add("--figures", type=Path, default=None, help="copy pictures here, linked in --markdown")
     add("--section", default="compare", help="its marks: <!-- SECTION:begin -->, …:end -->")
     return parser
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return text.lower() == "true"
 
 
 def _count(text: str) -> int:

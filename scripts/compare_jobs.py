@@ -21,7 +21,9 @@ import yaml
 from tqdm import tqdm
 
 from vgs_rl.agents.base import interruptible
-from vgs_rl.config import read_yaml
+from vgs_rl.agents.run import RunConfig
+from vgs_rl.config import read_config, read_yaml
+from vgs_rl.trust import Trust
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASELINES = ("uncontrolled", "ula", "mala", "hmc", "pt", "ais", "smc")
@@ -62,6 +64,7 @@ class Job:
         requires: import name and extra of a library that has to be there.
         root: folder of the comparison.
         threads: of PyTorch.
+        trust: what the settings may name beside this package's classes and targets.
     """
 
     env: str
@@ -74,6 +77,7 @@ class Job:
     requires: tuple[str, str] | None
     root: Path
     threads: int = 1
+    trust: Trust = False
 
     @property
     def name(self) -> str:
@@ -162,6 +166,7 @@ def make_jobs(
     *,
     device: str = "auto",
     threads: int = 1,
+    trust: bool = False,
 ) -> list[Job]:
     """All runs of a comparison, in the order in which they start.
 
@@ -173,27 +178,31 @@ def make_jobs(
         root: folder of the comparison.
         device: where everything runs.
         threads: of each run.
+        trust: whether configuration files may name code that is not this package's; what `envs`
+            names itself may always be.
 
     Raises:
+        ConfigError: if a file cannot be used, or names such code.
         CompareError: on a name that nothing is known by.
     """
     agents = list(dict.fromkeys(["uncontrolled", *agents]))
     jobs = []
     for env in envs:
-        base, stem = _shipped(env)
+        base, stem = _shipped(env, trust)
         overrides = _overrides(stem)
         for seed in seeds:
             for agent in agents:
                 job = _job(base, overrides, agent, seed, budget, root)
                 settings = {**job.settings, "device": device}
-                jobs.append(replace(job, settings=settings, threads=threads))
+                word = trust or frozenset({env})
+                jobs.append(replace(job, settings=settings, threads=threads, trust=word))
     return jobs
 
 
-def _shipped(env: str) -> tuple[dict[str, Any], str]:
+def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str]:
     """The configuration file of a target, and its stem; the target's own MDP if there is none."""
     if env.endswith((".yaml", ".yml")):
-        return read_yaml(Path(env)), Path(env).stem
+        return read_config(Path(env), RunConfig, trust=trust), Path(env).stem
     for file in sorted(CONFIGS.glob("*.yaml")):
         content = read_yaml(file)
         if content.get("env") == env:
@@ -384,7 +393,6 @@ def run_job(job: Job, *, resume: bool = False) -> bool:
     Raises:
         ImportError: if it needs a library that is not installed.
     """
-    sys.path.insert(0, "")  # import paths such as my_module:Rings start from the current folder
     if job.requires is not None:
         module, extra = job.requires
         if importlib.util.find_spec(module) is None:

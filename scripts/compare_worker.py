@@ -26,29 +26,36 @@ def run_agent(job: Job, *, resume: bool) -> bool:
     """Trains an agent into its run folder; False if it was interrupted."""
     torch.set_num_threads(job.threads)
     arguments = ["--config", str(job.file)]
-    config = config_of(parse_run(arguments))
+    config = config_of(parse_run(arguments, trust=job.trust))
     if config.folder != job.folder:
         raise ValueError(f"{job.agent} calls itself {config.agent.name}: its folder is another's")
     report = None
     if resume:
         try:
-            report = train(config, resolved_yaml(arguments), resume=job.folder, progress_bar=False)
+            report = train(
+                config,
+                resolved_yaml(arguments, trust=job.trust),
+                resume=job.folder,
+                progress_bar=False,
+                trust=job.trust,
+            )
         except (ValueError, OSError):
             traceback.print_exc()
             print("starting anew")
             resume = False
     if not resume:
         shutil.rmtree(job.folder, ignore_errors=True)
-        report = train(config, resolved_yaml(arguments), progress_bar=False)
+        text = resolved_yaml(arguments, trust=job.trust)
+        report = train(config, text, progress_bar=False)
     if report is None:
         return False
-    keep_samples(job.folder, _final_samples(job.folder, config))
+    keep_samples(job.folder, _final_samples(job, config))
     return True
 
 
-def _final_samples(folder: Path, config: RunConfig) -> Tensor | None:
+def _final_samples(job: Job, config: RunConfig) -> Tensor | None:
     try:
-        _, agent = load_run(folder, device=config.device)
+        _, agent = load_run(job.folder, device=config.device, trust=job.trust)
         return agent.sampler().sample(SHOWN, config.evaluation.seed + 6).x
     except Exception:  # a picture less is no reason to lose a finished run
         traceback.print_exc()
@@ -58,7 +65,7 @@ def _final_samples(folder: Path, config: RunConfig) -> Tensor | None:
 def run_without_training(job: Job) -> bool:
     """Draws with a baseline into a run folder of the same form."""
     torch.set_num_threads(job.threads)
-    config = config_of(parse_run(["--config", str(job.file)]))
+    config = config_of(parse_run(["--config", str(job.file)], trust=job.trust))
     target = find(config.env)
     mdp = SamplingMDP(
         target.make_energy(**config.env_args), config.mdp, device=resolve_device(config.device)

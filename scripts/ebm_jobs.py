@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +45,7 @@ from vgs_rl.config import (
 from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
 from vgs_rl.learned import EnergyConfig, LearnedEnergy
 from vgs_rl.report import Report
+from vgs_rl.trust import Trust
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
 
@@ -190,6 +191,7 @@ class Job:
         seed: of everything.
         root: the experiment's folder.
         reference: the method whose energy evaluations it gets, or None.
+        trust: the names in the experiment's configuration, which have been let through.
     """
 
     part: str
@@ -197,6 +199,7 @@ class Job:
     seed: int
     root: Path
     reference: str | None = None
+    trust: Trust = False
 
     @property
     def name(self) -> str:
@@ -243,17 +246,17 @@ class Job:
         return 0
 
 
-def make_jobs(config: DetectorConfig) -> list[Job]:
-    """All trainings, those that others are measured by first."""
+def make_jobs(config: DetectorConfig, *, trust: Trust = False) -> list[Job]:
+    """All trainings, those that others are measured by first; each has `trust`."""
     own = config.ebm.negatives.name
     jobs = [
-        Job(part=part, method=own, seed=seed, root=config.folder)
+        Job(part=part, method=own, seed=seed, root=config.folder, trust=trust)
         for seed in config.all_seeds
         for part in config.parts
     ]
     others = [method for method in config.comparison.methods if method != own]
     return jobs + [
-        Job(part=job.part, method=method, seed=job.seed, root=job.root, reference=own)
+        replace(job, method=method, reference=own)
         for job in jobs
         for method in (others if config.compare else ())
     ]
@@ -333,8 +336,8 @@ def run_job(
     """
     parser = detector_parser()
     arguments = job_arguments(config, job)
-    run = config_of(parse(parser, arguments))
-    yaml = as_yaml(parser, arguments, ("config",))
+    run = config_of(parse(parser, arguments, trust=job.trust))
+    yaml = as_yaml(parser, arguments, ("config",), trust=job.trust)
     resume = (job.folder / "checkpoints" / "last.pt").is_file()
     if not resume and job.folder.is_dir():
         shutil.rmtree(job.folder)  # stopped before its first checkpoint

@@ -20,6 +20,7 @@ from vgs_rl.checkpoint import write_text
 from vgs_rl.config import ConfigError, parse, read_yaml
 from vgs_rl.detection import detection_figures, mean_figures
 from vgs_rl.report import Report
+from vgs_rl.trust import Trust
 
 FIGURES = ("auroc_image", "auroc_pixel")
 
@@ -92,6 +93,7 @@ def judge_runs(
     *,
     checkpoint: str = "best",
     split: str = "test",
+    trust: Trust = False,
     device: str = "auto",
 ) -> dict[str, Report]:
     """Reports of trained detectors, each on its own data, by run folder.
@@ -100,6 +102,7 @@ def judge_runs(
         runs: run folders.
         checkpoint: `best` or `last`.
         split: `test` or `validation`.
+        trust: the user's word for what their configurations name.
         device: where to score.
 
     Raises:
@@ -112,7 +115,7 @@ def judge_runs(
     reports = {}
     for run in runs:
         arguments = ["--config", str(run / "config.yaml"), f"--device={device}"]
-        config = config_of(parse(detector_parser(), arguments))
+        config = config_of(parse(detector_parser(), arguments, trust=trust))
         data, trainer = build(config)
         state = load_energy(run, trainer, checkpoint)
         done = run / "report.json"

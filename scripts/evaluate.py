@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from vgs_rl.agents import ValueGradientAgent
 from vgs_rl.agents.pretrained import counters_of, export_sampler, load_pretrained
 from vgs_rl.agents.run import ceilings, judge, judge_smc, load_run
-from vgs_rl.config import ConfigError, parse
+from vgs_rl.config import TRUST_HELP, ConfigError, parse
 from vgs_rl.evaluation import Report, format_comparison
 from vgs_rl.registry import find
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     add("--split", type=str, default="test", help="of a detector's data: test or validation")
     add("--device", type=str | None, default=None, help="auto, cpu or cuda; the run's by default")
     add("--json", type=str | None, default=None, help="write the reports here; - is stdout")
-    sys.path.insert(0, "")
+    add("--trust", type=bool, default=False, help=TRUST_HELP)
     try:
         options = parse(parser, arguments)
         columns: dict[str, Report] = {}
@@ -63,14 +63,19 @@ def main(arguments: list[str]) -> int:
                 checkpoint=options.checkpoint,
                 split=options.split,
                 device=options.device,
+                trust=options.trust,
             )
             names = []
         for run in names:
             if run is options.pretrained:
-                config, agent, trained = load_pretrained(run, options.device or "auto")
+                config, agent, trained = load_pretrained(
+                    run, options.device or "auto", trust=options.trust
+                )
                 agent.counters = counters_of(trained)
             else:
-                config, agent = load_run(run, options.checkpoint, options.device)
+                config, agent = load_run(
+                    run, options.checkpoint, options.device, trust=options.trust
+                )
                 done = run / "report.json"
                 if done.is_file():  # what the whole training has cost, not the checkpoint's part
                     agent.counters = counters_of(Report.load(done))

@@ -4,7 +4,8 @@
     python scripts/train.py --env my_module:Rings --mdp.num_steps 10 --budget.updates 1000
     python scripts/train.py --resume runs/GMM9/vgs/0
 
-Every option is listed by --help; unknown or contradictory ones are refused by name.
+Every option is listed by --help; unknown or contradictory ones are refused by name. A file that
+names a module of your own needs --trust true; what you type yourself does not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.agents.run import (
+    RunConfig,
     ceilings,
     config_of,
     parse_run,
@@ -23,6 +25,7 @@ from vgs_rl.agents.run import (
 )
 from vgs_rl.config import ConfigError, resumed
 from vgs_rl.evaluation import format_comparison
+from vgs_rl.trust import admit_typed
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +39,6 @@ def main(arguments: list[str]) -> int:
     add("--json", type=str | None, default=None, help="also write the report here; - is stdout")
     folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
-    sys.path.insert(0, "")  # import paths such as my_module:Rings start from the current folder
     try:
         options = parse_run(arguments, parser)
         if options.resume is not None:
@@ -57,6 +59,7 @@ def main(arguments: list[str]) -> int:
                 resume=options.resume,
                 overwrite=options.overwrite,
                 progress_bar=options.progress,
+                trust=admit_typed(arguments, RunConfig),
             )
         if report is None:
             raise KeyboardInterrupt

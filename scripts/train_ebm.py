@@ -26,6 +26,7 @@ from ebm_report import as_markdown, collect, write
 
 from vgs_rl.checkpoint import write_text
 from vgs_rl.config import ConfigError, as_yaml, parse, resumed
+from vgs_rl.trust import names_of
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +39,6 @@ def main(arguments: list[str]) -> int:
     add("--progress", type=bool, default=True, help="show a progress bar")
     add("--json", type=str | None, default=None, help="also write the table here; - is stdout")
     own = ("config", "resume", "overwrite", "jobs", "progress", "json")
-    sys.path.insert(0, "")  # import paths of a user's classes start from the current folder
     try:
         options = parse(parser, arguments)
         if options.resume is not None:
@@ -52,11 +52,12 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"--resume {folder}: the folder was moved from {config.folder}")
         for part in config.parts:
             config.data.load(part, config.seed)  # what is missing is said before anything starts
+        text = as_yaml(parser, arguments, own)
         if options.resume is None:
-            _new_folder(config, as_yaml(parser, arguments, own), overwrite=options.overwrite)
+            _new_folder(config, text, overwrite=options.overwrite)
         out = sys.stderr if options.json == "-" else sys.stdout
         size = machine(1)
-        jobs = make_jobs(config)
+        jobs = make_jobs(config, trust=options.trust or names_of(text, DetectorConfig))
         finished = sum(job.finished for job in jobs)
         print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
         processes = options.jobs or os.cpu_count() or 1

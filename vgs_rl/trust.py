@@ -111,6 +111,11 @@ def admit(content: Mapping[str, Any], schema: type, *, file: object, trust: Trus
         _resolve(name, owner)
 
 
+def names_of(text: str, schema: type) -> frozenset[str]:
+    """The names in a configuration's YAML that has been let through, to pass on the user's word."""
+    return frozenset(name.text for name in names_in(parse_yaml(text), schema))
+
+
 def admit_typed(arguments: Sequence[str], schema: type) -> Trust:
     """The user's word in a command line: `--trust true`, or the names that are typed in it.
 
