@@ -164,8 +164,10 @@ def run_config(content: dict[str, Any], *, source: str, trust: Trust = False) ->
     parser = run_parser()
     try:
         _use_target_defaults(parser, Given([], [content]))
-        return config_of(parse_content(parser, content))
-    except ConfigError as error:
+        config = config_of(parse_content(parser, content))
+        find(config.env)
+        return config
+    except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
 
 

@@ -536,7 +536,7 @@ def test_a_configuration_names_energy_and_sampler_by_class_path(tmp_path):
         "learner: {batch_size: 8}\n"
     )
     parser = make_parser(EBMConfig)
-    options = parse(parser, ["--config", str(file), "--agent_updates", "2"])
+    options = parse(parser, ["--config", str(file), "--agent_updates", "2", "--trust", "true"])
     config = EBMConfig(**{name: options[name] for name in EBMConfig.__dataclass_fields__})
     trainer = EBMTrainer(eight(), config)
     trainer.learn(BudgetConfig(updates=2), progress_bar=False)

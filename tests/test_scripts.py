@@ -218,7 +218,7 @@ BAD = [
     (["--env=no_such_module:Thing"], "no_such_module"),
     (["--env=bad_energies:Column"], "Column.energy must return shape (B,) = (64,), got (64, 1)"),
     (["--env=bad_energies:Hole"], "Hole.energy returned NaN on"),
-    (["--env=bad_energies:NotOne"], "must make a vgs_rl.Energy, got Linear"),
+    (["--env=bad_energies:NotOne"], "NotOne must be a subclass of vgs_rl.Energy, or a function"),
     (["--env=GMM9", "--env_args.size=3"], "env_args of vgs_rl/GMM9-v0"),
     (["--agent.lr=-1"], "agent.lr must be a positive number, got -1"),
     (["--agent.drift=sideways"], "sideways"),

@@ -162,6 +162,8 @@ def find(name: str) -> Target:
     known = [*_targets, *(target.name for target in _targets.values())]
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"registered: {', '.join(_targets)}"
+    if "/" in name and not name.startswith("vgs_rl/"):
+        hint = f"import the module that registers it, or name it, too: my_module:{name}"
     raise ValueError(f"env: no target is named {name!r}; {hint}")
 
 

@@ -168,21 +168,20 @@ def check_rows(state: Any, dims: Mapping[str, int], name: str, *, width: int | N
     """
     if not isinstance(state, Mapping):
         raise _error(name, "a mapping", state)
-    tensors = {key: state.get(key) for key in dims}
-    lengths, widths = set(), {width} - {None}
-    for key, value in tensors.items():
+    shapes, lengths, widths = list[str](), set[int](), {width} - {None}
+    for key, ndim in dims.items():
+        value = state.get(key)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise _error(f"{name}.{key}", "a floating tensor", value)
-        if value.numel() and value.ndim != dims[key]:
-            expected = f"of {dims[key]} dimensions"
-            raise ValueError(f"{name}.{key} must be {expected}, got {tuple(value.shape)}")
+        shapes.append(f"{key} {tuple(value.shape)}")
+        if value.numel() and value.ndim != ndim:
+            raise ValueError(f"{name}.{key} must have {ndim} dimensions, got {tuple(value.shape)}")
         lengths.add(len(value) if value.ndim else 0)
-        if value.numel() and value.ndim == 2:
+        if value.numel() and ndim == 2:
             widths.add(value.shape[1])
     if len(lengths) > 1 or len(widths) > 1:
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
         wide = "" if width is None else f" of length {width}"
-        raise ValueError(f"{name} must hold as many rows{wide} of each, got {shapes}")
+        raise ValueError(f"{name} must hold as many rows{wide} of each, got {', '.join(shapes)}")
 
 
 def _check_tensor(value: Any, own: Tensor, name: str) -> None:

@@ -18,6 +18,7 @@ from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
 from vgs_rl.threads import map_in_threads
+from vgs_rl.trust import Trust
 from vgs_rl.weights import cleaned, dead_paths, log_z_estimate, systematic_resample
 
 
@@ -271,7 +272,9 @@ class ChainSampler(Sampler):
         return torch.cat(weights)
 
 
-def load_sampler(name: str | Path, device: str = "auto", *, compiled: bool = False) -> Sampler:
+def load_sampler(
+    name: str | Path, device: str = "auto", *, compiled: bool = False, trust: Trust = False
+) -> Sampler:
     """A trained sampler that the package ships, or one from an exported file.
 
     Args:
@@ -280,12 +283,15 @@ def load_sampler(name: str | Path, device: str = "auto", *, compiled: bool = Fal
         device: `auto`, `cpu` or `cuda`.
         compiled: of a particle system: compile the drift at the first call, which takes about a
             minute and halves what many samples take (:class:`vgs_rl.compiled.CompiledValue`).
+        trust: True imports what the file names, though it is not this package's, such as the
+            module of an energy of your own (:mod:`vgs_rl.trust`); False refuses it.
 
     Raises:
         FileNotFoundError: if there is none of that name.
-        ValueError: if the file is damaged, or its drift cannot be compiled.
+        ValueError: if the file is damaged, its drift cannot be compiled, or it names foreign code
+            without `trust`.
     """
     pretrained = importlib.import_module("vgs_rl.agents.pretrained")
-    agent = pretrained.load_pretrained(name, device)[1]
+    agent = pretrained.load_pretrained(name, device, trust=trust)[1]
     sampler: Sampler = agent.sampler(compiled=compiled)
     return sampler

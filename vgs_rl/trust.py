@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vgs_rl.energy import Energy
-from vgs_rl.fields import may_be_subclass
+from vgs_rl.fields import is_section, may_be_subclass
 from vgs_rl.yaml_text import YamlError, parse_yaml
 
 PACKAGE = "vgs_rl"
@@ -33,10 +33,6 @@ IMPORTS = f"{PACKAGE}.imports"  # key in the metadata of a field that takes an i
 
 # True trusts every name of a file, a set these names alone, False none.
 Trust = bool | frozenset[str]
-
-
-class UntrustedName(ValueError):
-    """A file names code that is not this package's, and the user has not said to trust it."""
 
 
 class ImportFailed(ModuleNotFoundError, ValueError):
@@ -95,14 +91,14 @@ def admit(content: Mapping[str, Any], schema: type, *, file: object, trust: Trus
         trust: the user's word.
 
     Raises:
-        UntrustedName: naming file, field, name, and how to trust it.
-        ValueError: if a name is not what its field expects.
+        ValueError: naming file, field and name, if it is foreign (and how to trust it), or not what
+            its field expects.
     """
     for name in names_in(content, schema):
         owner = f"{file}: {name.field}"
         if name.is_foreign:
             if trust is not True and name.text not in (trust or ()):
-                raise UntrustedName(
+                raise ValueError(
                     f"{file}: {name.field} names {name.text!r}, which is no class or target of "
                     f"{PACKAGE}: loading the file would run code of {name.module}. If you trust "
                     "the file, say --trust true (in Python trust=True)"
@@ -287,7 +283,7 @@ def names_in(content: Any, schema: type) -> Iterator[Name]:
 
 def _visit(value: Any, kinds: list[Any], path: str, seen: dict[Any, Any]) -> Iterator[Name]:
     """Names in a value whose field may be any of these types."""
-    classes = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    classes: list[type] = [kind for kind in kinds if is_section(kind)]
     bases = [kind for kind in classes if may_be_subclass(kind)]
     if isinstance(value, str):
         if kinds and all(kind in (str, type(None)) for kind in kinds):
@@ -409,8 +405,9 @@ def _family(classes: Sequence[type]) -> list[type]:
 
 def _descendants(cls: type) -> list[type]:
     found = [cls]
-    for each in type.__subclasses__(cls) if cls is not object else []:
-        found += _descendants(each)
+    children: list[type] = type.__subclasses__(cls) if cls is not object else []
+    for child in children:
+        found += _descendants(child)
     return list(dict.fromkeys(found))
 
 
