@@ -9,6 +9,7 @@ from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
 from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
 from vgs_rl.envs.many_well import ManyWell, ManyWell32
+from vgs_rl.envs.observation import Observation
 from vgs_rl.envs.particles import (
     DW4,
     LJ13,
@@ -80,6 +81,7 @@ __all__ = [
     "LennardJones",
     "ManyWell",
     "ManyWell32",
+    "Observation",
     "ParticleEnergy",
     "SamplingEnv",
     "SamplingVectorEnv",

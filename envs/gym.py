@@ -25,6 +25,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgs_rl.energy import Energy
+from vgs_rl.envs.configured import configured
 from vgs_rl.envs.episodes import Episodes, NoEpisode, Outcome
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -52,9 +54,15 @@ def _make_mdp(
     mdp: MDPConfig | None,
     num_steps: int | None,
     max_episode_steps: int | None,
+    config: str | Path | None,
     device: torch.device | str,
 ) -> SamplingMDP:
     """The MDP that the constructor arguments of both environments describe."""
+    if config is not None:
+        if not isinstance(target, str) or mdp is not None:
+            raise ValueError("config needs the name of a target, and no mdp beside it")
+        arguments, mdp = configured(target, config)
+        energy_args = arguments | (energy_args or {})
     if isinstance(target, SamplingMDP):
         if energy_args or mdp or num_steps or max_episode_steps:
             raise ValueError("a ready-made SamplingMDP takes no energy_args, mdp or num_steps")
@@ -65,17 +73,17 @@ def _make_mdp(
                 f"energy_args need a target's name, got {energy_args} for a ready-made "
                 f"{type(target).__name__}"
             )
-        energy, config = target, mdp or MDPConfig()
+        energy, settings = target, mdp or MDPConfig()
     elif isinstance(target, str):
         found = find(target)
-        energy, config = found.make_energy(**(energy_args or {})), mdp or found.mdp
+        energy, settings = found.make_energy(**(energy_args or {})), mdp or found.mdp
     else:
         raise TypeError(f"target must be a name or a vgs_rl.Energy, got {type(target).__name__}")
-    config = copy.deepcopy(config)
+    settings = copy.deepcopy(settings)
     if num_steps is not None:
-        config = replace(config, num_steps=num_steps)
-    _require_length(max_episode_steps, config.num_steps)
-    return SamplingMDP(energy, config, device=device)
+        settings = replace(settings, num_steps=num_steps)
+    _require_length(max_episode_steps, settings.num_steps)
+    return SamplingMDP(energy, settings, device=device)
 
 
 def _require_length(max_episode_steps: int | None, num_steps: int) -> None:
@@ -136,6 +144,8 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         noise: whether the MDP adds its own noise; without it the action is the whole push, and a
             stochastic policy is the sampling kernel (head of this module).
         features: what is observed, and in which order; see :class:`Observation`.
+        config: a shipped configuration (`gmm9`) or the path of a YAML file, whose `mdp` and
+            `env_args` replace those registered for the name.
         device: where the MDP's tensors live.
         render_mode: None.
 
@@ -164,12 +174,13 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         action_bound: float | None = None,
         noise: bool = True,
         features: Sequence[Feature] = DEFAULT_FEATURES,
+        config: str | Path | None = None,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
         _require_no_render(render_mode)
         self.render_mode = None
-        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
+        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, config, device)
         observed = Observation(self.mdp, features)
         self.observation_space = observed.space
         self.action_space = _make_action_space(self.mdp, action_bound)
@@ -271,6 +282,8 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: Gymnasium's AutoresetMode, or its name. NEXT_STEP resets a row in the step
             after the one that ends it (ignoring its action), SAME_STEP in that step itself,
             DISABLED leaves it to the caller: ``reset(options={"reset_mask": mask})``.
+        config: a shipped configuration (`gmm9`) or the path of a YAML file, whose `mdp` and
+            `env_args` replace those registered for the name.
         device: where the MDP's tensors live.
         render_mode: None.
 
@@ -299,6 +312,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         noise: bool = True,
         features: Sequence[Feature] = DEFAULT_FEATURES,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        config: str | Path | None = None,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
@@ -309,7 +323,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         self.num_envs = num_envs
         self.metadata = {"render_modes": []}
         self.set_autoreset_mode(autoreset_mode)
-        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, device)
+        self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, config, device)
         observed = Observation(self.mdp, features)
         self.single_observation_space = observed.space
         self.single_action_space = _make_action_space(self.mdp, action_bound)

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,9 +14,12 @@ from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from vgs_rl import Energy, MDPConfig, ScheduleConfig, StartConfig, registered
+from vgs_rl.agents.run import build, config_of, parse_run
 from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv, check_vector_env
 from vgs_rl.envs.episodes import NoEpisode, rewarded_energy
 from vgs_rl.envs.gym import default_action_bound
+
+ROOT = Path(__file__).parent.parent
 
 IDS = ["vgs_rl/Gaussian-v0", "vgs_rl/GMM9-v0", "vgs_rl/Funnel10-v0", "vgs_rl/ManyWell32-v0"]
 
@@ -515,3 +519,40 @@ def test_optimal_controls_on_the_targets_own_paths_stay_within_the_default_bound
         controlled = controlled.maximum(u.abs().amax(-1))
     assert float((pushed > bound).float().mean()) <= 0.01
     assert float((controlled > bound).float().mean()) <= 0.01
+
+
+# --- environments of configurations ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("id", "config"), [("GMM9", "gmm9"), ("DW4", "dw4"), ("GMM9", "paper/gmm9")]
+)
+def test_an_environment_of_a_configuration_is_the_chain_that_train_trains(id, config):
+    run = config_of(parse_run(["--config", str(ROOT / "configs" / f"{config}.yaml")]))
+    single = gymnasium.make(f"vgs_rl/{id}-v0", config=config)
+    several = gymnasium.make_vec(f"vgs_rl/{id}-v0", num_envs=2, config=config)
+    for env in (single, several):
+        mdp, trained = env.unwrapped.mdp, build(run)[1].mdp
+        assert mdp.config == run.mdp
+        assert torch.equal(mdp.chain.s, trained.chain.s) and mdp.num_steps == trained.num_steps
+
+
+def test_a_configuration_that_is_not_the_environments_is_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: GMM9\nmdp: {num_steps: 7}\nagent: {class_path: anything.at.all}\n")
+    env = gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2, config=file)
+    assert env.unwrapped.mdp.num_steps == 7
+    shorter = gymnasium.make("vgs_rl/GMM9-v0", config=str(file), num_steps=3)
+    assert shorter.unwrapped.mdp.num_steps == 3
+    for target, config, message in (
+        ("vgs_rl/GMM9-v0", "gmm25", "is of vgs_rl/GMM25-v0, the environment is vgs_rl/GMM9-v0"),
+        ("vgs_rl/GMM9-v0", "gmm", "config must be the path of a YAML file, or"),
+        ("vgs_rl/GMM9-v0", "ebm_digits", "names no env"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gymnasium.make(target, config=config)
+    with pytest.raises(ValueError, match="config needs the name of a target, and no mdp"):
+        SamplingEnv("GMM9", config="gmm9", mdp=MDPConfig())
+    file.write_text("env: GMM9\nmdp: {num_step: 7}\n")
+    with pytest.raises(ValueError, match="num_step"):
+        gymnasium.make("vgs_rl/GMM9-v0", config=file)

@@ -1,0 +1,62 @@
+"""The environment of a configuration file: its target, energy arguments and MDP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgs_rl.config import ConfigError, checked_content, make_parser, parse_content, read_yaml
+from vgs_rl.mdp import MDPConfig
+from vgs_rl.registry import find
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(kw_only=True)
+class EnvironmentConfig:
+    """What an environment takes from the configuration of an experiment.
+
+    Args:
+        env: the target.
+        env_args: arguments of its energy.
+        mdp: how a sample moves; the target's own where it is left out.
+    """
+
+    env: str
+    env_args: dict[str, Any] = field(default_factory=dict)
+    mdp: MDPConfig = field(default_factory=MDPConfig)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package, such as `gmm9`, `paper/gmm9`."""
+    return sorted(
+        str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml")
+    )
+
+
+def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConfig]:
+    """Energy arguments and MDP of a configuration, for the target that it is of.
+
+    Args:
+        target: name of the target, as :func:`vgs_rl.find` takes it.
+        config: a name of :func:`shipped_configs`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: if there is no such file, it is of another target, or a setting is wrong.
+    """
+    path = Path(config)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / f"{config}.yaml"
+        if not path.is_file():
+            known = ", ".join(shipped_configs())
+            raise ConfigError(f"config must be the path of a YAML file, or {known}, got {config!r}")
+    sections = {k: v for k, v in read_yaml(path).items() if k in ("env", "env_args", "mdp")}
+    if "env" not in sections:
+        raise ConfigError(f"config {path} names no env: an environment cannot be made from it")
+    content = checked_content(sections, EnvironmentConfig, source=f"config {path}")
+    of, wanted = find(content["env"]), find(target)
+    if of.id != wanted.id:
+        raise ConfigError(f"config {path} is of {of.id}, the environment is {wanted.id}")
+    settings = parse_content(make_parser(EnvironmentConfig), content)
+    return settings.env_args, settings.mdp if "mdp" in content else wanted.mdp
