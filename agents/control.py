@@ -99,10 +99,13 @@ class ControlPolicy:
         return self.control(x, t, self.slope(x))
 
     def control(self, x: Tensor, t: int | Tensor, slope: Tensor | None) -> Tensor:
-        """u_t(x) with a slope that is already known; t is one step or one per row."""
+        """u_t(x) with a slope that is already known; t is one step or one per row.
+
+        The MDP takes what is tangent of it.
+        """
         steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
         control: Tensor = self.network(x, steps, slope)
-        return self.mdp.geometry.tangent(control, x)
+        return control
 
     def slope(self, x: Tensor) -> Tensor | None:
         """∇E(x)/tau with bounded norm, detached, shape (B, D); 0 where it is not finite."""

@@ -177,9 +177,9 @@ def path_log_weight(
     steps, n = len(states) - 1, states.shape[1]
     t = torch.arange(steps, device=states.device).repeat_interleave(n)
     now, chain = states[:-1], mdp.chain
-    control = policy.control(
-        now.flatten(0, 1), t, None if slopes is None else slopes.flatten(0, 1)
-    ).unflatten(0, (steps, n))
+    given = None if slopes is None else slopes.flatten(0, 1)
+    control = mdp.geometry.tangent(policy.control(now.flatten(0, 1), t, given), now.flatten(0, 1))
+    control = control.unflatten(0, (steps, n))
     a, sigma, rho = (c[:, None, None] for c in (chain.a, chain.sigma, mdp.rho))
     push = (states[1:] - a * now) / sigma  # u + rho eps
     eps = (push - control) / rho

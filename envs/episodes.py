@@ -160,12 +160,12 @@ class Episodes:
         return observation
 
     def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The actions, tangent at x_t, shape (n, D); they may share the array's memory."""
+        """The actions, shape (n, D); they may share the array's memory."""
         array = np.require(actions, np.float32, ["C", "W"])
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
-        return self.mdp.geometry.tangent(control.to(self.mdp.device, self.mdp.dtype), self.x)
+        return control.to(self.mdp.device, self.mdp.dtype)
 
     @torch.no_grad()
     def reset(self, rows: Array | None = None) -> None:
