@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.restore import check_rows
-from vgs_rl.weights import log_mean_weight, rows_at, temper
+from vgs_rl.weights import log_mean_weight, refuse_infinite, rows_at, temper
 
 
 class WeightedBuffer:
@@ -42,11 +42,7 @@ class WeightedBuffer:
         Raises:
             ValueError: if a weight is infinite.
         """
-        if infinite := int(torch.isposinf(log_weight).sum()):
-            raise ValueError(
-                f"log_weight must not be +inf, got {infinite:,} of {len(x):,}: "
-                "the energy is -inf there"
-            )
+        refuse_infinite(log_weight)
         finite = (
             torch.isfinite(x).all(-1)
             & torch.isfinite(gradient).all(-1)

@@ -18,6 +18,7 @@ from vgs_rl.weights import (
     log_mean_weight,
     log_z_standard_error,
     pareto_k,
+    refuse_infinite,
     reliable_k,
 )
 
@@ -36,10 +37,7 @@ def log_z_figure(
         ValueError: if a log-weight is +inf.
     """
     n = len(log_weight)
-    if infinite := int(torch.isposinf(log_weight).sum()):
-        raise ValueError(
-            f"log_weight must not be +inf, got {infinite:,} of {n:,}: the energy is -inf there"
-        )
+    refuse_infinite(log_weight)
     log_weight = log_weight.double()
     estimate = float(log_mean_weight(log_weight))
     error = None

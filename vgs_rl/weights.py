@@ -28,17 +28,20 @@ def checked(log_weight: Tensor) -> Tensor:
     Raises:
         ValueError: if one is +inf, or none is finite; says how many.
     """
+    refuse_infinite(log_weight)
     log_weight = cleaned(log_weight.detach())
-    counts = torch.stack([torch.isposinf(log_weight).sum(), torch.isfinite(log_weight).sum()])
-    infinite, finite = counts.tolist()
-    n = len(log_weight)
-    if infinite:
-        raise ValueError(
-            f"log_weight must not be +inf, got {infinite:,} of {n:,}: the energy is -inf there"
-        )
-    if not finite:
-        raise ValueError(f"log_weight must hold a finite value, got none of {n:,}")
+    if not bool(torch.isfinite(log_weight).any()):
+        raise ValueError(f"log_weight must hold a finite value, got none of {len(log_weight):,}")
     return log_weight
+
+
+def refuse_infinite(log_weight: Tensor) -> None:
+    """Raises a ValueError if a log-weight is +inf; says how many, of shape (n,)."""
+    if infinite := int(torch.isposinf(log_weight).sum()):
+        raise ValueError(
+            f"log_weight must not be +inf, got {infinite:,} of {len(log_weight):,}: "
+            "the energy is -inf there"
+        )
 
 
 def dead_paths(log_weight: Tensor) -> int:
