@@ -233,7 +233,7 @@ class SamplingMDP(nn.Module):
         end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * z[:64])  # without a control
         reach = torch.logspace(-1, 2, 64, device=self.device, dtype=self.dtype).repeat(256)
         far = end.square().mean().sqrt() * reach.unsqueeze(-1) * z
-        return {"from the start": x, "where the untrained chain ends": end}, far
+        return {"from the start": x, "from where the untrained chain ends": end}, far
 
     def generator(self, seed: int) -> torch.Generator:
         """A new generator on this MDP's device."""

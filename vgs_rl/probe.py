@@ -87,7 +87,7 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
     if finite == len(together):
         return
     what = f"NaN on {int(together.isnan().sum())} and infinite on {int(together.isposinf().sum())}"
-    places = ", ".join(
+    places = " and ".join(
         f"{where} (up to {float(x.abs().max()):.3g} in a coordinate)" for where, x in near.items()
     )
     if finite:
