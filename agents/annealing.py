@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.sampler import Sampler, Samples, pilot_generator
 from vgs_rl.start import GaussianStart
@@ -83,8 +83,8 @@ class AnnealedSampler(Sampler):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        require_at_least("AnnealedSampler", 1, steps=steps, moves=moves)
-        require_at_least("AnnealedSampler", 10, pilot=pilot)
+        steps, moves = count_of("steps", steps), count_of("moves", moves)
+        pilot, seed = count_of("pilot", pilot, least=10), seed_of(seed)
         require_positive("AnnealedSampler", scale=scale, temperature=temperature)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vgs_rl.agents.progress import EnergyProgress
+from vgs_rl.checks import seed_of
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import Drawing
@@ -70,7 +71,7 @@ class Agent(ABC):
     saved: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
-        self.mdp, self.seed = mdp, seed
+        self.mdp, self.seed = mdp, seed_of(seed)
         self.generator = mdp.generator(seed)
         self.counters = Counters()
         self.progress = 0.0

@@ -29,6 +29,7 @@ from vgs_rl.detection_plots import (
     plot_projection,
     plot_scores,
 )
+from vgs_rl.fields import settle
 from vgs_rl.plots import Drawing
 from vgs_rl.report import Figure, Report
 from vgs_rl.run import RunFolder
@@ -74,6 +75,7 @@ class WatchConfig:
     projected: int = 400
 
     def __post_init__(self) -> None:
+        settle(self, "watch")
         for name in ("validate_every", "log_every", "save_every", "projected"):
             require_at_least("watch", 1, **{name: getattr(self, name)})
         require_at_least("watch", 0, figures_every=self.figures_every)

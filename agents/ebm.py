@@ -24,6 +24,7 @@ from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.config import BudgetConfig, allow_subclasses
 from vgs_rl.contrastive import ContrastiveConfig, EnergyLearner
+from vgs_rl.fields import settle
 from vgs_rl.learned import EnergyConfig, MLPEnergyConfig
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.restore import check_like, fitting, load_module
@@ -71,6 +72,7 @@ class EBMConfig:
     energy_updates: int = 1
 
     def __post_init__(self) -> None:
+        settle(self, "ebm")
         for name in ("pretrain_steps", "warmup", "agent_updates"):
             require_at_least("ebm", 0, **{name: getattr(self, name)})
         require_at_least("ebm", 1, energy_updates=self.energy_updates)

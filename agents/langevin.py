@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vgs_rl.agents.mcmc import MALAKernel, evaluations_each, spaced_states
 from vgs_rl.agents.tempering import ParallelTempering
-from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.sampler import Sampler, Samples
 
@@ -84,6 +84,8 @@ class ULASampler(Sampler):
         device: where the chains run.
     """
 
+    has_weights = False
+
     def __init__(
         self,
         energy: Energy,
@@ -97,7 +99,8 @@ class ULASampler(Sampler):
         device: torch.device | str = "cpu",
     ) -> None:
         energy.geometry.require_linear("ULASampler")
-        require_at_least("ULASampler", 1, chains=chains)
+        chains = count_of("chains", chains)
+        energy_evaluations = whole("energy_evaluations", energy_evaluations)
         require_positive("ULASampler", scale=scale, temperature=temperature)
         if step_size is not None:
             require_positive("ULASampler", step_size=step_size)

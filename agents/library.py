@@ -20,6 +20,7 @@ from vgs_rl.agents.vector_adapter import EpisodeStatistics
 from vgs_rl.checks import require_at_least, require_module, require_positive
 from vgs_rl.cluster_plots import plot_episodes
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
+from vgs_rl.fields import settle
 from vgs_rl.mdp import KernelPolicy, Policy, SamplingMDP
 from vgs_rl.plots import Drawing
 from vgs_rl.sampler import ChainSampler
@@ -104,6 +105,7 @@ class LibraryConfig(AgentConfig):
         return f"{self.library}-{self.algorithm.lower()}{suffix}"
 
     def __post_init__(self) -> None:
+        settle(self, "agent")
         require_positive("agent", reward_scale=self.reward_scale, lr=self.lr)
         for name in ("num_envs", "batch_size", "episodes", "epochs", "gradient_steps"):
             require_at_least("agent", 1, **{name: getattr(self, name)})
@@ -161,7 +163,9 @@ class LibraryAgent(Agent):
     config: LibraryConfig
 
     def __init__(self, mdp: SamplingMDP, config: LibraryConfig, *, seed: int = 0) -> None:
-        self.config = copy.deepcopy(config)  # libraries write into options they are given
+        self.config = settle(
+            copy.deepcopy(config), "agent"
+        )  # libraries write into options they are given
         if config.policy_noise == "policy" and mdp.effective_dim != mdp.dim:
             raise ValueError(
                 "agent.policy_noise 'policy' needs a Euclidean geometry; this one has "

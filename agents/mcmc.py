@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import count_of, require_positive, seed_of, whole
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Geometry
 from vgs_rl.sampler import Sampler, Samples, pilot_generator
@@ -112,6 +113,8 @@ class MALASampler(Sampler):
         device: where the chains run.
     """
 
+    has_weights = False
+
     def __init__(
         self,
         energy: Energy,
@@ -123,8 +126,9 @@ class MALASampler(Sampler):
         max_drift: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if chains < 1:
-            raise ValueError(f"chains must be at least 1, got {chains}")
+        chains = count_of("chains", chains)
+        energy_evaluations = whole("energy_evaluations", energy_evaluations)
+        require_positive("MALASampler", scale=scale, temperature=temperature)
         if energy_evaluations < 3 * chains:
             raise ValueError(
                 f"energy_evaluations must be at least 3 x chains = {3 * chains}, "
@@ -212,6 +216,8 @@ class RefinedSampler(Sampler):
         seed: seed of the adaptation, which shares no states with any draw.
     """
 
+    has_weights = False
+
     def __init__(
         self,
         sampler: Sampler,
@@ -221,11 +227,9 @@ class RefinedSampler(Sampler):
         pilot: int = 200,
         seed: int = 0,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        self.sampler, self.energy, self.steps = sampler, energy, steps
+        self.sampler, self.energy, self.steps = sampler, energy, count_of("steps", steps)
         self.temperature, self.device = sampler.temperature, sampler.device
-        self.pilot, self.seed = pilot, seed
+        self.pilot, self.seed = count_of("pilot", pilot), seed_of(seed)
         self.step_size: Tensor | None = None
 
     def _kernel(self, x: Tensor, step_size: float | Tensor) -> MALAKernel:

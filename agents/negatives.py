@@ -15,6 +15,7 @@ from vgs_rl.agents.langevin import LangevinKernel
 from vgs_rl.agents.rules import GradientMatching
 from vgs_rl.agents.value_gradient import ValueGradientConfig
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.fields import settle
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.restore import check_like, check_rows, load_generator
 
@@ -106,6 +107,7 @@ class AgentNegatives(NegativesConfig):
     agent: AgentConfig = field(default_factory=_td_agent)
 
     def __post_init__(self) -> None:
+        settle(self, "negatives")
         rule = getattr(self.agent, "rule", None)
         if isinstance(rule, GradientMatching):
             raise ValueError(
@@ -195,6 +197,7 @@ class LangevinNegatives(NegativesConfig):
     restart_fraction: float = 0.05
 
     def __post_init__(self) -> None:
+        settle(self, "negatives")
         require_at_least("negatives", 1, steps=self.steps, chains=self.chains)
         require_positive("negatives", step_size=self.step_size)
         if self.temperature is not None:

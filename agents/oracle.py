@@ -14,6 +14,8 @@ from vgs_rl.sampler import ChainSampler, Sampler, Samples
 class ExactSampler(Sampler):
     """The target's own exact sampler: what every figure's floor is measured with."""
 
+    has_weights = False
+
     def __init__(self, energy: Energy, device: torch.device | str = "cpu") -> None:
         if not energy.can_sample:
             raise ValueError(f"{type(energy).__name__} has no exact sampler")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.fields import settle
 
 OutlierMethod = Literal[
     "isolation_forest",
@@ -50,6 +51,7 @@ class OutlierConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle(self, "outliers")
         require_at_least("outliers", 2, max_rows=self.max_rows)
         require_at_least("outliers", 1, trees=self.trees, neighbours=self.neighbours)
         require_at_least("outliers", 0, seed=self.seed)

@@ -20,6 +20,7 @@ from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
 from vgs_rl.agents.control import ControlNetwork, ControlPolicy
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_episodes
+from vgs_rl.fields import settle
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.plots import Drawing
 from vgs_rl.sampler import ChainSampler
@@ -58,6 +59,7 @@ class PathConfig(AgentConfig):
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        settle(self, "agent")
         require_at_least("agent", 2, batch_size=self.batch_size, width=self.width)
         require_at_least("agent", 1, depth=self.depth)
         require_at_least("agent", 0, warmup=self.warmup)
@@ -81,7 +83,7 @@ class PathAgent(Agent):
     saved: ClassVar[tuple[str, ...]] = ("network", "optimizer")
 
     def __init__(self, mdp: SamplingMDP, config: PathConfig, *, seed: int = 0) -> None:
-        self.config = copy.deepcopy(config)
+        self.config = settle(copy.deepcopy(config), "agent")
         super().__init__(mdp, seed=seed)
 
     def _setup(self) -> None:

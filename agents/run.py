@@ -47,6 +47,7 @@ from vgs_rl.config import (
 )
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation import Report, evaluate
+from vgs_rl.fields import settle
 from vgs_rl.identity import digest, identity_of, settings_of
 from vgs_rl.lock import FolderLock
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -103,8 +104,8 @@ class RunConfig:
     output: Path = Path("runs")
 
     def __post_init__(self) -> None:
+        settle(self)
         self.seed = seed_of(self.seed)
-        self.output = Path(self.output)
 
     @property
     def folder(self) -> Path:

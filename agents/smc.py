@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.agents.policy import ValueGradientPolicy
+from vgs_rl.checks import seed_of, whole
 from vgs_rl.mdp import SamplingMDP, State
 from vgs_rl.sampler import Sampler, Samples, pilot_generator
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
@@ -52,6 +53,7 @@ class SMCSampler(Sampler):
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        pilot, seed = whole("pilot", pilot), seed_of(seed)
         if pilot < 0 or pilot == 1:
             raise ValueError(f"pilot must be 0 or at least 2, got {pilot}")
         mdp.start.require_density("SMC")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.agents.mcmc import evaluations_each
+from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.sampler import Sampler, Samples
 
@@ -194,6 +195,8 @@ class ParallelTempering(Sampler):
         device: where the chains run.
     """
 
+    has_weights = False
+
     def __init__(
         self,
         energy: Energy,
@@ -207,8 +210,10 @@ class ParallelTempering(Sampler):
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if chains < 1:
-            raise ValueError(f"chains must be at least 1, got {chains}")
+        chains, replicas = count_of("chains", chains), count_of("replicas", replicas)
+        leapfrog_steps = count_of("leapfrog_steps", leapfrog_steps)
+        energy_evaluations = whole("energy_evaluations", energy_evaluations)
+        require_positive(type(self).__name__, scale=scale, temperature=temperature)
         if not (math.isfinite(hottest) and hottest >= 1):
             raise ValueError(f"hottest must be at least 1, got {hottest}")
         self.temperatures = geometric_ladder(replicas, hottest * temperature, temperature)

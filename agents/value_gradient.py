@@ -31,6 +31,7 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.cluster_plots import plot_episodes
 from vgs_rl.clusters import ClusterValue
 from vgs_rl.compiled import CompiledValue
+from vgs_rl.fields import settle
 from vgs_rl.guide import GuidedValue
 from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP, ValueFunction
@@ -80,6 +81,7 @@ class ValueGradientConfig(AgentConfig):
     fit_noise_scale: bool = True
 
     def __post_init__(self) -> None:
+        settle(self, "agent")
         require_positive("agent", prior_std=self.prior_std, lr=self.lr)
         require_at_least("agent", 0, warmup=self.warmup)
         if self.clip_norm is not None:
@@ -124,7 +126,7 @@ class ValueGradientAgent(Agent):
         *,
         seed: int = 0,
     ) -> None:
-        self.config = copy.deepcopy(config or ValueGradientConfig())
+        self.config = settle(copy.deepcopy(config or ValueGradientConfig()), "agent")
         super().__init__(mdp, seed=seed)
 
     def _setup(self) -> None:

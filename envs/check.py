@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.chain import Chain, ScheduleConfig
+from vgs_rl.checks import seed_of
 from vgs_rl.energy import Energy, Particles
 from vgs_rl.envs.check_calls import check_states_left_alone, check_threads
 from vgs_rl.envs.check_report import CheckReport, expect
@@ -54,7 +55,7 @@ def check_energy(
         True
     """
     report = CheckReport(subject=type(energy).__name__)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     if devices is None:
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     with report.check("declared attributes"):
@@ -208,7 +209,7 @@ def _check_symmetry(
 
 def _check_sampler(energy: Energy, report: CheckReport) -> None:
     def draw(seed: int) -> Tensor:
-        return energy.sample(32, torch.Generator().manual_seed(seed))
+        return energy.sample(32, torch.Generator().manual_seed(seed_of(seed)))
 
     with report.check("exact sampler"):
         x = draw(0)

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vgs_rl.fields import settle
+
 ChainKind = Literal["vp", "ve"]
 ScheduleKind = Literal["constant", "linear", "quadratic", "sigmoid", "geometric", "auto"]
 
@@ -43,6 +45,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other, by name."""
+        settle(self, "schedule")
         if self.kind == "auto":
             _require_none("auto", first=self.first, last=self.last)
             if self.total_noise is not None:

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import path_of
+
 FORMAT = "vgs_rl checkpoint"
 VERSION = 2
 _LINE = b"vgs_rl sha256 %s\n"
@@ -44,12 +46,13 @@ _ALLOWED = (
 TEMPORARY = re.compile(r"\..+\.(pt|yaml|json|jsonl|png|md|session)\.[a-z0-9_]{8}")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` on a temporary file beside `path` and renames it; a failure leaves nothing.
 
     Raises:
         OSError: naming the path, if the disk is full, the folder gone or not to be written to.
     """
+    path = path_of(path)
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -93,12 +96,14 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Writes a text file whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any], *, kind: Kind = "checkpoint") -> None:
+def save_checkpoint(
+    path: Path | str, state: Mapping[str, Any], *, kind: Kind = "checkpoint"
+) -> None:
     """Saves a nested mapping of tensors, numbers, strings, lists and tuples.
 
     Args:
@@ -109,6 +114,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, kind: Kind = "check
     Raises:
         TypeError: if it holds anything else.
     """
+    path = path_of(path)
     content = {"format": FORMAT, "version": VERSION, "kind": kind}
     content["state"] = _plain(state, set(), "state")
 
@@ -120,7 +126,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, kind: Kind = "check
 
 
 def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu", *, kind: Kind = "checkpoint"
+    path: Path | str, device: torch.device | str = "cpu", *, kind: Kind = "checkpoint"
 ) -> dict[str, Any]:
     """Loads what :func:`save_checkpoint` saved; never executes code from the file.
 
@@ -134,7 +140,7 @@ def load_checkpoint(
         ValueError: if it is damaged, not a checkpoint of this package, of another version or of
             another kind.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, not a file; load_run and evaluate.py take run folders"

@@ -5,23 +5,32 @@ from __future__ import annotations
 import importlib.util
 import math
 import numbers
+import os
+from pathlib import Path
 from typing import Any
+
+import torch
 
 LARGEST_SEED = 2**63 - 1
 
 
-def require_positive(section: str, **fields: float | None) -> None:
+def require_positive(section: str, **fields: Any) -> None:
     """Raises a ValueError unless every field is a finite number above 0; None is not."""
     for name, value in fields.items():
-        if value is None or not (math.isfinite(value) and value > 0):
+        if not (_is_number(value) and value > 0):
             raise ValueError(f"{section}.{name} must be a positive number, got {value}")
 
 
-def require_at_least(section: str, least: float, **fields: float) -> None:
+def require_at_least(section: str, least: float, **fields: Any) -> None:
     """Raises a ValueError unless every field is a finite number of at least `least`."""
     for name, value in fields.items():
-        if not (math.isfinite(value) and value >= least):
+        if not (_is_number(value) and value >= least):
             raise ValueError(f"{section}.{name} must be at least {least:g}, got {value}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; True is not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def whole(name: str, value: Any) -> int:
@@ -60,6 +69,32 @@ def seed_of(value: Any, name: str = "seed") -> int:
     if number > LARGEST_SEED:
         raise ValueError(f"{name} must be below 2**63, got {number}")
     return number
+
+
+def path_of(value: Any, name: str = "path") -> Path:
+    """A path, given as one or as text.
+
+    Raises:
+        ValueError: naming the field, the value and what was expected.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ValueError(f"{name} must be a path, got {value!r}")
+    return Path(value)
+
+
+def generator_of(value: Any, device: torch.device, name: str = "generator") -> torch.Generator:
+    """A generator on a device, given as one or as a seed.
+
+    Raises:
+        ValueError: if it is neither, or lives on another device.
+    """
+    if not isinstance(value, torch.Generator):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a torch.Generator or a seed, got {value!r}")
+        return torch.Generator(device).manual_seed(seed_of(value))
+    if value.device.type != device.type:
+        raise ValueError(f"{name} must be on the device {device}, got {value.device}")
+    return value
 
 
 def require_module(purpose: str, module: str, extra: str) -> None:

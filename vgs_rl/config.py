@@ -57,6 +57,7 @@ class BudgetConfig:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
+        fields.settle(self, "budget")
         limits = {name: value for name, value in vars(self).items() if value is not None}
         if not limits:
             raise ValueError(
@@ -98,6 +99,7 @@ class EvaluationConfig:
     save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        fields.settle(self, "evaluation")
         for name, value in vars(self).items():
             least = 0 if name in ("figures_every", "seed", "best_from", "save_seconds") else 1
             require_at_least("evaluation", least, **{name: value})

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.checks import require_at_least, require_positive, seed_of
+from vgs_rl.fields import settle
 from vgs_rl.learned import LearnedEnergy
 from vgs_rl.restore import (
     check_like,
@@ -69,6 +70,7 @@ class ContrastiveConfig:
     guard_every: int = 10
 
     def __post_init__(self) -> None:
+        settle(self, "learner")
         require_at_least("learner", 2, batch_size=self.batch_size)
         require_at_least("learner", 1, guard_every=self.guard_every)
         for name in ("gamma", "data_noise", "replay_size", "min_spread"):
@@ -145,7 +147,7 @@ class EnergyLearner:
             raise ValueError(f"{type(energy).__name__} has no data to learn from: attach some")
         self.energy, self.config = energy, config or ContrastiveConfig()
         self.data = energy.data
-        self.generator = torch.Generator(self.data.device).manual_seed(seed)
+        self.generator = torch.Generator(self.data.device).manual_seed(seed_of(seed))
         self.lr = self.config.lr
         self.optimizer = torch.optim.Adam(energy.parameters(), lr=self.lr, fused=True)
         self.counters = LearnerCounters()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl import metrics
+from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy, Split
 from vgs_rl.particle_figures import ParticleProtocol, particle_figures
 from vgs_rl.particles import pair_distances, transformed
@@ -127,8 +128,10 @@ def evaluate(
         ValueError: if n is below 2, `resample` is asked of a sampler without log-weights, or a
             log-weight is +inf.
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}")
+    n, seed = count_of("n", n, least=2), seed_of(seed)
+    batches, batch_size = count_of("batches", batches), count_of("batch_size", batch_size)
+    if resample and not sampler.has_weights:
+        raise ValueError(f"resample needs log-weights, and {type(sampler).__name__} has none")
     draw, paths_again, exact, second, backwards, repeats, further = _generators(
         seed, sampler.device
     )

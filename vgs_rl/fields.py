@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import numbers
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from vgs_rl.checks import whole
 from vgs_rl.yaml_text import YamlError, parse_yaml
+
+C = TypeVar("C")
 
 _subclassed: list[type] = []
 
@@ -94,6 +98,31 @@ def checked_mapping(cls: type, content: Any, name: str = "") -> dict[str, Any]:
     if getattr(cls, "replaced_whole", False) and any(v is not None for v in result.values()):
         result = dict.fromkeys(hints) | result
     return result
+
+
+def settle(config: C, name: str = "") -> C:
+    """Checks the fields of a configuration that Python code made, in place; returns it.
+
+    Whole numbers of other libraries, or written as floats, become ints, and texts become paths.
+
+    Raises:
+        ValueError: naming the field, the value and what was expected.
+    """
+    for key, kind in field_types(type(config)).items():
+        value, path = getattr(config, key), _join(name, key)
+        section = section_type(kind)
+        if is_section(section):
+            if isinstance(value, section):
+                settle(value, path)
+            elif not (value is None and None in alternatives(kind)):
+                raise _error(path, f"a {section.__name__}", value)
+            continue
+        new = checked(kind, value, path)
+        if kind is Path and isinstance(value, str):
+            new = Path(value)
+        if new is not value:
+            object.__setattr__(config, key, new)
+    return config
 
 
 def is_section(kind: Any) -> bool:
@@ -216,22 +245,22 @@ def _checked_sequence(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     if not isinstance(value, (list, tuple)):
         raise _error(name, "a list", value)
     if (len(kinds) == 2 and kinds[1] is Ellipsis) or len(kinds) == 1:
-        return [checked(kinds[0], each, f"{name}[{i}]") for i, each in enumerate(value)]
+        kinds = kinds[:1] * len(value)
     if len(value) != len(kinds):
         raise _error(name, f"a list of {len(kinds)}", value)
     pairs = enumerate(zip(kinds, value, strict=True))
-    return [checked(kind, each, f"{name}[{i}]") for i, (kind, each) in pairs]
+    new = [checked(kind, each, f"{name}[{i}]") for i, (kind, each) in pairs]
+    same = all(one is other for one, other in zip(new, value, strict=True))
+    return value if same else type(value)(new)
 
 
 def _checked_simple(kind: Any, value: Any, name: str) -> Any:
     if kind is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _error(name, "a whole number", value)
+        return whole(name, value)
     elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise _error(name, "a number", value)
+        return value if type(value) in (int, float) else float(value)
     elif kind is bool:
         if not isinstance(value, bool):
             raise _error(name, "true or false", value)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.checks import require_at_least, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Euclidean, Sphere
 from vgs_rl.trust import imports, load_class
@@ -122,7 +122,7 @@ class MLPEnergy(LearnedEnergy):
         if prior_std is not None:
             require_positive("MLPEnergy", prior_std=prior_std)
         self.prior_std = prior_std
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(seed))
         self.network = layers((dim, *hidden, 1), nn.SiLU, generator)
 
     def network_energy(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class AutoencoderEnergy(LearnedEnergy):
         require_at_least("AutoencoderEnergy", 1, latent=latent)
         require_positive("AutoencoderEnergy", temperature=temperature)
         self.temperature = temperature
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(seed))
         self.encoder = layers((dim, *hidden, latent), nn.ReLU, generator)
         self.decoder = layers((latent, *reversed(hidden), dim), nn.ReLU, generator)
         self.scale = nn.Parameter(torch.ones(()))
@@ -210,7 +210,7 @@ class PrototypeEnergy(LearnedEnergy):
         super().__init__(dim, on_sphere=on_sphere)
         require_at_least("PrototypeEnergy", 1, prototypes=prototypes)
         require_positive("PrototypeEnergy", width=width)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed_of(seed))
         start = torch.randn(prototypes, dim, generator=self._generator)
         self.prototypes = nn.Parameter(F.normalize(start, dim=-1))
         self.log_weights = nn.Parameter(torch.zeros(prototypes))
@@ -437,7 +437,7 @@ class ModuleEnergyConfig(EnergyConfig):
         )
         # Foreign code draws from the global generator: it gets a seed, the user's goes on as it was
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed_of(seed))
             try:
                 module = make(**self.init_args)
             except TypeError as error:

@@ -37,8 +37,10 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
+from vgs_rl.checks import seed_of
 from vgs_rl.data_start import DataStart, noise_on
 from vgs_rl.energy import Energy, given_gradient
+from vgs_rl.fields import settle
 from vgs_rl.probe import check_declared, probe
 from vgs_rl.start import Start, StartConfig, make_start
 
@@ -87,6 +89,7 @@ class MDPConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        settle(self, "mdp")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -237,7 +240,7 @@ class SamplingMDP(nn.Module):
 
     def generator(self, seed: int) -> torch.Generator:
         """A new generator on this MDP's device."""
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(seed_of(seed))
 
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # samplers draw in several threads

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vgs_rl.checks import require_at_least
 from vgs_rl.energy import Particles
+from vgs_rl.fields import settle
 from vgs_rl.metrics import published_total_variation, wasserstein, wasserstein_1d
 from vgs_rl.particles import (
     ENUMERATED,
@@ -55,6 +56,7 @@ class ParticleProtocol:
     few: int = 20
 
     def __post_init__(self) -> None:
+        settle(self, "protocol")
         sizes = {"n": self.n, "geometric_n": self.geometric_n}
         require_at_least("protocol", 1, **sizes, geometric_starts=self.geometric_starts)
         counts = (self.repeats, self.geometric_repeats, self.published_geometric_repeats)

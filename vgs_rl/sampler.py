@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.checks import count_of, generator_of
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.memory import keep_freed_memory
 from vgs_rl.threads import map_in_threads
@@ -42,12 +43,12 @@ class Samples:
     temperature: float = 1.0
     independent: bool = True
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes them to a file for :meth:`load`."""
         save_checkpoint(path, vars(self), kind="samples")
 
     @classmethod
-    def load(cls, path: Path, device: torch.device | str = "cpu") -> Samples:
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Samples:
         """Samples from a file.
 
         Raises:
@@ -70,6 +71,7 @@ class Sampler(ABC):
         device: where the samples live and the generator must be.
         temperature: tau of the density exp(-E/tau)/Z that is sampled. Exact samples, log Z and mode
             weights of an energy are those at 1.
+        has_weights: whether samples have log-weights.
         has_reverse_weights: whether :meth:`reverse_log_weight` works.
         chunk_size: most samples drawn at once.
         progress_bar: whether to show one over the chunks.
@@ -77,6 +79,7 @@ class Sampler(ABC):
 
     device: torch.device = torch.device("cpu")
     temperature: float = 1.0
+    has_weights: bool = True
     has_reverse_weights: bool = False
     chunk_size: int = 16_384
     progress_bar: bool = False
@@ -118,16 +121,10 @@ class Sampler(ABC):
                 `resample` is asked of a sampler without weights, or of weights of which one is
                 infinite or all are 0.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        if oversample < 1:
-            raise ValueError(f"oversample must be at least 1, got {oversample}")
-        if isinstance(generator, int):
-            generator = torch.Generator(self.device).manual_seed(generator)
-        elif generator.device.type != self.device.type:
-            raise ValueError(
-                f"generator must be on the sampler's device {self.device}, got {generator.device}"
-            )
+        n, oversample = count_of("n", n), count_of("oversample", oversample)
+        generator = generator_of(generator, self.device)
+        if resample and not self.has_weights:
+            raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
         total = n * oversample if resample else n
         sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
         chunks = []
@@ -147,7 +144,7 @@ class Sampler(ABC):
         return self._resampled(samples, n, generator) if resample else samples
 
     def _resampled(self, samples: Samples, n: int, generator: torch.Generator) -> Samples:
-        if samples.log_weight is None:
+        if samples.log_weight is None:  # a sampler that does not say so
             raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
         chosen = systematic_resample(samples.log_weight, n, generator)
         if dead := dead_paths(samples.log_weight):
@@ -174,6 +171,7 @@ class DrawnSampler(Sampler):
     def __init__(self, samples: Samples) -> None:
         self.samples, self.device = samples, samples.x.device
         self.temperature = samples.temperature
+        self.has_weights = samples.log_weight is not None
         self.given = 0
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vgs_rl.fields import settle
 from vgs_rl.geometry import Geometry, Sphere
 
 
@@ -39,6 +40,7 @@ class StartConfig:
     components: int = 10
 
     def __post_init__(self) -> None:
+        settle(self, "start")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"start.scale must be a positive number, got {self.scale}")
         if self.components < 1:

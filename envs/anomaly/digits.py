@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import seed_of
 from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.data import AnomalyData, unit
 
@@ -44,7 +45,7 @@ def load_digits(held_out: int, *, centred: bool = True, seed: int = 0) -> Anomal
     content = datasets.load_digits()
     pixels = torch.from_numpy(content.data).float() / 16  # (1797, 64)
     target = torch.from_numpy(content.target)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     normal = (target != held_out).nonzero()[:, 0]
     normal = normal[torch.randperm(len(normal), generator=generator)]
     first = int(TRAIN_SHARE * len(normal))

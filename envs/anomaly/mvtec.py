@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vgs_rl.checks import require_module
+from vgs_rl.checks import require_module, seed_of
 from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.b4 import b4_grids
 from vgs_rl.envs.anomaly.data import AnomalyData, unit
@@ -65,7 +65,7 @@ def load_mvtec_features(
         )
     names = _chosen(train.classes, classes, "train_mvtec.pth")
     train, test = _only(train, names), _only(test, names)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     kept, held_out = _hold_out(train.classes, generator)
     return AnomalyData(
         name="mvtec",
@@ -112,7 +112,7 @@ def load_mvtec(
             f"MVTec-AD is not at {what}: download it from {WHERE_PICTURES} and unpack it so that "
             f"{folder / 'CLASS' / 'train' / 'good' / '000.png'} exists for every CLASS"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     parts = [_pictures(folder / name, name) for name in names]
     normal = torch.cat([train for train, _ in parts])
     train_classes = tuple(

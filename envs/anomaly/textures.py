@@ -17,11 +17,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vgs_rl.checks import require_at_least, require_module
+from vgs_rl.checks import require_at_least, require_module, seed_of
 from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.data import AnomalyData, join, unit
 from vgs_rl.envs.anomaly.defects import DEFECTS, PSEUDO_DEFECTS, add_defect
 from vgs_rl.envs.anomaly.features import FeatureGrids, lite0_grids
+from vgs_rl.fields import settle
 
 Texture = Literal["brick", "grass", "gravel"]
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
@@ -47,6 +48,7 @@ class TextureConfig:
     defective: int = 80
 
     def __post_init__(self) -> None:
+        settle(self, "textures")
         for name, value in vars(self).items():
             require_at_least("textures", 1, **{name: value})
 
@@ -95,7 +97,7 @@ def texture_images(
     }
     splits = {}
     for index, (name, (good, bad, kinds)) in enumerate(counts.items()):
-        stream = (seed * len(TEXTURES) + TEXTURES.index(texture)) * len(counts) + index
+        stream = (seed_of(seed) * len(TEXTURES) + TEXTURES.index(texture)) * len(counts) + index
         generator = torch.Generator().manual_seed(stream)
         splits[name] = _split(photograph, BANDS[name], good, bad, kinds, generator)
     return splits
