@@ -182,7 +182,10 @@ def test_convergence_figures_of_known_series() -> None:
         (lambda: ParallelTempering(Gaussian(), 10), r"leapfrog_steps\) = 8800, got 10"),
         (lambda: ParallelTempering(Gaussian(), 10, chains=0), "chains must be at least 1, got 0"),
         (lambda: ParallelTempering(Gaussian(), 10, hottest=0.5), "hottest must be at least 1"),
-        (lambda: ParallelTempering(Gaussian(), 10, replicas=0), "replicas must be at least 1, got 0"),
+        (
+            lambda: ParallelTempering(Gaussian(), 10, replicas=0),
+            "replicas must be at least 1, got 0",
+        ),
         (
             lambda: TemperingKernel(Gaussian(), torch.zeros(4, 2), torch.ones(4)),
             r"x must have shape \(4, C, 2\), got \(4, 2\)",
