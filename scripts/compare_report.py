@@ -19,17 +19,19 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vgs_rl import panels as draw
 from vgs_rl.evaluation import Report
+from vgs_rl.report import OWN_FLOORS, format_value, own_floor
 
 # The figures shown, and whether more is better.
 FIGURES = {
     "elbo": True,
+    "gap": False,
     "tvd_energy": False,
     "tvd_distance": False,
     "w2_energy": False,
     "mode_weight_error": False,
     "std_error": False,
     "log_z_error": False,
-    "path_ess": True,
+    "ess": True,
 }
 JUDGED = ("elbo", "tvd_energy")  # what agents are ranked by, in words
 COUNTERS = ("energy_evaluations", "seconds", "env_steps")
@@ -60,8 +62,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
-    mean, error = mean_and_error(values)
-    return format_cell(mean) + ("" if math.isnan(error) else f" ± {format_cell(error)}")
+    return format_value(*mean_and_error(values))
 
 
 def values_of(reports: Sequence[Report], name: str) -> list[float]:
@@ -70,22 +71,19 @@ def values_of(reports: Sequence[Report], name: str) -> list[float]:
 
 
 def table(results: Mapping[str, Sequence[Report]]) -> Table:
-    """One row an agent, the floor first; costs behind the figures."""
+    """One row an agent, the floor first, with an agent's own behind it; then costs."""
     everything = [report for reports in results.values() for report in reports]
     names = [name for name in FIGURES if any(name in report.figures for report in everything)]
+    found = {name: [r.figures[name] for r in everything if name in r.figures] for name in names}
     floors = {
-        name: [
-            report.figures[name].floor
-            for report in everything
-            if name in report.figures and report.figures[name].floor is not None
-        ]
-        for name in names
+        name: next((figure for figure in figures if figure.floor is not None), None)
+        for name, figures in found.items()
     }
     costs = ("seeds", "seconds", "env steps", "energies", "energies per sample")
     rows: Table = [
         {
             "agent": "*floor*",
-            **{name: _cell([floors[name][0]]) if floors[name] else "" for name in names},
+            **{name: f.floor_text() if f is not None else "" for name, f in floors.items()},
             **dict.fromkeys(costs, ""),
         }
     ]
@@ -101,7 +99,11 @@ def table(results: Mapping[str, Sequence[Report]]) -> Table:
             format_cell(float(np.mean([r.energy_evaluations for r in reports]))),
             format_cell(float(np.mean(per_sample))),
         )
-        figures = {name: _cell(values_of(reports, name)) for name in names}
+        figures = {
+            name: _cell(values_of(reports, name))
+            + own_floor(reports[0].figures.get(name), floors[name])
+            for name in names
+        }
         rows.append({"agent": agent, **figures, **dict(zip(costs, cost, strict=True))})
     return rows
 
@@ -126,8 +128,8 @@ def findings(results: Mapping[str, Sequence[Report]]) -> list[str]:
         finite = {a: m[name] for a, m in means.items() if math.isfinite(m.get(name, math.nan))}
         others = {a: value for a, value in finite.items() if a not in ours}
         ahead = {a: value for a, value in others.items() if not sign * own > sign * value}
-        listed = ", ".join(f"{other} ({format_cell(value)})" for other, value in ahead.items())
-        what = f"{name} {format_cell(own)}"
+        listed = ", ".join(f"{other} ({format_value(value)})" for other, value in ahead.items())
+        what = f"{name} {format_value(own)}"
         if ahead:
             sentences.append(f"{agent} ({what}) does **not** beat {listed}")
         elif others:
@@ -154,7 +156,10 @@ def as_markdown(results: Results, title: str, failed: Mapping[str, str]) -> str:
     for env, agents in results.items():
         first = next(iter(agents.values()))[0]
         parts.append(f"**{env}, {title}, {first.n_samples:,} samples**")
-        parts.append(markdown_table(table(agents)))
+        rows = table(agents)
+        parts.append(markdown_table(rows))
+        if any(str(row[name]).endswith(")") for row in rows[1:] for name in FIGURES if name in row):
+            parts.append(f"{OWN_FLOORS[0].upper()}{OWN_FLOORS[1:]}.")
         parts.append("\n".join(f"- {sentence}" for sentence in findings(agents)))
     if failed:
         parts.append("Failed:")

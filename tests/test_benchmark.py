@@ -60,7 +60,7 @@ def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
     assert "training" not in first.replace("train_seconds", "")
     text = (folder / "page.md").read_text()
     assert (
-        "**dw4, 40 samples, seed 0; in brackets: the column's own floor, where it differs**" in text
+        "**dw4, 40 samples, seed 0; in brackets: a sampler's own floor, where it differs**" in text
     )
     assert "median of" not in text.split("| tvd_energy |")[0] and "range" not in text
     (tvd,) = (line for line in text.splitlines() if line.startswith("| tvd_energy |"))

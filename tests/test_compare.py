@@ -280,11 +280,22 @@ def report(agent: str, elbo: float, tvd: float | None, seed: int = 0) -> Report:
 def test_tables_have_means_with_standard_errors_beside_floors() -> None:
     results = {"vgs": [report("vgs", -0.1, 0.04), report("vgs", -0.3, 0.06, seed=1)]}
     floor, row = compare_report.table(results)
-    assert floor["tvd_energy"] == "0.03" and floor["elbo"] == "0"
-    assert row["elbo"] == "-0.2 ± 0.1" and row["tvd_energy"] == "0.05 ± 0.01"
+    assert floor["tvd_energy"] == "0.0300" and floor["elbo"] == "0.0000"
+    assert row["elbo"] == "-0.2000 ± 0.1000" and row["tvd_energy"] == "0.0500 ± 0.0100"
     assert row["seeds"] == 2 and row["energies per sample"] == "3"
     mean, error = compare_report.mean_and_error([2.0])
     assert mean == 2.0 and math.isnan(error)
+
+
+def test_a_row_judged_on_other_samples_shows_its_own_floor() -> None:
+    few = report("pis", 163.1543, 0.15)
+    few.figures["tvd_energy"].floor = 0.143
+    results = {"vgs": [report("vgs", 163.1621, 0.04)], "pis": [few]}
+    _, vgs, pis = compare_report.table(results)
+    assert vgs["tvd_energy"] == "0.0400" and pis["tvd_energy"] == "0.1500 (0.1430)"
+    assert vgs["elbo"] == "163.1621" and pis["elbo"] == "163.1543"  # the gap is seen
+    text = compare_report.as_markdown({"GMM9": results}, "one seed", {})
+    assert "In brackets: a sampler's own floor" in text
 
 
 def test_where_the_value_gradient_is_beaten_the_findings_say_so() -> None:
@@ -297,9 +308,9 @@ def test_where_the_value_gradient_is_beaten_the_findings_say_so() -> None:
         "mala": [report("mala", float("nan"), 0.03)],
     }
     sentences = compare_report.findings(results)
-    assert any("does **not** beat mala (0.03)" in sentence for sentence in sentences)
-    assert "vgs (elbo -0.2) beats every other row" in sentences  # its own variant apart
-    assert "vgs-frugal (tvd_energy 0.02) beats every other row" in sentences
+    assert any("does **not** beat mala (0.0300)" in sentence for sentence in sentences)
+    assert "vgs (elbo -0.2000) beats every other row" in sentences  # its own variant apart
+    assert "vgs-frugal (tvd_energy 0.0200) beats every other row" in sentences
     assert "no better than the uncontrolled chain's ELBO: tb" in sentences
     text = compare_report.as_markdown({"GMM9": results}, "steps=2e6", {"GMM9/a/0": "no"})
     assert "| mala |" in text and "- GMM9/a/0: no" in text

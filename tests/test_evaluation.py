@@ -510,7 +510,7 @@ class TestTables:
         assert header.split() == ["figure", "this", "run", "floor", "oracle", "bellman", "other"]
         assert elbo.split() == ["elbo", "1.0000", "0.2500", "3.0000", "(0.7500)"]
         assert eubo.split() == ["eubo", "7.0000"]
-        assert "in brackets: the column's own floor" in format_comparison(reports)
+        assert "in brackets: a sampler's own floor" in format_comparison(reports)
         assert "| this run |" in format_comparison(reports, markdown=True)
 
     def test_equal_floors_are_shown_once(self) -> None:

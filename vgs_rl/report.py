@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from vgs_rl.checkpoint import write_text
 
-OWN_FLOORS = "in brackets: the column's own floor, where it differs"
+OWN_FLOORS = "in brackets: a sampler's own floor, where it differs"
 
 
 class ScalarWriter(Protocol):
