@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from vgs_rl.agents.vector_adapter import EpisodeStatistics, VectorAdapter, terminal_figures
+from vgs_rl.envs.gym import SamplingVectorEnv
 
 Array = NDArray[Any]
 
@@ -42,6 +43,7 @@ class SB3VecEnv(VecEnv):
         self.adapter = VectorAdapter(env, AutoresetMode.SAME_STEP, reward_scale, statistics)
         self.env = env  # before VecEnv's constructor, which asks for an attribute
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = env.metadata
         self._no_infos: list[dict[str, Any]] = [{}] * env.num_envs
 
     def reset(self) -> Array:
@@ -70,6 +72,15 @@ class SB3VecEnv(VecEnv):
         kept = np.array(self._no_infos, dtype=object)
         kept[dones] = np.array(list(rows), dtype=object)[dones]
         return observations, rewards, dones, kept.tolist()
+
+    def get_images(self) -> tuple[Array, ...]:
+        """One frame of all rows, or what another environment renders."""
+        inner: Any = self.env.unwrapped
+        if isinstance(inner, SamplingVectorEnv):
+            frame = inner.picture()
+            return () if frame is None else (frame,)
+        frames: Any = self.env.render()
+        return tuple(frames or ())
 
     def close(self) -> None:
         """Closes the environment."""

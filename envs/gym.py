@@ -26,7 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -45,7 +45,12 @@ from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
 
+if TYPE_CHECKING:
+    from vgs_rl.envs.render import Renderer, Value
+
 Array = NDArray[Any]
+
+RENDER: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
 
 def _make_mdp(
@@ -118,12 +123,48 @@ def _make_action_space(mdp: SamplingMDP, action_bound: float | None) -> spaces.B
     return spaces.Box(-bound, bound, (mdp.dim,), np.float32)
 
 
-def _require_no_render(render_mode: str | None) -> None:
-    if render_mode is not None:
-        raise ValueError(f"render_mode must be None, got {render_mode!r}; see vgs_rl's plots")
+def _parse_render_mode(render_mode: str | None) -> str | None:
+    if render_mode not in (None, *RENDER["render_modes"]):
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+    return render_mode
 
 
-class SamplingEnv(gymnasium.Env[Array, Array]):
+class _Rendered:
+    """How both environments draw their states.
+
+    Attributes:
+        value: V(x, t) for states (B, D), shape (B,), whose contours are drawn; by default the
+            exact values, where they are known.
+    """
+
+    mdp: SamplingMDP
+    render_mode: str | None
+    value: Value | None = None
+    _episodes: Episodes
+    _renderer: Renderer | None = None
+
+    @property
+    def _now(self) -> tuple[Tensor, int | Array]:
+        return self._episodes.x, self._episodes.t
+
+    def _drawn_by(self) -> Renderer | None:
+        """The renderer, or None with Gymnasium's warning where no render_mode was chosen."""
+        if self.render_mode is None:
+            gymnasium.logger.warn(
+                "render does nothing: make the environment with render_mode='rgb_array'"
+            )
+            return None
+        if self._episodes.any_at(-1):
+            raise NoEpisode("render needs a reset first: no episode has begun")
+        if self._renderer is None:
+            from vgs_rl.envs.render import Renderer  # matplotlib, which steps do without
+
+            self._renderer = Renderer(self.mdp)
+        self._renderer.value = self.value
+        return self._renderer
+
+
+class SamplingEnv(_Rendered, gymnasium.Env[Array, Array]):
     """One sample on its way from pi_0 to the target.
 
     Observation, action, reward and info are described at the head of this module. For training
@@ -147,7 +188,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         config: a shipped configuration (`gmm9`) or the path of a YAML file, whose `mdp` and
             `env_args` replace those registered for the name.
         device: where the MDP's tensors live.
-        render_mode: None.
+        render_mode: None, or `rgb_array` for :meth:`render`.
 
     Raises:
         ValueError: on impossible values, naming the argument.
@@ -161,7 +202,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         ((3,), (2,))
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
+    metadata: dict[str, Any] = RENDER
 
     def __init__(
         self,
@@ -178,8 +219,7 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
-        _require_no_render(render_mode)
-        self.render_mode = None
+        self.render_mode = _parse_render_mode(render_mode)
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, config, device)
         observed = Observation(self.mdp, features)
         self.observation_space = observed.space
@@ -246,11 +286,16 @@ class SamplingEnv(gymnasium.Env[Array, Array]):
         """Whether the MDP adds its own noise."""
         return self._episodes.noise
 
+    def render(self) -> Array | None:
+        """The state over the target's density, uint8, shape (480, 480, 3); see `envs/render.py`."""
+        renderer = self._drawn_by()
+        return None if renderer is None else renderer.picture(*self._now)
+
     def _finished(self, x: Tensor, ended: Array) -> None:
         """Called with the state (1, D) at an episode's end, for subclasses."""
 
 
-class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
+class SamplingVectorEnv(_Rendered, VectorEnv[Array, Array, Array]):
     """A batch of samples on their way from pi_0 to the target: one batched step, never a loop.
 
     All noise comes from one generator, so rows are independent, but the numbers of a row depend
@@ -285,7 +330,7 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
         config: a shipped configuration (`gmm9`) or the path of a YAML file, whose `mdp` and
             `env_args` replace those registered for the name.
         device: where the MDP's tensors live.
-        render_mode: None.
+        render_mode: None, or `rgb_array` for :meth:`render`.
 
     Raises:
         ValueError: on impossible values, naming the argument.
@@ -318,10 +363,9 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        _require_no_render(render_mode)
-        self.render_mode = None
+        self.render_mode = _parse_render_mode(render_mode)
         self.num_envs = num_envs
-        self.metadata = {"render_modes": []}
+        self.metadata = RENDER
         self.set_autoreset_mode(autoreset_mode)
         self.mdp = _make_mdp(target, energy_args, mdp, num_steps, max_episode_steps, config, device)
         observed = Observation(self.mdp, features)
@@ -404,6 +448,16 @@ class SamplingVectorEnv(VectorEnv[Array, Array, Array]):
             observation = episodes.observation()
         truncated = np.zeros(self.num_envs, np.bool_)
         return observation, outcome.reward, outcome.ended, truncated, infos
+
+    def render(self) -> tuple[Array, ...] | None:
+        """A frame for each row, uint8, (480, 480, 3) or smaller: the row before all others."""
+        renderer = self._drawn_by()
+        return None if renderer is None else renderer.pictures(*self._now)
+
+    def picture(self) -> Array | None:
+        """All rows in one frame, uint8, shape (480, 480, 3); see `envs/render.py`."""
+        renderer = self._drawn_by()
+        return None if renderer is None else renderer.picture(*self._now)
 
     def _finished(self, x: Tensor, ended: Array) -> None:
         """Called with all states (n, D) where some episodes ended, for subclasses."""

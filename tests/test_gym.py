@@ -78,7 +78,7 @@ def test_arguments_reach_energy_and_mdp():
         ({"max_episode_steps": 5}, "max_episode_steps must be None or num_steps = 4, got 5"),
         ({"action_bound": math.inf}, "action_bound must be a positive, finite number, got inf"),
         ({"action_bound": 0.0}, "action_bound must be a positive, finite number, got 0.0"),
-        ({"render_mode": "human"}, "render_mode must be None, got 'human'"),
+        ({"render_mode": "human"}, "render_mode must be None or 'rgb_array', got 'human'"),
         ({"autoreset_mode": "never"}, "must be one of NEXT_STEP, SAME_STEP, DISABLED, got 'never'"),
         ({"energy_args": {"dim": 2}}, "energy_args need a target's name"),
     ],

@@ -256,7 +256,7 @@ def _draw_chain(
     states = mdp.rollout(policy, n, generator, keep_states=True).states
     assert states is not None
     shown = draw.array(positions(torch.stack([states[t][0] for t in times]), symmetry))
-    radius = _radius(reference if reference is not None else states[-1], symmetry)
+    radius = particle_radius(reference if reference is not None else states[-1], symmetry)
     across = shown[..., :2]
     finite = across[np.isfinite(across)]
     limit = 1.08 * (float(np.abs(finite).max(initial=0.0)) + radius) or 1.0
@@ -294,7 +294,7 @@ def _distances(x: Tensor, symmetry: Particles) -> Tensor:
     return pair_distances(x, symmetry).flatten()
 
 
-def _radius(x: Tensor, symmetry: Particles) -> float:
+def particle_radius(x: Tensor, symmetry: Particles) -> float:
     """Of drawn particles: just below half of the median distance of nearest neighbours."""
     particles = positions(x[:200], symmetry)
     distances = torch.cdist(particles, particles)
