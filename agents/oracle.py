@@ -8,7 +8,7 @@ from vgs_rl.agents.policy import Drift, ValueGradientPolicy
 from vgs_rl.energy import Energy
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks import ExactValue
-from vgs_rl.sampler import ChainSampler, Sampler, Samples
+from vgs_rl.sampler import ChainSampler, Sampler, Samples, pilot_generator
 
 
 class ExactSampler(Sampler):
@@ -46,7 +46,7 @@ def oracle_sampler(
             published form has rho_t = 1.
         fit_start: whether pi_0 is fitted to exactly noised states, if it may be learned.
         n_fit: exact samples used for the fits.
-        seed: seed of the fits.
+        seed: seed of the fits, whose samples no draw shares.
 
     Raises:
         ValueError: if the target has no exact values or samples, or tau is not 1.
@@ -56,7 +56,7 @@ def oracle_sampler(
     if not mdp.energy.can_sample:
         raise ValueError(f"{type(mdp.energy).__name__} has no exact sampler")
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), drift)
-    generator = mdp.generator(seed)
+    generator = pilot_generator(mdp.device, seed)
     x = mdp.energy.sample(n_fit, generator).to(mdp.dtype)
     if fit_start and mdp.config.start.learned:
         mdp.start.fit(mdp.noised(x, 0, generator), generator)

@@ -23,6 +23,7 @@ from vgs_rl.agents.control import ControlPolicy
 from vgs_rl.agents.path_gradient import PathAgent, PathConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.weights import live_elbo
 
 
 @dataclass(kw_only=True)
@@ -121,7 +122,7 @@ class TrajectoryBalanceAgent(OffPolicyPathAgent):
 
     def _loss_of(self, log_w: Tensor) -> Tensor:
         if self.counters.updates == 0:
-            self.normaliser.start_at(log_w.detach().nan_to_num().mean())
+            self.normaliser.start_at(live_elbo(log_w.detach()))
         return (log_w - self.normaliser.log_z).square().mean()
 
 
@@ -134,8 +135,8 @@ class LogNormaliser(nn.Module):
 
     @torch.no_grad()
     def start_at(self, log_z: Tensor) -> None:
-        """Sets log Ẑ."""
-        self.log_z.copy_(log_z)
+        """Sets log Ẑ to a number that is finite; any other leaves it."""
+        self.log_z.copy_(torch.where(torch.isfinite(log_z), log_z, self.log_z))
 
 
 class LogVarianceAgent(OffPolicyPathAgent):

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,17 @@ def test_trajectory_balance_at_the_batch_mean_has_the_log_variances_gradient() -
         path_gradient(tb, balance), path_gradient(lv, log_variance) * (n - 1) / n,  # type: ignore[operator]
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [float("nan"), -float("inf"), float("inf")])
+def test_one_path_without_a_weight_does_not_ruin_the_first_normaliser(nothing: float) -> None:
+    mdp = SamplingMDP(FourGauss(), MDPConfig(num_steps=3))
+    agent = agent_of(TrajectoryBalanceConfig, mdp)
+    assert isinstance(agent, TrajectoryBalanceAgent)
+    log_w = torch.tensor([-1.0, -3.0, nothing])
+    agent._loss_of(log_w)
+    expected = 0.0 if nothing > 0 else -2.0 + math.log(2 / 3)
+    assert float(agent.normaliser.log_z.detach()) == pytest.approx(expected)
 
 
 def test_on_policy_all_losses_have_the_path_kls_gradient_in_expectation() -> None:
