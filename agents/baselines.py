@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -52,6 +52,23 @@ class Baseline:
     def __post_init__(self) -> None:
         if self.name not in BASELINES:
             raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {self.name!r}")
+
+    def check(self, budget: BudgetConfig) -> None:
+        """Refuses a budget that nothing can be drawn with.
+
+        Raises:
+            ValueError: if it names no count and no seconds, or is too small.
+        """
+        if self.name == UNCONTROLLED:
+            return
+        limits = _limits(budget)
+        if not limits and budget.seconds is None:
+            raise ValueError(
+                f"{self.name} needs a budget of env_steps, energy_evaluations or seconds, "
+                f"got {budget}"
+            )
+        if limits:
+            self.sampler(min(limits))
 
     def sampler(self, budget: int) -> Sampler:
         """The sampler that uses `budget` energy evaluations for n samples, as far as it can.
@@ -132,6 +149,7 @@ def run_baseline(
     folder: RunFolder,
     *,
     target_name: str,
+    details: Mapping[str, Any] | None = None,
 ) -> tuple[Report, Samples]:
     """Draws with the budget, and with a few smaller ones for the curve; writes the run folder.
 
@@ -143,9 +161,10 @@ def run_baseline(
         evaluation: how the run is judged; curves use `validation_samples` of the n.
         folder: where records and report go.
         target_name: for the report.
+        details: further details of the report.
 
     Returns:
-        The report, also in report.json, and the samples that it judges.
+        The report, also in report.json, and the samples that it judges, also in samples.pt.
 
     Raises:
         ValueError: if the budget names none of these, or is too small for the baseline.
@@ -179,24 +198,23 @@ def run_baseline(
         env_steps=counters["env_steps"] if trained else 0,
         energy_evaluations=counters["energy_evaluations"] if trained else 0,
     )
+    report.details |= details or {}
     report.to_tensorboard(folder.writer, counters["env_steps"])
     limits = {f"budget.{name}": limit for name, limit in asdict(budget).items()}
     settings = {"env": target_name, "agent": run.name, "seed": run.seed, **limits}
     folder.hyper_parameters(settings, finished=True)
-    report.save(folder.path / "report.json")
+    drawn.save(folder.path / "samples.pt")
+    report.save(folder.path / "report.json")  # the last file: with it, the run is finished
     return report, drawn
 
 
 def _draws(run: Baseline, budget: BudgetConfig) -> Iterator[tuple[Samples, float]]:
     """Draws of rising budgets, the last one the whole; each with the seconds it took."""
-    limits = [limit for limit in (budget.env_steps, budget.energy_evaluations) if limit]
+    run.check(budget)
+    limits = _limits(budget)
     if run.name == UNCONTROLLED:
         yield _timed(run, 0)
         return
-    if not limits and budget.seconds is None:
-        raise ValueError(
-            f"{run.name} needs a budget of env_steps, energy_evaluations or seconds, got {budget}"
-        )
     most = min(limits) if limits else None
     if most is not None and budget.seconds is None:
         for k in reversed(range(CURVE_POINTS)):
@@ -204,6 +222,10 @@ def _draws(run: Baseline, budget: BudgetConfig) -> Iterator[tuple[Samples, float
         return
     assert budget.seconds is not None
     yield from _within_seconds(run, budget.seconds, most)
+
+
+def _limits(budget: BudgetConfig) -> list[int]:
+    return [limit for limit in (budget.env_steps, budget.energy_evaluations) if limit]
 
 
 def _within_seconds(

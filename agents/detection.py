@@ -5,7 +5,6 @@ Validation alone chooses the checkpoint; the test split is scored once, at the e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -132,7 +131,6 @@ class DetectorTraining:
         target: str,
         seed: int,
         progress_bar: bool = True,
-        stop: Callable[[], bool] = lambda: False,
     ) -> Report | None:
         """Trains, takes the best checkpoint, judges it on the test split, writes report.json.
 
@@ -141,16 +139,14 @@ class DetectorTraining:
             target: the data's name in the report.
             seed: training seed, for the report.
             progress_bar: whether to show one.
-            stop: asked after every update.
 
         Returns:
-            The report, or None after Ctrl-C or `stop`.
+            The report, or None after Ctrl-C.
         """
 
-        def look(trainer: EBMTrainer) -> bool:
+        def look(trainer: EBMTrainer) -> None:
             if trainer.counters.updates % self.watch.validate_every == 0:
                 self.validate()
-            return not stop()
 
         try:
             finished = self.trainer.learn(
@@ -232,11 +228,11 @@ class DetectorTraining:
             trainer, self.data.test, target=target, seed=seed, validation=self.best
         )
         step = counters.env_steps
-        report.save(folder.path / "report.json")
         report.to_tensorboard(folder.writer, step)
         folder.draw(lambda: self.pictures(self.data.test), step, keep=True)
         curves: Drawing = lambda: plot_detector_curves(folder.records)  # noqa: E731
         folder.draw(lambda: {"learning_curves": curves}, step, keep=True)
+        report.save(folder.path / "report.json")  # the last file: with it, the run is finished
         return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ from vgs_rl.config import (
     make_parser,
     parse,
     parse_content,
+    parse_settings,
     read_yaml,
     resolve_device,
 )
@@ -182,6 +183,20 @@ def config_of(options: Namespace) -> RunConfig:
         return RunConfig(**{each.name: options[each.name] for each in fields(RunConfig)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def run_of(settings: Mapping[str, Any]) -> tuple[RunConfig, str]:
+    """The run configuration of a mapping, and the same as YAML with every default.
+
+    Args:
+        settings: what a file would hold. Its names are the caller's word, see
+            :mod:`vgs_rl.trust`; a target's own MDP does not fill in.
+
+    Raises:
+        ConfigError: naming the field, the value and what was expected.
+    """
+    options, text = parse_settings(run_parser(), settings)
+    return config_of(options), text
 
 
 def build(config: RunConfig) -> tuple[Target, Agent]:

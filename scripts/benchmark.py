@@ -40,7 +40,8 @@ from benchmark_table import (
     write_json,
     write_section,
 )
-from compare_jobs import make_jobs, run_job
+from compare_jobs import check_jobs, make_jobs
+from compare_worker import run_job
 from jsonargparse import auto_cli
 
 from vgs_rl import find
@@ -65,7 +66,7 @@ from vgs_rl.agents.run import (
 )
 from vgs_rl.evaluation import Report, format_comparison
 from vgs_rl.particle_figures import ParticleProtocol
-from vgs_rl.plots import plot_steps, save_figure
+from vgs_rl.plots import plot_steps, save_figure, try_picture
 from vgs_rl.report import OWN_FLOORS, format_value, own_floor
 from vgs_rl.sampler import DrawnSampler, Sampler, Samples
 
@@ -247,16 +248,14 @@ def _reports(
     if agents:
         place = output / "agents"
         jobs = make_jobs([config_file], agents, [seed], budget, place, trust=trust)
+    jobs = [job for job in jobs if job.agent in agents]  # `uncontrolled` is in every comparison
+    check_jobs(jobs)
     for job in jobs:
-        if job.agent not in agents:  # `uncontrolled`, which a comparison always has
-            continue
         if not job.finished:
             print(f"training {job.name} into {job.folder}")
-            job.file.parent.mkdir(parents=True, exist_ok=True)
-            job.file.write_text(job.text)
             if not run_job(job):
                 raise SystemExit(130)
-        reports[job.agent] = Report.from_json((job.folder / "report.json").read_text())
+        reports[job.agent] = Report.load(job.folder / "report.json")
     return reports
 
 
@@ -546,9 +545,10 @@ def steps(
         title: {key: [(t, report.figures[key].value) for t, report in points] for key in figures}
         for title, points in curves.items()
     }
-    save_figure(plot_steps(values), figure)
-    print(f"\n  picture {figure}")
     write_json({"rows": rows}, json)
+    try_picture(str(figure), lambda: save_figure(plot_steps(values), figure))
+    if figure.is_file():
+        print(f"\n  picture {figure}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 # As in vgs_rl itself, but here torch may be imported before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,22 +26,42 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from benchmark_table import machine, print_machine, write_json, write_section
-from compare_jobs import CompareError, Job, budget_name, make_jobs, parse_budget, run_all
+from compare_jobs import CompareError, Job, budget_name, check_jobs, make_jobs, parse_budget
 from compare_report import as_json, as_markdown, collect, plot_learning, plot_samples
+from compare_worker import run_job
+from matplotlib.figure import Figure
+from side_by_side import run_all
+from torch import Tensor
 
-import vgs_rl.envs  # noqa: F401  registers the targets
+from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.checkpoint import write_text
 from vgs_rl.config import TRUST_HELP, EvaluationConfig
-from vgs_rl.plots import save_figure
+from vgs_rl.energy import Energy
+from vgs_rl.metrics import spread_rows
+from vgs_rl.plots import save_figure, try_picture
 from vgs_rl.registry import find
+from vgs_rl.sampler import Samples
 
 EXACT = "exact"
+SHOWN = 2_000  # samples in the pictures
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
+    try:
+        with handling(interrupt):
+            return _compare(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _compare(options: argparse.Namespace) -> int:
     try:
         budget = parse_budget(options.budget)
         root = options.output / budget_name(budget)
@@ -56,7 +75,11 @@ def main(arguments: list[str]) -> int:
             threads=options.threads,
             trust=options.trust,
         )
-    except (CompareError, ValueError, ModuleNotFoundError) as error:
+        if options.figures and not options.markdown:
+            raise CompareError("--figures needs --markdown, which shows them")
+        root.mkdir(parents=True, exist_ok=True)
+        check_jobs(jobs)
+    except (OSError, CompareError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
@@ -64,11 +87,7 @@ def main(arguments: list[str]) -> int:
     print_machine(size)
     ready = sum(job.finished for job in jobs)
     print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
-    try:
-        failed = run_all(jobs, processes)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    failed = run_all(jobs, run_job, processes=processes, threads=options.threads)
     results = collect(jobs)
     if not results:
         print("error: no run finished", file=sys.stderr)
@@ -76,11 +95,11 @@ def main(arguments: list[str]) -> int:
     title = f"{budget_name(budget)}, seeds 0 to {options.seeds - 1}"
     text = as_markdown(results, title, failed)
     print(f"\n{text}\n")
-    pictures = {env: _pictures(env, jobs, root) for env in results}
     write_text(root / "table.md", text + "\n")
     contents = {"machine": size, "budget": budget, **as_json(results, failed)}
     for file in (root / "table.json", options.json):
         write_json(contents, file)
+    pictures = {env: _pictures(env, jobs, root) for env in results}
     if options.markdown is not None:
         page = options.markdown
         shown = _published(pictures, options.figures, page.parent) if options.figures else ""
@@ -127,31 +146,47 @@ def _count(text: str) -> int:
 
 
 def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
-    """Learning curves and final samples of one target."""
+    """Learning curves and final samples of one target, as far as they can be drawn."""
     mine = [job for job in jobs if job.env == env and job.finished]
-    settings: dict[str, Any] = mine[0].settings
-    energy = find(settings["env"]).make_energy(**settings.get("env_args", {}))
-    evaluation = EvaluationConfig(**settings["evaluation"])
-    curves = plot_learning(mine, energy.log_z, _curve_floor(energy, evaluation))
-    samples = {}
-    for job in mine:
-        file = job.folder / "samples.npy"
-        if job.agent not in samples and file.is_file():
-            samples[job.agent] = np.load(file)
-    exact = _exact(energy)
-    if exact is not None:
-        samples = {EXACT: exact, **samples}
-    paths = [root / f"{env}-learning.png", root / f"{env}-samples.png"]
-    save_figure(curves, paths[0])
-    if samples:
-        energies = {
-            name: energy(torch.as_tensor(x).float()).detach().numpy() for name, x in samples.items()
-        }
-        save_figure(plot_samples(samples, energies, energy.symmetry, EXACT), paths[1])
+    config = mine[0].config
+    draw = {"learning": _draw_learning, "samples": _draw_samples}
+    paths = []
+    for what, make in draw.items():
+        path = root / f"{env}-{what}.png"
+        path.unlink(missing_ok=True)  # an earlier comparison's
+
+        def write(make: Callable[..., Figure] = make, path: Path = path) -> None:
+            energy = find(config.env).make_energy(**config.env_args)
+            save_figure(make(energy, mine), path)
+
+        try_picture(str(path), write)
+        paths.append(path)
     return [path for path in paths if path.is_file()]
 
 
-def _curve_floor(energy: Any, evaluation: EvaluationConfig) -> float | None:
+def _draw_learning(energy: Energy, jobs: Sequence[Job]) -> Figure:
+    config = jobs[0].config
+    if config.mdp.temperature != 1.0:  # what is known is known at 1
+        return plot_learning(jobs, None, None)
+    return plot_learning(jobs, energy.log_z, _curve_floor(energy, config.evaluation))
+
+
+@torch.no_grad()
+def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
+    """The samples of each agent's first seed; a file that cannot be read is left out, by name."""
+    exact = _exact(energy) if jobs[0].config.mdp.temperature == 1.0 else None
+    samples = {} if exact is None else {EXACT: exact}
+    for job in jobs:
+        if job.agent not in samples:
+            file = job.folder / "samples.pt"
+            found = try_picture(f"of {file}", lambda file=file: Samples.load(file).x)
+            if found is not None:
+                samples[job.agent] = spread_rows(found, SHOWN).float()
+    energies = {name: energy(x) for name, x in samples.items()}
+    return plot_samples(samples, energies, energy.symmetry, EXACT)
+
+
+def _curve_floor(energy: Energy, evaluation: EvaluationConfig) -> float | None:
     """TVD-E of as many exact samples against what curves are measured with, where there are any."""
     if not energy.can_sample:
         return None
@@ -175,12 +210,12 @@ def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str
     return "".join(lines)
 
 
-def _exact(energy: Any, n: int = 2_000) -> Any:
+def _exact(energy: Energy) -> Tensor | None:
     """Exact or reference samples for the pictures, shape (n, D), or None."""
     if energy.can_sample:
-        return energy.sample(n, torch.Generator().manual_seed(0)).float().numpy()
+        return energy.sample(SHOWN, torch.Generator().manual_seed(0)).float()
     try:
-        return energy.reference("validation")[:n].float().numpy()
+        return energy.reference("validation")[:SHOWN].float()
     except NotImplementedError:
         return None
 

@@ -1,32 +1,28 @@
-"""The runs of a comparison: which they are, how each is set up, and how they run side by side."""
+"""The runs of a comparison: which they are, how each is set up, and what has to hold before."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import json
-import multiprocessing
-import os
-import signal
-import sys
-import time
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from tqdm import tqdm
+import torch
+from side_by_side import fraction
 
-from vgs_rl.agents.base import interruptible
-from vgs_rl.agents.run import RunConfig
-from vgs_rl.config import read_config, read_yaml
+from vgs_rl.agents.baselines import BASELINES, Baseline
+from vgs_rl.agents.run import RunConfig, build, run_of
+from vgs_rl.config import read_config, read_yaml, resolve_device
+from vgs_rl.identity import digest, settings_of
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.registry import Target, find
+from vgs_rl.report import Report
 from vgs_rl.trust import Trust
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-BASELINES = ("uncontrolled", "ula", "mala", "hmc", "pt", "ais", "smc")
 PATH_AGENTS = {
     "pis": "vgs_rl.agents.path_gradient.PISConfig",
     "tb": "vgs_rl.agents.trajectory_balance.TrajectoryBalanceConfig",
@@ -56,28 +52,38 @@ class Job:
     Attributes:
         env: name of the target.
         agent: short name.
-        seed: training seed.
-        settings: the run's configuration as YAML would hold it, `output` included.
+        config: the run's configuration.
+        text: the same as YAML, every default included; `train.py --config` takes an agent's.
+        settings: what a file would have to hold for it.
         own_name: the agent's own name, which its run folder has.
-        baseline: whether it trains nothing.
         scale: rough standard deviation of the target, where baselines start.
         requires: import name and extra of a library that has to be there.
         root: folder of the comparison.
         threads: of PyTorch.
-        trust: what the settings may name beside this package's classes and targets.
+        trust: what the configuration may name beside this package's classes and targets.
     """
 
     env: str
     agent: str
-    seed: int
+    config: RunConfig
+    text: str
     settings: dict[str, Any]
     own_name: str
-    baseline: bool
     scale: float
     requires: tuple[str, str] | None
     root: Path
     threads: int = 1
     trust: Trust = False
+
+    @property
+    def seed(self) -> int:
+        """Training seed."""
+        return self.config.seed
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it trains nothing."""
+        return self.own_name in BASELINES
 
     @property
     def name(self) -> str:
@@ -87,45 +93,56 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.settings["output"]) / self.env / self.own_name / str(self.seed)
-
-    @property
-    def file(self) -> Path:
-        """The run's configuration; beside it the log, with the suffix .log."""
-        return self.root / "jobs" / f"{self.name.replace('/', '-')}.yaml"
+        return self.config.output / self.env / self.own_name / str(self.seed)
 
     @property
     def log(self) -> Path:
         """What the run printed."""
-        return self.file.with_suffix(".log")
+        return self.root / "jobs" / f"{self.name.replace('/', '-')}.log"
+
+    @cached_property
+    def identity(self) -> str:
+        """The digest of all settings but `output`: what the run's report holds as `settings`."""
+        settings = settings_of(self.config)
+        del settings["output"]
+        if self.baseline:
+            settings = {k: v for k, v in settings.items() if k.partition(".")[0] != "agent"}
+            settings |= {"agent": self.own_name, "scale": self.scale}
+        return digest(settings)
 
     @property
-    def text(self) -> str:
-        """The configuration as YAML; for an agent `train.py --config` takes it."""
-        head = f"# baseline {self.agent}, scale {self.scale:g}\n" if self.baseline else ""
-        return head + str(yaml.safe_dump(self.settings, sort_keys=False))
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether an earlier call started this very run."""
-        return self.file.is_file() and self.file.read_text() == self.text
+    def ready(self) -> bool:
+        """Whether it can start."""
+        return True
 
     @property
     def finished(self) -> bool:
-        """Whether it needs not be run again."""
-        return self.unchanged and (self.folder / "report.json").is_file()
+        """Whether there is the report of this very run, and the samples that it judges."""
+        return self.report() is not None and (self.folder / "samples.pt").is_file()
+
+    def report(self) -> Report | None:
+        """What came out, if it came of these settings."""
+        try:
+            report = Report.load(self.folder / "report.json")
+        except (OSError, ValueError):
+            return None
+        return report if report.details.get("settings") == self.identity else None
 
     def fraction(self) -> float:
         """How much of the budget the run has used, by its last record."""
-        file = self.folder / "metrics.jsonl"
-        try:
-            with open(file, "rb") as lines:
-                lines.seek(max(0, file.stat().st_size - 4096))
-                last = json.loads(lines.read().decode().splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            return 0.0
-        limits = {k: limit for k, limit in self.settings["budget"].items() if limit}
-        return min(1.0, max(last[k] / limit for k, limit in limits.items()))
+        return fraction(self.folder, self.config.budget)
+
+    def make_baseline(self, device: torch.device) -> Baseline:
+        """The baseline that it is."""
+        config = self.config
+        energy = find(config.env).make_energy(**config.env_args)
+        return Baseline(
+            name=self.own_name,
+            mdp=SamplingMDP(energy, config.mdp, device=device),
+            n=config.evaluation.n_samples,
+            scale=self.scale,
+            seed=config.seed,
+        )
 
 
 def parse_budget(text: str) -> dict[str, float | int]:
@@ -182,32 +199,74 @@ def make_jobs(
             names itself may always be.
 
     Raises:
+        CompareError: on a name that nothing is known by, or two runs that would be one.
         ConfigError: if a file cannot be used, or names such code.
-        CompareError: on a name that nothing is known by.
+        ValueError: if there is no such device.
     """
     agents = list(dict.fromkeys(["uncontrolled", *agents]))
-    jobs = []
+    found = str(resolve_device(device))
+    jobs: list[Job] = []
     for env in envs:
-        base, stem = _shipped(env, trust)
+        base, stem, target = _shipped(env, trust)
         overrides = _overrides(stem)
+        word = trust or frozenset({env})
         for seed in seeds:
+            shared = {"budget": budget, "seed": seed, "device": found}
             for agent in agents:
-                job = _job(base, overrides, agent, seed, budget, root)
-                settings = {**job.settings, "device": device}
-                word = trust or frozenset({env})
-                jobs.append(replace(job, settings=settings, threads=threads, trust=word))
+                job = _job(base, target, overrides, agent, shared, root)
+                jobs.append(replace(job, threads=threads, trust=word))
+    folders = [job.folder for job in jobs]
+    for job in jobs:
+        if folders.count(job.folder) > 1:
+            raise CompareError(
+                f"--env {','.join(envs)}: two runs would be {job.name}; targets of one name need "
+                "comparisons of their own"
+            )
     return jobs
 
 
-def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str]:
-    """The configuration file of a target, and its stem; the target's own MDP if there is none."""
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Builds every run's agent once and checks every baseline's budget, before anything starts.
+
+    Raises:
+        CompareError: if a library is missing, or an agent or a budget does not fit.
+    """
+    cpu, checked = torch.device("cpu"), set[tuple[str, str]]()
+    for job in jobs:
+        if (job.env, job.agent) in checked:
+            continue
+        checked.add((job.env, job.agent))
+        if job.requires is not None:
+            module, extra = job.requires
+            if importlib.util.find_spec(module) is None:
+                raise CompareError(
+                    f"{job.agent} needs {module}, which is not installed: "
+                    f"pip install 'vgs-rl[{extra}]'"
+                )
+        try:
+            if job.baseline:
+                job.make_baseline(cpu).check(job.config.budget)
+            else:
+                build(replace(job.config, device="cpu"))
+        except (ValueError, TypeError) as error:
+            raise CompareError(f"{job.agent} on {job.env}: {error}") from error
+
+
+def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str, Target]:
+    """A configuration file's content, its stem and target; the target's own MDP by default."""
     if env.endswith((".yaml", ".yml")):
-        return read_config(Path(env), RunConfig, trust=trust), Path(env).stem
-    for file in sorted(CONFIGS.glob("*.yaml")):
-        content = read_yaml(file)
-        if content.get("env") == env:
-            return content, file.stem
-    return {"env": env}, env.lower()
+        base, stem = read_config(Path(env), RunConfig), Path(env).stem
+        target = find(str(base.get("env", RunConfig.env)))
+    else:
+        target = find(env)
+        base, stem = {"env": env}, target.name.lower()
+        ours = target.name if target.namespace == "vgs_rl" else env
+        for file in sorted(CONFIGS.glob("*.yaml")):
+            content = read_yaml(file)
+            if content.get("env") in (env, ours):
+                base, stem = content, file.stem
+                break
+    return {"env": RunConfig.env, "mdp": asdict(target.mdp), **base}, stem, target
 
 
 def _overrides(stem: str) -> dict[str, Any]:
@@ -233,14 +292,12 @@ def _merged(below: Any, above: Any) -> Any:
 
 def _job(
     base: dict[str, Any],
+    target: Target,
     overrides: dict[str, Any],
     agent: str,
-    seed: int,
-    budget: dict[str, float | int],
+    shared: dict[str, Any],
     root: Path,
 ) -> Job:
-    from vgs_rl.registry import find
-
     given = dict(overrides.get(agent, {}))
     of = given.pop("of", None)  # a variant of another agent
     if of is not None:
@@ -251,19 +308,23 @@ def _job(
     section, requires = _agent_section(kind, shipped, scale)
     settings = {key: base[key] for key in ("env", "env_args", "mdp") if key in base}
     evaluation = {**base.get("evaluation", {}), "figures_every": 0}
-    limits = {"updates": None, **budget}  # which are limited by default
-    settings |= {"evaluation": evaluation, "budget": limits, "seed": seed}
+    settings |= {"evaluation": evaluation, **shared}
     settings |= {"output": str(root if of is None else root / "variants" / agent)}
     if section is not None:
         settings["agent"] = section
     settings = _merged(settings, given)
+    config, text = run_of(settings)
+    if section is not None and config.agent.name != kind:
+        raise CompareError(
+            f"{agent} calls itself {config.agent.name}: its folder would be another's"
+        )
     return Job(
-        env=find(base["env"]).name,
+        env=target.name,
         agent=agent,
-        seed=seed,
+        config=config,
+        text=text,
         settings=settings,
         own_name=kind,
-        baseline=kind in BASELINES,
         scale=scale,
         requires=requires,
         root=root,
@@ -295,110 +356,3 @@ def _agent_section(
     libraries = (f"{name}-ALGORITHM[-kernel]" for name in LIBRARIES)
     known = ["vgs", *PATH_AGENTS, *libraries, *BASELINES]
     raise CompareError(f"--agents: nothing is known by {kind!r}; there are {', '.join(known)}")
-
-
-# --- running -------------------------------------------------------------------------------------
-
-
-def run_all(jobs: Sequence[Job], processes: int, *, progress_bar: bool = True) -> dict[str, str]:
-    """Runs what is not finished, side by side; a failure stops nothing but itself.
-
-    Returns:
-        What went wrong, by the names of the runs.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, when the runs have written their checkpoints; a second
-            one does not wait for them.
-    """
-    waiting = [job for job in jobs if not job.finished]
-    done, failed = len(jobs) - len(waiting), dict[str, str]()
-    # Read by OpenMP when a child imports torch: every run has the same threads for itself.
-    os.environ["OMP_NUM_THREADS"] = str(max((job.threads for job in jobs), default=1))
-    running: list[tuple[Job, BaseProcess]] = []
-    bar = tqdm(
-        total=len(jobs),
-        disable=not progress_bar,
-        dynamic_ncols=True,
-        bar_format="{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {postfix}",
-        mininterval=0.2 if sys.stderr.isatty() else 15.0,
-    )
-    with bar, interruptible() as interrupted:
-        while (waiting or running) and not interrupted():
-            while waiting and len(running) < processes:
-                job = waiting.pop(0)
-                running.append((job, _start(job)))
-            time.sleep(0.2)
-            for job, process in [entry for entry in running if not entry[1].is_alive()]:
-                running.remove((job, process))
-                done += 1
-                if process.exitcode != 0 or not job.finished:
-                    failed[job.name] = _reason(job, process.exitcode)
-                    tqdm.write(f"failed: {job.name}: {failed[job.name]}", sys.stderr)
-            _show(bar, done, len(jobs), [job for job, _ in running])
-        if interrupted():
-            for _, process in running:  # which writes a checkpoint
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGINT)
-            for _, process in running:
-                process.join()
-            raise KeyboardInterrupt
-    return failed
-
-
-def _show(bar: Any, done: int, total: int, running: Sequence[Job]) -> None:
-    fractions = {job.name: job.fraction() for job in running}
-    bar.n = done + sum(fractions.values())
-    now = ", ".join(f"{name} {100 * share:.0f}%" for name, share in fractions.items())
-    bar.set_postfix_str(f"{done}/{total} runs; {now}", refresh=False)
-    bar.update(0)
-
-
-def _start(job: Job) -> BaseProcess:
-    job.file.parent.mkdir(parents=True, exist_ok=True)
-    resume = job.unchanged and (job.folder / "checkpoints" / "last.pt").is_file()
-    job.file.write_text(job.text)
-    process = multiprocessing.get_context("spawn").Process(
-        target=work, args=(job, resume), daemon=True, name=job.name
-    )
-    process.start()
-    return process
-
-
-def _reason(job: Job, exitcode: int | None) -> str:
-    lines = [line for line in job.log.read_text().splitlines() if line.strip()]
-    last = lines[-1] if lines else "it printed nothing"
-    return f"{last} (exit {exitcode}; {job.log})"
-
-
-def work(job: Job, resume: bool) -> None:
-    """What a child process does: one run, from its configuration to its report."""
-    # Ctrl-C at the terminal is the parent's, which passes it on, once.
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    try:
-        finished = run_job(job, resume=resume)
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        raise SystemExit(1) from None
-    raise SystemExit(0 if finished else 130)
-
-
-def run_job(job: Job, *, resume: bool = False) -> bool:
-    """One run; whether it came to its end.
-
-    Raises:
-        ImportError: if it needs a library that is not installed.
-    """
-    if job.requires is not None:
-        module, extra = job.requires
-        if importlib.util.find_spec(module) is None:
-            raise ImportError(
-                f"{job.agent} needs {module}, which is not installed: pip install 'vgs-rl[{extra}]'"
-            )
-    from compare_worker import run_agent, run_without_training
-
-    return run_without_training(job) if job.baseline else run_agent(job, resume=resume)

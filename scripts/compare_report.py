@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from torch import Tensor
 
 from vgs_rl import panels as draw
+from vgs_rl.energy import Particles
 from vgs_rl.evaluation import Report
+from vgs_rl.particles import pair_distances
 from vgs_rl.report import OWN_FLOORS, format_value, own_floor
 
 # The figures shown, and whether more is better.
@@ -46,8 +50,8 @@ def collect(jobs: Sequence[Job]) -> Results:
     """The reports of all finished runs."""
     found: dict[str, dict[str, list[Report]]] = {}
     for job in jobs:
-        if job.finished:
-            report = Report.from_json((job.folder / "report.json").read_text())
+        report = job.report()
+        if report is not None:
             found.setdefault(job.env, {}).setdefault(job.agent, []).append(report)
     return found
 
@@ -304,50 +308,65 @@ def _scale(axes: Axes, *, logarithmic: bool, ends: Sequence[float]) -> None:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
+    """The lines of metrics.jsonl; those that a crash cut short are left out."""
+    file, records = folder / "metrics.jsonl", []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def plot_samples(
-    samples: Mapping[str, Any], energies: Mapping[str, Any], symmetry: Any, exact: str
+    samples: Mapping[str, Tensor],
+    energies: Mapping[str, Tensor],
+    symmetry: Particles | None,
+    exact: str,
 ) -> Figure:
-    """Final samples, a panel each: two coordinates, or pair distances of particles.
+    """Final samples, a panel each: x, two coordinates, or pair distances of particles.
 
     Args:
-        samples: arrays (n, D) by name; the reference is `exact`.
+        samples: tensors (n, D) by name; the reference is `exact`.
         energies: their energies, shape (n,), by the same names.
         symmetry: the target's particle symmetry, or None.
         exact: name of the reference among them.
     """
-    import torch
-
-    from vgs_rl.particles import pair_distances
-
+    if not samples:
+        raise ValueError("there are no samples to draw")
     names = list(samples)
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    reference = torch.as_tensor(samples[exact]) if exact in samples else None
+    reference = samples.get(exact)
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(2.1 * columns + 0.3, 2.3 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
-        some = reference if reference is not None else torch.as_tensor(samples[names[-1]])
+        some = reference if reference is not None else samples[names[-1]]
         view = draw.View.around(some)
         for axes, name in zip(grid.flat, names, strict=False):
-            x = torch.as_tensor(samples[name])
-            if symmetry is None:
-                draw.draw_states(axes, x, None, view)
-            else:
-                distances = pair_distances(x, symmetry).flatten()
-                truth = None
-                if reference is not None and name != exact:
-                    truth = pair_distances(reference, symmetry).flatten()
-                top = float(pair_distances(some, symmetry).max())
-                edges = np.linspace(0.0, 1.1 * top, 81)
-                draw.draw_histograms(axes, distances, truth, edges, "reference")
+            x, truth = samples[name], None if name == exact else reference
+            if symmetry is not None:
+                _draw_numbers(axes, pair_distances, (x, truth, some), symmetry)
                 axes.set_xlabel("pair distance")
-            axes.set_title(f"{name}\nmedian E {format_cell(float(np.median(energies[name])))}")
+            elif x.shape[1] == 1:
+                _draw_numbers(axes, lambda z, _: z, (x, truth, some), symmetry)
+                axes.set_xlabel("$x$")
+            else:
+                draw.draw_states(axes, x, None, view)
+            median = float(energies[name].double().nanmedian())
+            axes.set_title(f"{name}\nmedian E {format_cell(median)}")
             axes.xaxis.set_major_locator(MaxNLocator(4))
         for axes in list(grid.flat)[len(names) :]:
             axes.set_axis_off()
     return figure
+
+
+def _draw_numbers(
+    axes: Axes,
+    number: Callable[[Tensor, Any], Tensor],
+    sets: tuple[Tensor, Tensor | None, Tensor],
+    symmetry: Particles | None,
+) -> None:
+    """Histogram of numbers of samples over those of a reference, over the range of a third set."""
+    drawn, truth, some = (None if x is None else number(x, symmetry).flatten() for x in sets)
+    assert drawn is not None and some is not None
+    edges = draw.edges_over(some, drawn, bins=80, most=1.0, below=0.0, above=0.1)
+    draw.draw_histograms(axes, drawn, truth, edges, "reference")

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 
 from vgs_rl.agents.outliers import OUTLIER_METHODS, OutlierConfig, OutlierDetector
@@ -18,7 +19,7 @@ from vgs_rl.checkpoint import write_text
 from vgs_rl.detection import detection_figures, mean_figures
 from vgs_rl.detection_plots import plot_detections
 from vgs_rl.envs import anomaly
-from vgs_rl.plots import save_figure
+from vgs_rl.plots import save_figure, try_picture
 from vgs_rl.report import Figure
 
 
@@ -40,9 +41,8 @@ def main(arguments: list[str]) -> int:
             detector = OutlierDetector(method, data.train, OutlierConfig(max_rows=options.max_rows))
             each.append(detection_figures(detector, getattr(data, options.split)))
             if options.figures and data.is_grid and data.test.images is not None:
-                options.figures.mkdir(parents=True, exist_ok=True)
                 path = options.figures / f"{data.class_name}-{method}.png"
-                save_figure(plot_detections(detector, data.test), path)
+                try_picture(str(path), partial(_draw, detector, data, path))
         table[method] = mean_figures(each)
         shown = {name: f"{figure.value:.3f}" for name, figure in table[method].items()}
         classes = {
@@ -59,6 +59,11 @@ def main(arguments: list[str]) -> int:
         text = json.dumps(content, indent=2)
         print(text) if options.json == "-" else write_text(Path(options.json), text)
     return 0
+
+
+def _draw(detector: OutlierDetector, data: anomaly.AnomalyData, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(plot_detections(detector, data.test), path)
 
 
 def _parse(arguments: list[str]) -> Namespace:

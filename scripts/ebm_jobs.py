@@ -8,26 +8,21 @@ comparison, Langevin walks with as many energy evaluations and the plain autoenc
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.synchronize import Event
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import side_by_side
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives
 from vgs_rl.agents.architecture import NetworkConfig
-from vgs_rl.agents.base import AgentConfig, interruptible
+from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.detection import DetectorTraining, WatchConfig
 from vgs_rl.agents.outliers import OutlierConfig, OutlierMethod
 from vgs_rl.agents.rules import ValueRule
@@ -190,6 +185,7 @@ class Job:
         method: the name of its sampler of negatives.
         seed: of everything.
         root: the experiment's folder.
+        budget: the experiment's; what is measured by another has about as many updates.
         reference: the method whose energy evaluations it gets, or None.
         trust: the names in the experiment's configuration, which have been let through.
     """
@@ -198,6 +194,7 @@ class Job:
     method: str
     seed: int
     root: Path
+    budget: BudgetConfig
     reference: str | None = None
     trust: Trust = False
 
@@ -213,44 +210,47 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a report."""
-        return (self.folder / "report.json").is_file()
+        """Whether there is a report that can be read."""
+        return self.report() is not None
 
     @property
     def ready(self) -> bool:
         """Whether what it is measured by is known."""
-        return self.reference is None or self._reference.is_file()
-
-    @property
-    def _reference(self) -> Path:
-        return self.root / self.part / str(self.reference) / str(self.seed) / "report.json"
+        return self.reference is None or self.reference_report() is not None
 
     @property
     def log(self) -> Path:
         """What it printed where it ran beside others."""
         return self.root / "logs" / f"{self.name.replace('/', '-')}.txt"
 
-    def report(self) -> Report:
-        """What came out."""
-        return Report.from_json((self.folder / "report.json").read_text())
+    def report(self) -> Report | None:
+        """What came out; None where there is nothing yet, or nothing that can be read."""
+        try:
+            return Report.load(self.folder / "report.json")
+        except (OSError, ValueError):
+            return None
 
-    def reference_report(self) -> Report:
+    def reference_report(self) -> Report | None:
         """What came out for the method whose energy evaluations it gets."""
-        return Report.from_json(self._reference.read_text())
+        return replace(self, method=str(self.reference), reference=None).report()
 
-    def updates_done(self) -> int:
-        """Updates recorded so far."""
-        file = self.folder / "metrics.jsonl"
-        with suppress(OSError, IndexError, ValueError, KeyError):
-            return int(json.loads(file.read_text().splitlines()[-1])["updates"])
-        return 0
+    def fraction(self) -> float:
+        """How much of the budget it has used, by its last record."""
+        return side_by_side.fraction(self.folder, self.budget)
 
 
 def make_jobs(config: DetectorConfig, *, trust: Trust = False) -> list[Job]:
     """All trainings, those that others are measured by first; each has `trust`."""
     own = config.ebm.negatives.name
     jobs = [
-        Job(part=part, method=own, seed=seed, root=config.folder, trust=trust)
+        Job(
+            part=part,
+            method=own,
+            seed=seed,
+            root=config.folder,
+            budget=config.budget,
+            trust=trust,
+        )
         for seed in config.all_seeds
         for part in config.parts
     ]
@@ -268,10 +268,12 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
     arguments += [f"--seed={job.seed}", "--seeds=1", "--compare=false"]
     if job.reference is None:
         return arguments
+    report = job.reference_report()
+    assert report is not None
     if job.method == "plain":
         updates = config.comparison.plain_updates
         if updates is None:
-            updates = config.ebm.pretrain_steps + job.reference_report().details["updates"]
+            updates = config.ebm.pretrain_steps + report.details["updates"]
         if (energy := config.comparison.autoencoder) is not None:
             chosen = {"class_path": _import_path(type(energy)), "init_args": asdict(energy)}
             arguments.append(f"--ebm.energy={json.dumps(chosen)}")
@@ -282,7 +284,6 @@ def job_arguments(config: DetectorConfig, job: Job) -> list[str]:
             f"--ebm.learner.lr={config.ebm.pretrain_lr}",
             *_budget(updates=updates),
         ]
-    report = job.reference_report()
     fresh, batch = config.ebm.learner.fresh, config.ebm.learner.batch_size
     each = report.energy_evaluations / report.details["updates"] - 2 * batch
     steps = max(1, round(each / fresh) - 1)  # a walk of n steps evaluates n + 1 states
@@ -322,13 +323,7 @@ def build(config: DetectorConfig) -> tuple[AnomalyData, EBMTrainer]:
         raise ConfigError(str(error)) from error
 
 
-def run_job(
-    config: DetectorConfig,
-    job: Job,
-    *,
-    progress_bar: bool = True,
-    stop: Callable[[], bool] = lambda: False,
-) -> bool:
+def run_job(config: DetectorConfig, job: Job, *, progress_bar: bool = False) -> bool:
     """One run, from the data to its report, from its last checkpoint if there is one.
 
     Returns:
@@ -344,93 +339,39 @@ def run_job(
     data, trainer = build(run)
     training = DetectorTraining(trainer, data, run.watch, path=job.folder, yaml=yaml, resume=resume)
     target = f"{run.data.name}-{job.part}"
-    report = training.run(
-        run.budget, target=target, seed=job.seed, progress_bar=progress_bar, stop=stop
-    )
+    report = training.run(run.budget, target=target, seed=job.seed, progress_bar=progress_bar)
     return report is not None
 
 
-def run_all(config: DetectorConfig, jobs: Sequence[Job], processes: int, *, bar: bool) -> bool:
+def run_all(
+    config: DetectorConfig, jobs: Sequence[Job], processes: int, *, bar: bool
+) -> dict[str, str]:
     """Runs what is not finished, side by side if `processes` is above 1.
 
     Returns:
-        Whether all came to their ends; after Ctrl-C every run has written its checkpoint.
+        What went wrong, by the names of the runs; others went on.
 
     Raises:
-        RuntimeError: if a run failed, naming it and where its output is; others went on.
+        KeyboardInterrupt: after Ctrl-C, when every run has written its checkpoint.
     """
     waiting = [job for job in jobs if not job.finished]
-    if processes == 1 or len(waiting) < 2:
-        for job in waiting:
-            if bar:
-                print(job.name, file=sys.stderr)
-            if not run_job(config, job, progress_bar=bar):
-                return False
-        return True
-    return _run_side_by_side(config, waiting, len(jobs), processes, bar=bar)
-
-
-def _run_side_by_side(
-    config: DetectorConfig, waiting: list[Job], total: int, processes: int, *, bar: bool
-) -> bool:
     processes = min(processes, len(waiting))
-    context = multiprocessing.get_context("spawn")
-    stopping = context.Event()
-    # Read by OpenMP when a child imports torch: the cores are shared among the children.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    running: dict[Future[None], Job] = {}
-    failed: list[str] = []
-    shown = tqdm(
-        total=total,
-        disable=not bar,
-        dynamic_ncols=True,
-        unit="run",
-        initial=total - len(waiting),
-        mininterval=0.2 if sys.stderr.isatty() else 15.0,
-    )
-    pool = ProcessPoolExecutor(processes, context, _prepare_child, (stopping,))
-    with shown, pool, interruptible() as interrupted:
-        while not interrupted():
-            ready = [job for job in waiting if job.ready]
-            if not running and not ready:  # all done, or what they are measured by has failed
-                break
-            for job in ready[: processes - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(_run_in_child, config, job)] = job
-            for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                shown.update(1)
-                if future.exception() is not None:
-                    failed.append(f"{job.name} failed; its output is in {job.log}")
-            now = ", ".join(f"{job.name} {job.updates_done()}" for job in running.values())
-            shown.set_postfix_str(now, refresh=False)
-        if interrupted():
-            stopping.set()
-            return False
-    if failed:
-        raise RuntimeError("; ".join(failed))
-    return True
-
-
-_stopping: Event  # of a child process: the parent asks it to stop where it is
-
-
-def _prepare_child(stopping: Event) -> None:
-    global _stopping
-    _stopping = stopping
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-
-
-def _run_in_child(config: DetectorConfig, job: Job) -> None:
-    """One run, whatever it prints in its own file."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
-    try:
-        run_job(config, job, progress_bar=False, stop=_stopping.is_set)
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        raise
+    if processes > 1:
+        work = partial(run_job, config)
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        return side_by_side.run_all(
+            jobs, work, processes=processes, threads=threads, progress_bar=bar
+        )
+    failed = {}
+    for job in waiting:
+        if bar:
+            print(job.name, file=sys.stderr)
+        try:
+            if not job.ready:
+                raise RuntimeError(f"it waited for {job.reference}, which failed")
+            if not run_job(config, job, progress_bar=bar):
+                raise KeyboardInterrupt
+        except (OSError, ValueError, RuntimeError) as error:
+            failed[job.name] = " ".join(str(error).split())
+            print(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)
+    return failed

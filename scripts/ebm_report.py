@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def collect(config: DetectorConfig, jobs: Sequence[Job]) -> list[dict[str, Any]]
     for method in dict.fromkeys(job.method for job in jobs):
         for seed in config.all_seeds:
             mine = [job for job in jobs if (job.method, job.seed) == (method, seed)]
-            reports = [job.report() for job in mine if job.finished]
+            reports = [report for job in mine if (report := job.report()) is not None]
             if len(reports) == len(mine):
                 entries.append(_entry(method, seed, reports))
     return entries + (classical(config) if config.compare else [])
@@ -174,8 +174,10 @@ def verdicts(entries: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def as_markdown(config: DetectorConfig, entries: Sequence[dict[str, Any]]) -> str:
-    """All tables."""
+def as_markdown(
+    config: DetectorConfig, entries: Sequence[dict[str, Any]], failed: Mapping[str, str]
+) -> str:
+    """All tables, and what failed: reasons by the names of the runs."""
     seeds = list(config.all_seeds)
     title = f"{config.data.name}, test split, seeds {seeds[0]} to {seeds[-1]}"
     parts = [f"**{title}: means over classes ± standard deviation over seeds**"]
@@ -184,11 +186,16 @@ def as_markdown(config: DetectorConfig, entries: Sequence[dict[str, Any]]) -> st
         parts.append("\n".join(lines))
     for name in _present(entries):
         parts += [f"**{name} by class**", markdown_table(by_class(entries, name))]
+    if failed:
+        parts += ["Failed:", "\n".join(f"- {name}: {why}" for name, why in failed.items())]
     return "\n\n".join(parts)
 
 
 def write(
-    config: DetectorConfig, entries: Sequence[dict[str, Any]], size: dict[str, Any]
+    config: DetectorConfig,
+    entries: Sequence[dict[str, Any]],
+    size: dict[str, Any],
+    failed: Mapping[str, str],
 ) -> dict[str, Any]:
     """Writes table.md and table.json into the experiment's folder; returns the latter's content."""
     content = {
@@ -196,8 +203,9 @@ def write(
         "machine": size,
         "rows": summary(entries),
         "reports": list(entries),
+        "failed": dict(failed),
     }
-    write_text(config.folder / "table.md", as_markdown(config, entries) + "\n")
+    write_text(config.folder / "table.md", as_markdown(config, entries, failed) + "\n")
     write_text(config.folder / "table.json", json.dumps(content, indent=2) + "\n")
     return content
 

@@ -24,6 +24,7 @@ from benchmark_table import machine
 from ebm_jobs import DetectorConfig, config_of, detector_parser, make_jobs, run_all
 from ebm_report import as_markdown, collect, write
 
+from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.checkpoint import write_text
 from vgs_rl.config import ConfigError, as_yaml, parse, resumed
 from vgs_rl.trust import names_of
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     add("--progress", type=bool, default=True, help="show a progress bar")
     add("--json", type=str | None, default=None, help="also write the table here; - is stdout")
     own = ("config", "resume", "overwrite", "jobs", "progress", "json")
+    folder = None
     try:
         options = parse(parser, arguments)
         if options.resume is not None:
@@ -61,12 +63,15 @@ def main(arguments: list[str]) -> int:
         finished = sum(job.finished for job in jobs)
         print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
         processes = options.jobs or os.cpu_count() or 1
-        if not run_all(config, jobs, processes, bar=options.progress):
-            print(f"stopped; go on with: train_ebm.py --resume {folder}", file=out)
-            return 130
-        entries = collect(config, jobs)
-        content = write(config, entries, size)
-        print(f"\n{as_markdown(config, entries)}\n", file=out)
+        with handling(interrupt):
+            failed = run_all(config, jobs, processes, bar=options.progress)
+            entries = collect(config, jobs)
+        if not entries:
+            raise RuntimeError(
+                "no method has a report of every part: " + "; ".join(failed.values())
+            )
+        content = write(config, entries, size, failed)
+        print(f"\n{as_markdown(config, entries, failed)}\n", file=out)
         print(f"table     {folder / 'table.md'}, {folder / 'table.json'}", file=out)
         print(f"pictures  {jobs[0].folder / 'figures'} and so on", file=out)
         print(f"curves    tensorboard --logdir {folder}", file=out)
@@ -77,7 +82,11 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        begun = folder is not None and (folder / "config.yaml").is_file()
+        print(f"stopped; go on with: train_ebm.py --resume {folder}" if begun else "stopped")
+        return 130
+    return 1 if failed else 0
 
 
 def _new_folder(config: DetectorConfig, yaml: str, *, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import FourGauss
 from vgs_rl.evaluation import Figure, Report
 from vgs_rl.run import RunFolder
+from vgs_rl.sampler import Samples
 
 compare_jobs, compare_report = load("compare_jobs"), load("compare_report")
 make_jobs, parse_budget = compare_jobs.make_jobs, compare_jobs.parse_budget
+check_jobs, run_job = compare_jobs.check_jobs, load("compare_worker").run_job
 CompareError = compare_jobs.CompareError
 
 TINY = """
@@ -50,10 +53,13 @@ def tiny(tmp_path: Path) -> Path:
 def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: Path) -> None:
     page = tiny / "page.md"
     page.write_text("above\n<!-- compare:begin -->\nstale\n<!-- compare:end -->\nbelow\n")
-    options = ["--env=tiny.yaml", "--agents=vgs,pis,ais,sb3-nothing", "--budget=energies=6000"]
+    options = ["--env=tiny.yaml", "--agents=vgs,pis,ais,tb", "--budget=energies=6000"]
     options += ["--device=cpu", "--jobs=2", "--markdown=page.md", "--figures=docs"]
+    in_the_way = tiny / "runs/compare/energies=6000/FourGauss/tb"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file")
     out, error = run("compare.py", *options, folder=tiny, status=1)
-    assert "failed: FourGauss/sb3-nothing/0" in error
+    assert "failed: FourGauss/tb/0: OSError" in error and "Traceback" not in out + error
     for part in ("| *floor* |", "| uncontrolled |", "| vgs |", "| pis |", "| ais |", "Failed:"):
         assert part in out
     root = tiny / "runs/compare/energies=6000"
@@ -63,7 +69,7 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     content = json.loads((root / "table.json").read_text())
     agents = {"uncontrolled", "vgs", "pis", "ais"}
     assert {report["agent"] for report in content["reports"]} == agents
-    assert list(content["failed"]) == ["FourGauss/sb3-nothing/0"]
+    assert list(content["failed"]) == ["FourGauss/tb/0"]
     assert content["summary"]["FourGauss"]["vgs"]["elbo"]["standard_error"] is None
     for report in content["reports"]:
         used = report["energy_evaluations"]
@@ -192,8 +198,8 @@ def test_all_agents_share_the_shipped_mdp_and_vgs_keeps_its_agent_section(tmp_pa
     shipped = yaml.safe_load((ROOT / "configs/gmm9.yaml").read_text())
     by_name = {job.agent: job for job in jobs[:5]}
     assert all(job.settings["mdp"] == shipped["mdp"] for job in jobs)
-    budgets = [job.settings["budget"] for job in jobs]  # and no other limit, a default one
-    assert all(each == {"updates": None, "env_steps": 2_000_000} for each in budgets)
+    budgets = [job.config.budget for job in jobs]  # and no other limit, a default one
+    assert all(each == BudgetConfig(env_steps=2_000_000) for each in budgets)
     assert by_name["vgs"].settings["agent"] == shipped["agent"]
     assert by_name["tb"].settings["agent"]["init_args"]["prior_std"] == 5.0
     assert by_name["mala"].scale == 5.0 and by_name["mala"].baseline
@@ -212,20 +218,126 @@ def test_variants_are_runs_of_their_own(tmp_path: Path) -> None:
     assert by_name["tb"].folder == tmp_path / "GMM9/tb/0"
 
 
-def test_a_run_is_finished_only_as_it_was_configured(tmp_path: Path) -> None:
-    (first,) = [
-        job
-        for job in make_jobs(["GMM9"], ["tb"], [0], parse_budget("seconds=5"), tmp_path)
-        if job.agent == "tb"
-    ]
-    first.folder.mkdir(parents=True)
-    (first.folder / "report.json").write_text("{}")
-    assert not first.finished
-    first.file.parent.mkdir()
-    first.file.write_text(first.text)
-    assert first.finished
-    first.file.write_text(first.text.replace("prior_std: 5.0", "prior_std: 4.0"))
-    assert not first.finished
+def drawn(folder: Path, num_steps: int = 2, agent: str = "mala") -> Any:
+    """A job that draws 20 states of a normal density, with another chain where T differs."""
+    (folder / "normal.yaml").write_text(
+        "env: vgs_rl.envs:Gaussian\nenv_args: {mean: [1.0], covariance: [0.5]}\n"
+        f"mdp: {{num_steps: {num_steps}}}\nevaluation: {{n_samples: 20, validation_samples: 20}}\n"
+    )
+    budget, env = parse_budget("energies=2000"), str(folder / "normal.yaml")
+    jobs = make_jobs([env], [agent], [0], budget, folder / "runs", device="cpu")
+    return jobs[-1]
+
+
+def test_a_report_is_of_the_settings_in_it(tmp_path: Path) -> None:
+    job = drawn(tmp_path)
+    assert not job.finished and run_job(job) and job.finished
+    longer = drawn(tmp_path, num_steps=4)
+    assert longer.folder == job.folder and longer.identity != job.identity
+    assert not longer.finished and compare_report.collect([longer]) == {}
+    assert drawn(tmp_path).finished  # and no file was changed by asking
+    assert run_job(longer) and longer.finished and not job.finished
+
+
+@pytest.mark.parametrize("agent", ["mala", "vgs"])
+def test_a_run_that_lost_a_file_is_finished_by_the_next_call(agent: str, tmp_path: Path) -> None:
+    job = drawn(tmp_path, agent=agent)
+    if agent == "vgs":
+        text = (tmp_path / "normal.yaml").read_text() + VGS
+        (tmp_path / "vgs.yaml").write_text(text)
+        env, budget = str(tmp_path / "vgs.yaml"), parse_budget("updates=2")
+        job = make_jobs([env], ["vgs"], [0], budget, tmp_path / "runs", device="cpu")[-1]
+    assert run_job(job)
+    figures, x = job.report().figures, Samples.load(job.folder / "samples.pt").x
+    (job.folder / "samples.pt").unlink()
+    assert not job.finished and run_job(job) and job.finished
+    assert torch.equal(Samples.load(job.folder / "samples.pt").x, x)
+    assert job.report().figures == figures
+    for damaged in ("report.json", "metrics.jsonl"):
+        text = (job.folder / damaged).read_text()
+        (job.folder / damaged).write_text(text[: len(text) // 2])
+    assert 0.0 <= job.fraction() <= 1.0
+    assert not job.finished and run_job(job) and job.report().figures == figures
+
+
+VGS = """
+agent:
+  class_path: ValueGradientConfig
+  init_args:
+    network: {class_path: MLPNetwork, init_args: {width: 8, depth: 1}}
+    rule:
+      class_path: GradientMatching
+      init_args: {batch_size: 8, refresh_size: 16, first_size: 16, start_size: 16}
+"""
+
+
+def test_a_device_that_is_not_here_is_an_error_and_no_row_of_the_cpu(tmp_path: Path) -> None:
+    assert drawn(tmp_path).config.device == "cpu"  # what `auto` would be is in the identity
+    with pytest.raises(ValueError, match="device 'xpu' is not available here"):
+        make_jobs(["GMM9"], ["tb"], [0], parse_budget("seconds=5"), tmp_path, device="xpu")
+
+
+def test_two_runs_that_would_be_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match="two runs would be GMM9/uncontrolled/0"):
+        make_jobs(["GMM9", "vgs_rl/GMM9-v0"], [], [0], parse_budget("seconds=5"), tmp_path)
+
+
+def test_everything_is_checked_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(agent: str, budget: str) -> None:
+        check_jobs(make_jobs(["FourGauss"], [agent], [0], parse_budget(budget), tmp_path))
+
+    check("mala", "energies=100")
+    for agent, budget, message in (
+        ("ais", "energies=500", "ais on FourGauss: ais needs .* energy evaluations for"),
+        ("smc", "seconds=9,steps=500", "smc on FourGauss: smc needs .* energy evaluations for"),
+        ("mala", "updates=5", "mala on FourGauss: mala needs a budget of env_steps"),
+    ):
+        with pytest.raises(CompareError, match=message):
+            check(agent, budget)
+    (job,) = make_jobs(["GMM9"], ["sb3-ppo"], [0], parse_budget("seconds=5"), tmp_path)[1:]
+    missing = compare_jobs.replace(job, requires=("no_such_library", "sb3"))
+    with pytest.raises(CompareError, match=r"pip install 'vgs-rl\[sb3\]'"):
+        check_jobs([missing])
+    (tmp_path / "typo.yaml").write_text("env: FourGauss\nevaluation: {n_sample: 4}\n")
+    with pytest.raises(ValueError, match="n_sample"):
+        make_jobs([str(tmp_path / "typo.yaml")], [], [0], parse_budget("seconds=5"), tmp_path)
+    compare = load("compare")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("no folder")
+    assert compare.main(["--env=FourGauss", "--agents=mala", "--budget=energies=100"]) == 2
+
+
+def test_a_users_module_is_compared_in_processes_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "my_rings.py").write_text(RINGS)
+    options = ["--env=my_rings:Ring,my_rings:me/Slope-v0", "--agents=uncontrolled"]
+    options += ["--budget=seconds=1", "--device=cpu"]
+    out, error = run("compare.py", *options, folder=tmp_path, status=1)
+    assert "failed: Slope/uncontrolled/0: ArithmeticError: the slope gave way" in error
+    assert "| uncontrolled |" in out and "- Slope/uncontrolled/0: ArithmeticError" in out
+    content = json.loads((tmp_path / "runs/compare/seconds=1/table.json").read_text())
+    assert [report["target"] for report in content["reports"]] == ["Ring"]
+    assert "Traceback" not in out + error
+
+
+RINGS = """
+import torch, vgs_rl
+
+class Ring(vgs_rl.Energy):
+    dim = 1
+    def energy(self, x):
+        return (x[:, 0].abs() - 2.0) ** 2
+
+class Slope(vgs_rl.Energy):
+    dim = 1
+    def energy(self, x):
+        if len(x) > 200:
+            raise ArithmeticError("the slope gave way")
+        return x[:, 0] ** 2
+
+vgs_rl.register("me/Slope-v0", energy=Slope)
+"""
 
 
 @pytest.mark.parametrize(
@@ -248,13 +360,6 @@ def test_budgets_are_parsed_and_named() -> None:
     ):
         with pytest.raises(CompareError, match=message):
             parse_budget(text)
-
-
-def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
-    (job,) = make_jobs(["GMM9"], ["sb3-ppo"], [0], parse_budget("seconds=5"), tmp_path)[1:]
-    missing = compare_jobs.replace(job, requires=("no_such_library", "sb3"))
-    with pytest.raises(ImportError, match=r"pip install 'vgs-rl\[sb3\]'"):
-        compare_jobs.run_job(missing)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -330,11 +435,44 @@ def test_curves_of_divergent_runs_can_be_drawn(tmp_path: Path) -> None:
     assert jobs[0].fraction() == pytest.approx(0.2)
 
 
-def test_final_samples_of_points_and_particles_can_be_drawn(tmp_path: Path) -> None:
+def test_final_samples_of_every_kind_can_be_drawn(tmp_path: Path) -> None:
     from vgs_rl.energy import Particles
 
-    x = torch.randn(200, 8).numpy()
-    energies = {"exact": x[:, 0], "vgs": x[:, 0]}
-    for symmetry in (None, Particles(4, 2)):
-        figure = compare_report.plot_samples({"exact": x, "vgs": x}, energies, symmetry, "exact")
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    energies = {"exact": x[:, 0], "vgs": x[:, 0].clone().fill_(torch.inf)}
+    for states, symmetry in ((x, None), (x, Particles(4, 2)), (x[:, :1], None), (x[:1, :1], None)):
+        sets = {"exact": states, "vgs": states[:1]}
+        figure = compare_report.plot_samples(sets, energies, symmetry, "exact")
         figure.savefig(tmp_path / "samples.png")
+        assert [axes.get_title() for axes in figure.axes][1] == "vgs\nmedian E inf"
+        assert bool(figure.axes[0].patches) == (symmetry is not None or states.shape[1] == 1)
+
+
+def test_a_comparison_is_never_lost_to_a_picture(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compare, job = load("compare"), drawn(tmp_path)
+    root = tmp_path / "runs/energies=2000"
+    for each in make_jobs(
+        [str(tmp_path / "normal.yaml")], ["mala"], [0], parse_budget("energies=2000"), root
+    ):
+        run_job(each)
+    samples = root / "Gaussian/mala/0/samples.pt"
+    samples.write_bytes(samples.read_bytes()[:100])
+
+    def fail(*_: object) -> None:
+        raise OverflowError("no axis is so long")
+
+    monkeypatch.setattr(compare, "plot_learning", fail)
+    options = [f"--env={tmp_path}/normal.yaml", "--agents=mala", "--budget=energies=2000"]
+    assert compare.main([*options, f"--output={tmp_path}/runs"]) == 0
+    out = capsys.readouterr().out
+    assert "2 finished before" in out and "| mala |" in out and "samples.png" in out
+    assert (root / "table.md").is_file() and job.agent == "mala"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert any("learning.png: OverflowError: no axis is so long" in each for each in warnings)
+    assert any(f"{samples}: ValueError" in each for each in warnings)
+    assert not (root / "Gaussian-learning.png").exists()

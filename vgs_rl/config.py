@@ -287,6 +287,27 @@ def as_yaml(
     options = parser.parse_args(list(arguments))
     for name in (*without, "trust"):
         options.pop(name, None)
+    return _dumped(parser, options)
+
+
+def parse_settings(parser: ConfigParser, settings: Mapping[str, Any]) -> tuple[Namespace, str]:
+    """Instantiates what a file of these contents would give; the same as YAML beside it.
+
+    Raises:
+        ConfigError: naming the field, the value and what was expected.
+    """
+    try:
+        content = fields.checked_mapping(parser.config_type, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            options: Namespace = parser.parse_object(content)
+            options.pop("config", None)
+            return parser.instantiate(options), _dumped(parser, options)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(_message(parser, error)) from error
+
+
+def _dumped(parser: ArgumentParser, options: Namespace) -> str:
     text: str = parser.dump(options, skip_none=False, skip_validation=True)
     return text
 
