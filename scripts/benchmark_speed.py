@@ -29,7 +29,7 @@ def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict
     The two take turns step by step, so that both meet the same machine; the cost of an episode is
     the sum over t of the median over repetitions, the cost of a step that divided by T.
     """
-    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP")
     other = SamplingVectorEnv(target, num_envs=num_envs, device=device)
     mdp: SamplingMDP = other.mdp
     generator = mdp.generator(0)
@@ -70,7 +70,7 @@ def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict
 
 def env_cost(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
     """Cost of `SamplingVectorEnv.step`, whole episodes with their resets."""
-    env = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP")
     rng = np.random.default_rng(0)
     actions = 0.1 * rng.standard_normal((num_envs, env.mdp.dim)).astype(np.float32)
     env.reset(seed=0)
