@@ -167,13 +167,15 @@ class Energy(nn.Module, ABC):
         Raises:
             ValueError: if what comes back has another shape, or no floating type.
         """
+        x = x.detach()
         with torch.enable_grad():  # a subclass may differentiate in its own way
-            energy, gradient = self.hand_over(self.energy_and_gradient, x.detach())
-        with torch.no_grad():
-            return (
-                self._received(energy, x, x.shape[:-1], "energy_and_gradient"),
-                self._received(gradient, x, x.shape, "energy_and_gradient"),
-            )
+            pair = self.hand_over(self.energy_and_gradient, x)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            method = f"{type(self).__name__}.energy_and_gradient"
+            raise ValueError(f"{method} must return (energy, gradient), got {type(pair).__name__}")
+        energy = self._received(pair[0], x, x.shape[:-1], "energy_and_gradient")
+        gradient = self._received(pair[1], x, x.shape, "energy_and_gradient")
+        return energy.detach(), gradient.detach()
 
     @property
     def gradient_evaluations(self) -> int:
@@ -192,7 +194,7 @@ class Energy(nn.Module, ABC):
 
         What the method changes in place, or keeps, is then not the caller's.
         """
-        given = x.to(self.dtype or x.dtype, copy=True)
+        given = x.clone() if self.dtype is None else x.to(self.dtype, copy=True)
         if self.thread_safe:
             return method(given, *arguments)
         return in_callers_thread(method, given, *arguments)
@@ -202,6 +204,9 @@ class Energy(nn.Module, ABC):
 
     def _received(self, values: Tensor, x: Tensor, shape: torch.Size, name: str) -> Tensor:
         """A copy in the type and on the device of x of what `method` returned, once it is right."""
+        as_it_is = isinstance(values, Tensor) and values.dtype == x.dtype
+        if as_it_is and values.shape == shape and values.device == x.device:
+            return values.clone()
         method = f"{type(self).__name__}.{name}"
         if not isinstance(values, Tensor):
             raise ValueError(f"{method} must return a tensor, got {type(values).__name__}")
