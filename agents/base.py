@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,32 @@ class Counters:
     seconds: float = 0.0
 
 
+class Tally:
+    """The count of updates in vain, kept on the device: no host round trip at every update."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.skipped = torch.zeros((), device=device)
+
+    def count(self, loss: Tensor) -> Tensor:
+        """Counts an update whose loss (or its sum with the gradient's norm) is not finite.
+
+        Returns:
+            1 if it is not, else 0: `found_inf` of fused optimisers, which then skip their step.
+        """
+        bad = (~torch.isfinite(loss.detach())).to(self.skipped)
+        self.skipped = self.skipped + bad
+        return bad
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        check_like(state, self.state_dict(), "tally")
+        self.skipped = state["skipped"].clone()
+
+
 class Agent(ABC):
     """Learns to sample one MDP.
 
@@ -64,9 +91,12 @@ class Agent(ABC):
         generator: source of all randomness in training.
         counters: updates, transitions, energy evaluations and seconds used.
         progress: fraction of the budget used, in [0, 1]; schedules read it.
+        tally: updates in vain so far: those whose loss or gradient was not finite.
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
     """
+
+    IN_VAIN: ClassVar[str] = "were skipped: their loss or gradient was not finite"
 
     saved: ClassVar[tuple[str, ...]] = ()
 
@@ -77,6 +107,7 @@ class Agent(ABC):
         self.progress = 0.0
         self.checkpoint: str | None = None
         self.best_elbo, self.best_progress = -float("inf"), 0.0
+        self.tally = Tally(mdp.device)
         self._saved_at = time.monotonic()
         self._energy_progress: EnergyProgress | None = None
         self._setup()
@@ -99,7 +130,27 @@ class Agent(ABC):
 
     def report_details(self) -> dict[str, Any]:
         """What a report of this agent says besides its figures, as JSON holds it."""
-        return {"updates": self.counters.updates, "checkpoint": self.checkpoint}
+        return {
+            "updates": self.counters.updates,
+            "skipped_updates": self.skipped,
+            "checkpoint": self.checkpoint,
+            "notes": self.notes(),
+        }
+
+    @property
+    def skipped(self) -> int:
+        """Updates skipped so far."""
+        return int(self.tally.skipped)
+
+    def notes(self) -> list[str]:
+        """What a user of this agent has to know, a line each; they end training as warnings."""
+        skipped, updates = self.skipped, self.counters.updates
+        if not skipped:
+            return []
+        note = f"{skipped:,} of {updates:,} updates {self.IN_VAIN}"
+        if 2 * skipped >= updates:
+            note += "; the agent has hardly learned, its figures are those of an untrained one"
+        return [note]
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -184,6 +235,8 @@ class Agent(ABC):
             self._save(folder)
             if folder is not None:
                 folder.flush()
+            for note in self.notes():
+                warnings.warn(note, stacklevel=2)
             return finished and not interrupted()
 
     def update(self) -> dict[str, Tensor]:
@@ -191,6 +244,7 @@ class Agent(ABC):
         self.checkpoint = None
         used = self.mdp.energy_evaluations
         scalars = self._train_step()
+        scalars["train/skipped_updates"] = self.tally.skipped
         self.counters.updates += 1
         self.counters.energy_evaluations += self.mdp.energy_evaluations - used
         return scalars
@@ -283,6 +337,7 @@ class Agent(ABC):
             "best_progress": self.best_progress,
             "mdp": self.mdp.state_dict(),
             "generator": self.generator.get_state(),
+            "tally": self.tally.state_dict(),
             **{name: getattr(self, name).state_dict() for name in self.saved},
         }
 
@@ -292,7 +347,8 @@ class Agent(ABC):
         Raises:
             ValueError: if the state belongs to another agent or another configuration.
         """
-        expected = {"counters", "best_elbo", "best_progress", "mdp", "generator", *self.saved}
+        own = {"counters", "best_elbo", "best_progress", "mdp", "generator", "tally"}
+        expected = own | set(self.saved)
         missing = expected - set(state)
         if missing:
             raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}: another agent's?")
@@ -301,7 +357,7 @@ class Agent(ABC):
             for name in ("best_elbo", "best_progress"):
                 check_like(state[name], getattr(self, name), name)
             load_module(self.mdp, state["mdp"], "mdp")
-            for name in self.saved:
+            for name in ("tally", *self.saved):
                 restore(getattr(self, name), state[name], name)
             load_generator(self.generator, state["generator"])
         self.counters = Counters(**state["counters"])

@@ -160,6 +160,8 @@ class LibraryAgent(Agent):
         statistics: of training episodes, filled by the environment's adapter.
     """
 
+    IN_VAIN = "had a loss that was not finite; the library made them nevertheless"
+
     config: LibraryConfig
 
     def __init__(self, mdp: SamplingMDP, config: LibraryConfig, *, seed: int = 0) -> None:

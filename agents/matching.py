@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vgs_rl.agents.annealing import AnnealedSampler
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.buffer import WeightedBuffer
+from vgs_rl.agents.continuity import ContinuityTest
 from vgs_rl.agents.refinement import PosteriorAverage, RefinedBuffer, resample
 from vgs_rl.agents.rules import GradientMatching, ValueLearner
 from vgs_rl.clusters import ClusterValue
@@ -55,6 +56,7 @@ class GradientMatchingLearner(ValueLearner):
         self._shared = agent.mdp.num_steps  # first step without a share
         # Beside posterior_steps, references serve where S is large.
         self._precision = torch.float32 if self.config.posterior_steps else torch.float64
+        self._continuity = ContinuityTest(agent.mdp)
         self._scalars: dict[str, Tensor] = {}
         self._refreshes = 0
 
@@ -72,17 +74,26 @@ class GradientMatchingLearner(ValueLearner):
         assert not isinstance(network, PublishedMLP)  # the configuration refuses it
         if agent.config.drift == "posterior":
             slope, mixture = network.gradient_and_mixture(x, t)
-            error = slope - torch.lerp(denoising, target_score, mixture)
+            error = slope - self._mixed(denoising, target_score, mixture)
         else:
             # V_T = E is given: the last step has nothing to learn.
             inner = t + 1 < mdp.num_steps
             a = chain.a[t].unsqueeze(-1)
             slope, mixture = network.gradient_and_mixture(a * x, torch.where(inner, t + 1, t))
-            error = a * slope - torch.lerp(denoising, target_score, mixture)
+            error = a * slope - self._mixed(denoising, target_score, mixture)
             error = error * inner.unsqueeze(-1)
         weight = 0.5 * mdp.num_steps * (chain.s[t] / tau).square()
         loss = (weight * mdp.geometry.project(error).square().sum(-1)).mean()
         return loss, {"train/loss": loss.detach(), **self._scalars}
+
+    @property
+    def denoises_only(self) -> bool:
+        """Whether the target score is left out."""
+        targets = self.config.targets
+        return targets == "denoising" or (targets == "auto" and self._continuity.jumps)
+
+    def _mixed(self, denoising: Tensor, target_score: Tensor, mixture: Tensor) -> Tensor:
+        return denoising if self.denoises_only else torch.lerp(denoising, target_score, mixture)
 
     @torch.no_grad()
     def _scores(self, agent: ValueGradientAgent, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +149,7 @@ class GradientMatchingLearner(ValueLearner):
             for network in (agent.network, agent.average)
             if isinstance(network, ClusterValue | GuidedValue)
         ]
-        if agent.config.drift != "posterior" or not networks:
+        if agent.config.drift != "posterior" or not networks or self.denoises_only:
             return
         steps = torch.arange(self.config.start_size, device=agent.mdp.device)
         t = steps * agent.mdp.num_steps // self.config.start_size
@@ -169,7 +180,8 @@ class GradientMatchingLearner(ValueLearner):
             x = self._first_states(agent)
             self._refined.add(x, self.config.first_refine_steps, agent.generator)
         else:
-            rollout = agent.rollout(self.config.refresh_size)
+            rollout = agent.rollout(self.config.refresh_size, with_gradient=True)
+            self._test(rollout.x, rollout.gradient, rollout.log_weight)
             size, generator = self.config.refresh_size, agent.generator
             x = resample(rollout.x, rollout.log_weight, size, self.config.least_ess, generator)
             self._refined.dropped += dead_paths(rollout.log_weight)
@@ -207,8 +219,25 @@ class GradientMatchingLearner(ValueLearner):
             assert rollout.gradient is not None
             x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
             self._scalars = rollout_scalars(agent.mdp, rollout)
+        self._test(x, gradient, log_weight)
         self._buffer.add(x, gradient, log_weight)
         self._require_rows(self._buffer, x, agent)
+
+    def _test(self, x: Tensor, gradient: Tensor | None, log_weight: Tensor) -> None:
+        """Looks for jumps of the density; the first few in a row are told of."""
+        assert gradient is not None
+        if self.config.targets == "auto":
+            self._continuity.add(x, gradient, log_weight)
+
+    def notes(self) -> list[str]:
+        """That the density jumps."""
+        if not (self.config.targets == "auto" and self._continuity.jumps):
+            return []
+        return [
+            "the target's density jumps: ∇E does not tell where its mass is, so the value learns "
+            "from denoising targets alone (rule.targets); samples of its edges are blurred by the "
+            "last step's noise, weights stay exact"
+        ]
 
     def _require_rows(
         self, buffer: WeightedBuffer | RefinedBuffer, x: Tensor, agent: ValueGradientAgent
@@ -251,6 +280,7 @@ class GradientMatchingLearner(ValueLearner):
             "shared": self._shared,
             "refreshes": self._refreshes,
             "scalars": self._scalars,
+            "continuity": self._continuity.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -266,6 +296,7 @@ class GradientMatchingLearner(ValueLearner):
         self._posterior.log_step = state["posterior_log_step"].clone()
         self._share, self._shared = state["share"].clone(), state["shared"]
         self._refreshes, self._scalars = state["refreshes"], state["scalars"]
+        self._continuity.load_state_dict(state["continuity"])
 
 
 def _posterior_factors(

@@ -130,7 +130,7 @@ class PathAgent(Agent):
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
-        self.optimizer.found_inf = (~torch.isfinite(norm + loss.detach())).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
         self.optimizer.step()
         return {
             "train/loss": loss.detach(),

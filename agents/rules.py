@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -37,6 +37,10 @@ class ValueLearner(ABC):
         """What a report says of the learner besides its figures, as JSON holds it."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What a user has to know of its state, a line each."""
+        return []
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The learner's state, for checkpoints."""
@@ -61,8 +65,9 @@ class GradientMatching(ValueRule):
 
     States x_t = x_T / A_t + √S_t z come from a buffer of the sampler's own terminal states, drawn
     by their exact weights. Two unbiased targets for ∇V_t(x_t) are tau z/√S_t (denoising) and
-    A_t ∇E(x_T) (target score). Any mixture of them whose coefficient depends on x_t alone is
-    unbiased too; the network learns the coefficient that makes it vary least, by the same loss.
+    A_t ∇E(x_T) (target score), the second for densities without jumps only. Any mixture of them
+    whose coefficient depends on x_t alone is unbiased too; the network learns the coefficient that
+    makes it vary least, by the same loss.
     That is the path KL that the drift would lose: T · mean[ s_t²/(2 tau²) ‖∇V_t(x_t) - target‖² ],
     or for the `bellman` drift the same with a_t ∇V_{t+1}(a_t x_t).
 
@@ -95,6 +100,10 @@ class GradientMatching(ValueRule):
         posterior_steps: MALA steps on x_T given x_t that each target is averaged over; 0 uses
             x_t's own x_T alone. Unbiased too, in any dimension.
         max_drift: bound of the norm of ∇E/tau in these MALA proposals.
+        targets: `both`, or `denoising` alone, which needs E itself and no gradient: where E jumps
+            or ends at a wall, ∇E does not tell where the mass is, and its target is wrong. `auto`
+            takes both unless weighted samples show that the density jumps
+            (:class:`~vgs_rl.agents.continuity.ContinuityTest`), and says so.
     """
 
     batch_size: int = 2048
@@ -113,6 +122,7 @@ class GradientMatching(ValueRule):
     first_refine_steps: int = 0
     posterior_steps: int = 0
     max_drift: float = 100.0
+    targets: Literal["auto", "both", "denoising"] = "auto"
 
     def __post_init__(self) -> None:
         require_at_least(

@@ -292,12 +292,13 @@ def _learn(
     )
     if not finished:
         return None
-    used = agent.counters
+    used, skipped = agent.counters, agent.tally.skipped
     chosen = chosen_checkpoint(folder.path)
     if chosen != "best":
         notice(f"no validation of {folder.path} had a weight above 0: the last agent is judged")
     _load(config, folder.path, chosen, agent)
-    agent.counters = used  # what training has cost, not the part up to the checkpoint
+    # What training has cost, not the part up to the checkpoint.
+    agent.counters, agent.tally.skipped = used, skipped
     return finish(config, target, agent, folder, progress_bar=progress_bar)
 
 

@@ -37,7 +37,6 @@ from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks import TimeConditionedMLP, ValueFunction
 from vgs_rl.panels import View
 from vgs_rl.plots import Drawing, has_landscape, plot_value
-from vgs_rl.restore import check_like
 from vgs_rl.sampler import ChainSampler
 
 Parameters = tuple[Tensor, ...] | list[Tensor]
@@ -112,12 +111,11 @@ class ValueGradientAgent(Agent):
         network: V, trained.
         rule: the configured rule at work: its state and its loss.
         average: V, exponential moving average of the network: what acts and evaluates.
-        skipped: number of updates skipped because loss or gradient was not finite.
     """
 
     TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
-    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule", "tally")
+    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule")
 
     def __init__(
         self,
@@ -142,7 +140,6 @@ class ValueGradientAgent(Agent):
         )
         self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
-        self.tally = _Tally(self.mdp.device)
         self.rule: ValueLearner = config.rule.build(self)
 
     @property
@@ -151,11 +148,6 @@ class ValueGradientAgent(Agent):
         average = self.averaged.module
         assert isinstance(average, LearnedValue)  # what the network is
         return average
-
-    @property
-    def skipped(self) -> int:
-        """Updates skipped so far."""
-        return int(self.tally.skipped)
 
     @property
     def policy(self) -> ValueGradientPolicy:
@@ -236,6 +228,18 @@ class ValueGradientAgent(Agent):
         if self.config.fit_noise_scale:
             self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
 
+    def notes(self) -> list[str]:
+        """See :meth:`Agent.notes`; also noise scales at their bound, and what the rule knows."""
+        notes = [*super().notes(), *self.rule.notes()]
+        bound = self.mdp.rho <= 1.05 * self.mdp.LEAST_RHO
+        if bool(bound[-1]) or 2 * int(bound.sum()) > len(bound):
+            notes.append(
+                f"rho_t is at its bound {self.mdp.LEAST_RHO:g} in {int(bound.sum())} of "
+                f"{len(bound)} steps: the target is narrower than the chain can draw; let "
+                "mdp.schedule end with less noise, or rescale the energy's coordinates"
+            )
+        return notes
+
     def _train_step(self) -> dict[str, Tensor]:
         loss, scalars = self.rule.loss(self)
         self.optimizer.zero_grad(set_to_none=True)
@@ -248,10 +252,8 @@ class ValueGradientAgent(Agent):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
-        bad = (~torch.isfinite(norm + loss.detach())).float()
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.tally.skipped += bad
         if self.rule.averages_now():
             self.averaged.update_parameters(self.network)
             self.rule.after_average(self)
@@ -259,7 +261,6 @@ class ValueGradientAgent(Agent):
             **scalars,
             "train/gradient_norm": norm,
             "train/learning_rate": torch.tensor(lr),
-            "train/skipped_updates": self.tally.skipped,
             "train/rho_mean": self.mdp.rho.mean(),
         }
 
@@ -313,17 +314,3 @@ class MovingAverage:
     def __call__(self, average: Parameters, current: Parameters, _: Tensor | int) -> None:
         """Moves the averaged parameters towards the current ones, in place."""
         torch._foreach_lerp_(average, current, 1 - self.decay)
-
-
-class _Tally:
-    """The count of skipped updates, on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.skipped = torch.zeros((), device=device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        check_like(state, self.state_dict(), "tally")
-        self.skipped = state["skipped"].clone()

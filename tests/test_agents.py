@@ -1,19 +1,24 @@
 import copy
 import math
 import signal
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import (
     TD0,
     ExactSampler,
     GradientMatching,
+    LogVarianceConfig,
     MLPNetwork,
+    PISConfig,
     PublishedNetwork,
     SoftBellman,
+    TrajectoryBalanceConfig,
     ValueGradientAgent,
     ValueGradientConfig,
     ValueRule,
@@ -24,7 +29,7 @@ from vgs_rl.agents.buffer import WeightedBuffer
 from vgs_rl.agents.matching import GradientMatchingLearner
 from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.config import BudgetConfig, EvaluationConfig
-from vgs_rl.envs import GMM9, FourGauss, GaussianMixture
+from vgs_rl.envs import GMM9, FourGauss, Funnel, GaussianMixture
 from vgs_rl.run import RunFolder
 from vgs_rl.sampler import Sampler, Samples
 from vgs_rl.weights import log_z_estimate
@@ -549,3 +554,109 @@ def test_a_target_much_narrower_than_the_prior_is_drawn_as_narrow_as_it_is(std: 
     assert float(samples.x.std()) == pytest.approx(std, rel=0.05)
     assert samples.log_weight is not None
     assert abs(float(log_z_estimate(samples.log_weight.double()))) < 0.01
+
+
+# --- jumps, walls, and what cannot be learned ---------------------------------------------------
+
+
+class Step(Energy):
+    """A standard normal density, divided by e^height where x_1 > 0."""
+
+    dim = 2
+
+    def __init__(self, height: float) -> None:
+        super().__init__()
+        self.height = height
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x.square().sum(-1) + self.height * (x[:, 0] > 0)
+
+
+class Box(Energy):
+    """Uniform on [-1, 1]², nothing outside."""
+
+    dim = 2
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        inside = (x.abs() <= 1).all(-1)
+        return torch.where(inside, 0.0 * x.sum(-1), torch.inf)
+
+
+def jumping_agent(target: Energy, **options: object) -> ValueGradientAgent:
+    rule = GradientMatching(batch_size=512, refresh_every=20, **options)  # type: ignore[arg-type]
+    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), lr=1e-2)
+    return config.build(SamplingMDP(target, MDPConfig()))
+
+
+def share(agent: ValueGradientAgent, inside: Callable[[torch.Tensor], torch.Tensor]) -> list[float]:
+    """How many samples lie inside, as drawn and by weight."""
+    samples = agent.sampler().sample(8000, 7)
+    assert samples.log_weight is not None
+    weight = torch.softmax(samples.log_weight.double(), 0)
+    return [float(inside(samples.x).double().mean()), float(weight @ inside(samples.x).double())]
+
+
+@pytest.mark.filterwarnings("ignore:Box.energy is NaN", "ignore:Step.energy hides")
+def test_a_density_that_jumps_is_learned_from_denoising_targets_and_it_is_said() -> None:
+    right = lambda x: x[:, 0] > 0  # noqa: E731
+    for height, truth, at_most in ((4.0, 0.01799, 0.25), (1.0, 0.26894, 0.45)):
+        agent = jumping_agent(Step(height))
+        with pytest.warns(UserWarning, match="the target's density jumps"):
+            agent.learn(BudgetConfig(updates=300), **QUIET)
+        drawn, weighted = share(agent, right)
+        assert weighted == pytest.approx(truth, abs=0.01)
+        assert drawn < at_most  # 0.50 where ∇E is believed
+        assert any("density jumps" in note for note in agent.report_details()["notes"])
+
+
+@pytest.mark.filterwarnings("ignore:Box.energy")
+def test_learning_a_box_moves_samples_into_it() -> None:
+    agent = jumping_agent(Box())
+    inside = lambda x: (x.abs() <= 1).all(-1)  # noqa: E731
+    before = share(agent, inside)[0]
+    with pytest.warns(UserWarning, match="the target's density jumps"):
+        agent.learn(BudgetConfig(updates=150), **QUIET)
+    drawn, weighted = share(agent, inside)
+    assert drawn > 0.8 > before and weighted == pytest.approx(1.0)
+    assert agent.skipped == 0
+
+
+@pytest.mark.parametrize("targets", ["both", "denoising"])
+def test_the_targets_of_a_jump_may_be_chosen(targets: str) -> None:
+    agent = jumping_agent(Step(4.0), targets=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.learn(BudgetConfig(updates=120), **QUIET)
+    assert not agent.report_details()["notes"]
+    drawn, _ = share(agent, lambda x: x[:, 0] > 0)
+    assert drawn > 0.45 if targets == "both" else drawn < 0.42
+
+
+@pytest.mark.parametrize("target", [GMM9(), FourGauss(), Funnel(dim=3)])
+def test_continuous_densities_do_not_jump(target: Energy) -> None:
+    rule = GradientMatching(batch_size=256, refresh_every=10)
+    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), prior_std=4.0)
+    agent = config.build(SamplingMDP(target, MDPConfig()))
+    agent.learn(BudgetConfig(updates=100), **QUIET)
+    assert matching(agent)._continuity.states > 50
+    assert not matching(agent).denoises_only and not agent.notes()
+
+
+def test_noise_scales_at_their_bound_are_said() -> None:
+    std = 1e-6
+    target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), std**2))
+    config = ValueGradientConfig(network=MLPNetwork(width=8, depth=1), prior_std=std)
+    agent = config.build(SamplingMDP(target, MDPConfig(num_steps=4)))
+    with pytest.warns(UserWarning, match="rho_t is at its bound 0.0001 in 1 of 4 steps"):
+        agent.learn(BudgetConfig(updates=1), **QUIET)
+
+
+@pytest.mark.filterwarnings("ignore:Box.energy")
+@pytest.mark.parametrize("kind", [PISConfig, TrajectoryBalanceConfig, LogVarianceConfig])
+def test_updates_that_are_skipped_are_counted_in_the_report_and_said(kind: type) -> None:
+    config = kind(batch_size=32, width=8, depth=1)
+    agent = config.build(SamplingMDP(Box(), MDPConfig(num_steps=4)))
+    with pytest.warns(UserWarning, match=r"5 of 5 updates were skipped.*hardly learned"):
+        agent.learn(BudgetConfig(updates=5), **QUIET)
+    assert agent.report_details()["skipped_updates"] == 5
+    assert float(agent.update()["train/skipped_updates"]) == 6
