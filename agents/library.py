@@ -190,6 +190,14 @@ class LibraryAgent(Agent):
         self.progress = state["progress"]
         self.load_state_dict(state["agent"])
 
+    def update(self) -> dict[str, Tensor]:
+        """See :meth:`Agent.update`; updates with a loss that is not finite are counted."""
+        scalars = super().update()
+        losses = [value for name, value in scalars.items() if "loss" in name]
+        if losses:
+            self.tally.count(torch.stack(losses).sum().to(self.mdp.device))
+        return scalars | {"train/skipped_updates": self.tally.skipped}
+
     @abstractmethod
     def policy(self) -> Policy:
         """The current policy as the MDP takes it; it follows later training."""

@@ -157,7 +157,10 @@ class PathAgent(Agent):
 
 @dataclass(kw_only=True)
 class PISConfig(PathConfig):
-    """The path integral sampler; its arguments are those of every path agent."""
+    """The path integral sampler, for densities without jumps; its arguments are every path agent's.
+
+    What E does at a jump is in no gradient: there, `tb` and `logvar` learn, which use E alone.
+    """
 
     name: ClassVar[str] = "pis"
 

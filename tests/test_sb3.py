@@ -339,3 +339,13 @@ def test_the_environment_takes_a_tenth_of_ppos_time_at_most():
     begin = time.perf_counter()
     agent.learn(BudgetConfig(updates=4), **QUIET)
     assert spent < 0.1 * (time.perf_counter() - begin)
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
+def test_updates_with_a_loss_that_is_not_finite_are_counted_and_said(algorithm):
+    agent = small_agent(SB3Config, algorithm)
+    step = agent._train_step
+    agent._train_step = lambda: step() | {"train/loss": torch.tensor(torch.nan)}
+    with pytest.warns(UserWarning, match="2 of 2 updates had a loss that was not finite"):
+        agent.learn(BudgetConfig(updates=2), **QUIET)
+    assert agent.report_details()["skipped_updates"] == 2
