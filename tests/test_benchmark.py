@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import ROOT, run
+from commands import ROOT, load, run
+
+from vgs_rl import MDPConfig, SamplingMDP
+from vgs_rl.agents.run import RunConfig
+from vgs_rl.envs import FourGauss
+from vgs_rl.evaluation import Report
 
 TINY = """
 env: FourGauss
@@ -73,6 +78,27 @@ def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
     )
     assert own["seed"] == 0 and own["train_seconds"] > 60 and "elbo" in own["figures"]
     assert quiet["n_samples"] == 4 and "elbo" not in quiet["figures"]
+
+
+def test_mala_alone_is_judged_at_the_runs_temperature() -> None:
+    benchmark = load("benchmark")
+    mdp = SamplingMDP(FourGauss(), MDPConfig(num_steps=3, temperature=2.0))
+    config = RunConfig(env="FourGauss", mdp=mdp.config, device="cpu")
+    agent = config.agent.build(mdp)
+    report = Report(
+        target="FourGauss",
+        agent="vgs",
+        seed=0,
+        n_samples=60,
+        train_seconds=1.0,
+        env_steps=0,
+        energy_evaluations=2_000,
+        figures={},
+    )
+    run = benchmark._Run(report=report, folder=Path(), load=lambda: (config, agent))
+    mala = benchmark._mala(run)
+    assert mala.details["temperature"] == 2.0
+    assert not mala.figures  # neither exact samples nor mode weights apply, and it has no weights
 
 
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:

@@ -64,7 +64,8 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
     assert {"env_steps", "energy_evaluations", "figures"} < report.keys()
     assert report["target"] == "GMM9" and report["agent"] == "vgs" and report["seed"] == 0
     names = {"tvd_energy", "sinkhorn", "std_error", "mode_weight_error"}
-    names |= {"log_z_error", "elbo", "eubo", "path_ess"}
+    names |= {"log_z_error", "elbo", "eubo", "gap"}
+    names |= {"ess", "largest_weight", "k_hat", "path_ess"}
     assert report["figures"].keys() == names
     assert all({"value", "floor", "n"} < figure.keys() for figure in report["figures"].values())
     pictures = {"chain", "value", "energy", "learning_curves", "summary"}
@@ -162,7 +163,8 @@ def test_readme_example_registers_an_energy_from_another_folder(tmp_path: Path) 
         assert done.returncode == 0, command + done.stdout + done.stderr
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
-    assert all({"elbo", "path_ess", "log_z"} == report["figures"].keys() for report in reports)
+    names = {"log_z", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}
+    assert all(names == report["figures"].keys() for report in reports)
 
 
 def test_readme_python_examples_run(tmp_path: Path) -> None:
