@@ -27,7 +27,14 @@ import numpy as np
 import torch
 from benchmark_table import machine, print_machine, write_json, write_section
 from compare_jobs import CompareError, Job, budget_name, check_jobs, make_jobs, parse_budget
-from compare_report import as_json, as_markdown, collect, plot_learning, plot_samples
+from compare_report import (
+    as_json,
+    as_markdown,
+    collect,
+    plot_learning,
+    plot_samples,
+    read_reports,
+)
 from compare_worker import run_job
 from matplotlib.figure import Figure
 from side_by_side import run_all
@@ -77,6 +84,7 @@ def _compare(options: argparse.Namespace) -> int:
         )
         if options.figures and not options.markdown:
             raise CompareError("--figures needs --markdown, which shows them")
+        others = read_reports(options.reports, jobs)
         root.mkdir(parents=True, exist_ok=True)
         check_jobs(jobs)
     except (OSError, CompareError, ValueError, ModuleNotFoundError) as error:
@@ -88,7 +96,7 @@ def _compare(options: argparse.Namespace) -> int:
     ready = sum(job.finished for job in jobs)
     print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
     failed = run_all(jobs, run_job, processes=processes, threads=options.threads)
-    results = collect(jobs)
+    results = collect(jobs, others)
     if not results:
         print("error: no run finished", file=sys.stderr)
         return 1
@@ -118,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--env", default="GMM9", help="targets, or configuration files, with commas between")
     add("--agents", default="vgs,pis,tb,logvar,mala,hmc,ais,pt", help="short names")
+    add("--reports", default="", help="report.json files of other samplers, for more rows")
     add("--seeds", type=_count, default=1, help="number of seeds, from 0")
     add("--budget", default="steps=2e6", help="of each run: steps=, energies=, seconds=, updates=")
     add("--jobs", type=_count, default=None, help="runs at a time; by default as many as cores")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from benchmark_table import Table, format_cell, markdown_table
-from compare_jobs import BASELINES, Job
+from compare_jobs import BASELINES, CompareError, Job
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,13 +46,43 @@ Results = Mapping[str, Mapping[str, Sequence[Report]]]
 """Reports over seeds by target and agent."""
 
 
-def collect(jobs: Sequence[Job]) -> Results:
-    """The reports of all finished runs."""
+def read_reports(files: str, jobs: Sequence[Job]) -> list[Report]:
+    """Reports of samplers that were evaluated elsewhere, from files with commas between.
+
+    Raises:
+        CompareError: if one cannot be read, is of a target that is not compared, or has the name of
+            a run.
+    """
+    reports = []
+    for file in filter(None, files.split(",")):
+        try:
+            report = Report.load(Path(file))
+        except (OSError, ValueError) as error:
+            raise CompareError(f"--reports {file}: {error}") from error
+        targets = list(dict.fromkeys(job.env for job in jobs))
+        if report.target not in targets:
+            raise CompareError(
+                f"--reports {file} is of the target {report.target!r}, compared are "
+                f"{', '.join(targets)}"
+            )
+        if not report.agent or report.agent in {job.agent for job in jobs}:
+            raise CompareError(
+                f"--reports {file} calls its agent {report.agent!r}; a row needs a name of its own"
+            )
+        reports.append(report)
+    return reports
+
+
+def collect(jobs: Sequence[Job], others: Sequence[Report] = ()) -> Results:
+    """The reports of all finished runs, and of samplers that were evaluated elsewhere."""
     found: dict[str, dict[str, list[Report]]] = {}
     for job in jobs:
         report = job.report()
         if report is not None:
             found.setdefault(job.env, {}).setdefault(job.agent, []).append(report)
+    for report in others:
+        if report.target in found:
+            found[report.target].setdefault(report.agent, []).append(report)
     return found
 
 

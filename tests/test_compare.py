@@ -476,3 +476,36 @@ def test_a_comparison_is_never_lost_to_a_picture(
     assert any("learning.png: OverflowError: no axis is so long" in each for each in warnings)
     assert any(f"{samples}: ValueError" in each for each in warnings)
     assert not (root / "Gaussian-learning.png").exists()
+
+
+def test_samplers_that_were_evaluated_elsewhere_have_rows_in_the_tables(tmp_path: Path) -> None:
+    jobs = make_jobs(["GMM9"], ["vgs"], range(1), {"updates": 5}, tmp_path)
+    file = tmp_path / "cleanrl.json"
+    made = Report(
+        target="GMM9",
+        agent="cleanrl-ppo",
+        seed=0,
+        n_samples=100,
+        train_seconds=1.0,
+        env_steps=2,
+        energy_evaluations=3,
+        figures={"elbo": Figure(value=-1.5, floor=0.0, n=100)},
+    )
+    made.save(file)
+    ours = Report.from_json(made.as_json().replace("cleanrl-ppo", "vgs"))
+    (read,) = compare_report.read_reports(str(file), jobs)
+    assert read == made
+    rows = compare_report.table({"vgs": [ours], "cleanrl-ppo": [read]})
+    assert [row["agent"] for row in rows] == ["*floor*", "vgs", "cleanrl-ppo"]
+    assert rows[2]["elbo"].startswith("-1.5") and rows[2]["env steps"] == "2"
+
+    def refused(change: tuple[str, str], message: str) -> None:
+        file.write_text(made.as_json().replace(*change))
+        with pytest.raises(CompareError, match=message):
+            compare_report.read_reports(str(file), jobs)
+
+    refused(("GMM9", "GMM25"), "is of the target 'GMM25', compared are GMM9")
+    refused(("cleanrl-ppo", "vgs"), "calls its agent 'vgs'; a row needs a name of its own")
+    refused(("{", "["), "--reports .*cleanrl.json")
+    with pytest.raises(CompareError, match="--reports missing.json"):
+        compare_report.read_reports("missing.json", jobs)
