@@ -81,7 +81,7 @@ def _is_foreign(module: str) -> bool:
 # --- the gate ------------------------------------------------------------------------------------
 
 
-def admit(content: Mapping[str, Any], schema: type, *, file: object, trust: Trust = False) -> None:
+def admit(content: Mapping[str, Any], schema: type, *, file: str, trust: Trust = False) -> None:
     """Lets the names in a file's content through, or refuses the file; nothing is called.
 
     Args:
@@ -204,7 +204,9 @@ def require(found: Any, expected: type, *, name: str, owner: str) -> None:
         )
 
 
-def _announce(name: Name, file: object) -> None:
+@functools.cache  # a command reads its file more than once
+def _announce(name: Name, file: str) -> None:
+    """Says what is imported, from where, for which file."""
     top = name.module.partition(".")[0]
     try:
         _append_current_folder()
