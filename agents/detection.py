@@ -31,6 +31,7 @@ from vgs_rl.detection_plots import (
 from vgs_rl.fields import settle
 from vgs_rl.plots import Drawing
 from vgs_rl.report import Figure, Report
+from vgs_rl.restore import fitting, load_module
 from vgs_rl.run import RunFolder
 
 Choice = Literal["image", "pixel", "mean"]
@@ -287,11 +288,8 @@ def load_energy(path: Path, trainer: EBMTrainer, checkpoint: str = "best") -> di
     file = path / "checkpoints" / f"{checkpoint}.pt"
     state = load_checkpoint(file, trainer.mdp.device)
     weights = state["energy"] if "energy" in state else state.get("learner", {}).get("energy", {})
-    try:
-        trainer.energy.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file} does not fit this configuration: {reason}") from error
+    with fitting(str(file)):
+        load_module(trainer.energy, weights, "energy")
     return state
 
 

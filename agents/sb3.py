@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from vgs_rl.agents.library import (
     DETERMINISTIC,
@@ -20,6 +22,7 @@ from vgs_rl.agents.vector_adapter import VectorAdapter
 from vgs_rl.envs.gym import SamplingVectorEnv
 from vgs_rl.envs.observation import Feature
 from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.restore import check_like, check_optimizer
 
 
 @dataclass(kw_only=True)
@@ -250,8 +253,24 @@ class _ModelState:
             state["replay_at"] = [buffer.pos, buffer.full]
         return state
 
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raises a ValueError unless the state fits the model; the library checks little of it."""
+        model, own = self.model, self.state_dict()
+        moving = {"parameters": {}, "environment": {}, "replay": {}, "replay_at": None}
+        check_like(state, own | {key: moving[key] for key in moving if key in own})
+        for name, mine in own["parameters"].items():
+            part = reduce(getattr, name.split("."), model)
+            if isinstance(part, Optimizer):
+                check_optimizer(part, state["parameters"].get(name), f"parameters.{name}")
+            else:
+                check_like(state["parameters"].get(name), mine, f"parameters.{name}")
+        for name in REPLAY_ARRAYS if "replay" in own else ():
+            rows, buffer = state["replay"][name], getattr(model.replay_buffer, name)
+            check_like(rows, torch.from_numpy(buffer[: len(rows)]), f"replay.{name}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         model = self.model
+        self._check(state)
         model.set_parameters(state["parameters"], device=model.device)
         for name, value in state["variables"].items():
             getattr(model, name).data.copy_(value)

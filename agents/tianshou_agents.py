@@ -23,6 +23,7 @@ from vgs_rl.agents.library import (
 from vgs_rl.envs.gym import SamplingVectorEnv
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.restore import check_like, check_optimizer
 
 
 @dataclass(kw_only=True)
@@ -307,8 +308,22 @@ class _AlgorithmState:
             "lengths": torch.from_numpy(buffer._lengths.copy()),
         }
 
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raises a ValueError unless the state fits; the library checks little of it."""
+        algorithm, own = self.algorithm, self.state_dict()
+        check_like(state["algorithm"], own["algorithm"] | {"_optimizers": []}, "algorithm")
+        check_like(state["observations"], own["observations"], "observations")
+        optimizers = [each._optim for each in algorithm._optimizers]
+        states = list(state["algorithm"]["_optimizers"])
+        if "alpha_optimizer" in own:
+            optimizers.append(algorithm.alpha._optim)
+            states.append(state["alpha_optimizer"])
+        for i, (optimizer, each) in enumerate(zip(optimizers, states, strict=True)):
+            check_optimizer(optimizer, each, f"optimizer {i}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         algorithm, collector = self.algorithm, self.collector
+        self._check(state)
         algorithm.load_state_dict(dict(state["algorithm"]))
         collector._pre_collect_obs_RO = state["observations"].cpu().numpy().copy()
         collector.env.adapter.load_state_dict(state["environment"])

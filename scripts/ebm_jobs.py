@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -302,7 +302,7 @@ def _import_path(kind: type) -> str:
 
 def _budget(**limit: int) -> list[str]:
     """Options that replace every limit by this one."""
-    limits = dict.fromkeys(BudgetConfig.__dataclass_fields__) | limit
+    limits = {each.name: None for each in fields(BudgetConfig)} | limit
     return [f"--budget={json.dumps(limits)}"]
 
 

@@ -91,19 +91,19 @@ def is_detector(run: Path) -> bool:
 def judge_runs(
     runs: Sequence[Path],
     *,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     split: str = "test",
     trust: Trust = False,
-    device: str = "auto",
+    device: str | None = None,
 ) -> dict[str, Report]:
     """Reports of trained detectors, each on its own data, by run folder.
 
     Args:
         runs: run folders.
-        checkpoint: `best` or `last`.
+        checkpoint: `best`, the default, or `last`.
         split: `test` or `validation`.
         trust: the user's word for what their configurations name.
-        device: where to score.
+        device: where to score; the run's own by default.
 
     Raises:
         ConfigError: if there is no such split.
@@ -114,10 +114,11 @@ def judge_runs(
         raise ConfigError(f"--split must be test or validation, got {split!r}")
     reports = {}
     for run in runs:
-        arguments = ["--config", str(run / "config.yaml"), f"--device={device}"]
+        arguments = ["--config", str(run / "config.yaml")]
+        arguments += [] if device is None else [f"--device={device}"]
         config = config_of(parse(detector_parser(), arguments, trust=trust))
         data, trainer = build(config)
-        state = load_energy(run, trainer, checkpoint)
+        state = load_energy(run, trainer, checkpoint or "best")
         done = run / "report.json"
         if done.is_file():  # what the whole training has cost, not the checkpoint's part
             report = Report.from_json(done.read_text())

@@ -88,8 +88,7 @@ def fitting(what: str = "the checkpoint") -> Iterator[None]:
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
-        its = "this" if what == "the checkpoint" else "its"
-        raise ValueError(f"{what} does not fit {its} configuration: {reason}") from error
+        raise ValueError(f"{what} does not fit this configuration: {reason}") from error
 
 
 def load_optimizer(optimizer: Optimizer, state: Any, name: str = "optimizer") -> None:
