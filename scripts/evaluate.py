@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from ebm_report import is_detector, judge_runs
 from jsonargparse import ArgumentParser
 
@@ -78,7 +79,10 @@ def main(arguments: list[str]) -> int:
                 )
                 done = run / "report.json"
                 if done.is_file():  # what the whole training has cost, not the checkpoint's part
-                    agent.counters = counters_of(Report.load(done))
+                    trained = Report.load(done)
+                    agent.counters = counters_of(trained)
+                    skipped = trained.details.get("skipped_updates", 0)
+                    agent.tally.skipped = torch.tensor(float(skipped))
             how: dict[str, Any] = {"n": options.n, "resample": options.resample}
             if options.compiled:
                 if not isinstance(agent, ValueGradientAgent):
@@ -101,6 +105,9 @@ def main(arguments: list[str]) -> int:
             print(text)
             return 0
         print(format_comparison(columns))
+        for title, report in columns.items():
+            for note in report.details.get("notes", []):
+                print(f"note: {title}: {note}", file=sys.stderr)
         if options.json is not None:
             Path(options.json).write_text(text + "\n")
     except (ConfigError, OSError, ValueError) as error:
