@@ -276,6 +276,10 @@ def _overrides(stem: str) -> dict[str, Any]:
         file = CONFIGS / "compare" / f"{name}.yaml"
         if file.is_file():
             found = _merged(found, read_yaml(file))
+    for agent, given in found.items():
+        if not isinstance(given, dict):
+            raise CompareError(f"configs/compare: {agent} must be a mapping, got {given!r}")
+        _agent_section(given.get("of", agent), {}, 1.0)  # that the name is known
     return found
 
 

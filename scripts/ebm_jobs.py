@@ -360,7 +360,7 @@ def run_all(
         work = partial(run_job, config)
         threads = max(1, (os.cpu_count() or 1) // processes)
         return side_by_side.run_all(
-            jobs, work, processes=processes, threads=threads, progress_bar=bar
+            jobs, work, processes=processes, threads=threads, reuse=True, progress_bar=bar
         )
     failed = {}
     for job in waiting:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vgs_rl.agents.base import handling, interrupt, interruptible
 from vgs_rl.config import BudgetConfig
 
-STOPPED = 130  # exit status of a run that was interrupted
+STOP, END = "stop", "end"  # what the parent says to a process, beside jobs
 PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -57,9 +57,16 @@ J = TypeVar("J", bound=Job)
 
 @dataclass
 class _Child(Generic[J]):
-    job: J
+    """A process and the line to it; `job` is None when it has come to its end."""
+
+    job: J | None
     process: BaseProcess
     line: Connection
+
+    def say(self, word: Any) -> None:
+        """Sends it a job, STOP or END; one that has just ended hears nothing."""
+        with suppress(OSError):
+            self.line.send(word)
 
 
 def run_all(
@@ -68,6 +75,7 @@ def run_all(
     *,
     processes: int,
     threads: int = 1,
+    reuse: bool = False,
     progress_bar: bool = True,
 ) -> dict[str, str]:
     """Runs what is not finished; a failure stops nothing but itself.
@@ -77,6 +85,8 @@ def run_all(
         work: one job, in its process; whether it came to its end. It is pickled.
         processes: how many run at a time.
         threads: of each process.
+        reuse: whether a process that has done a job takes the next one, if one is ready; else
+            every job finds the same fresh process.
         progress_bar: whether to show one.
 
     Returns:
@@ -102,23 +112,40 @@ def run_all(
         try:
             while not interrupted():
                 ready = [job for job in waiting if job.ready]
-                for job in ready[: processes - len(children)]:
+                idle = [child for child in children if child.job is None]
+                for job in ready[: processes - len(children) + len(idle)]:
                     waiting.remove(job)
-                    children.append(_start(job, work))
+                    _prepare_log(job)
+                    if idle:
+                        idle[-1].job = job
+                        idle.pop().say(job)
+                    else:
+                        children.append(_start(job, work))
+                for child in idle:
+                    _end(child)
+                    children.remove(child)
                 if not children:  # all done, or what the others wait for has failed
                     break
-                connection.wait([child.process.sentinel for child in children], timeout=0.2)
-                for child in [each for each in children if not each.process.is_alive()]:
-                    children.remove(child)
+                ends = [end for child in children for end in (child.line, child.process.sentinel)]
+                connection.wait(ends, timeout=0.2)
+                for child in list(children):
+                    job = child.job
+                    assert job is not None
+                    if not (child.line.poll() or not child.process.is_alive()):
+                        continue
                     done += 1
-                    if why := _failure(child):
-                        failed[child.job.name] = why
-                        tqdm.write(f"failed: {child.job.name}: {why}", sys.stderr)
-                _show(bar, done, len(jobs), [child.job for child in children])
+                    child.job = None
+                    if why := _failure(job, child):
+                        failed[job.name] = why
+                        tqdm.write(f"failed: {job.name}: {why}", sys.stderr)
+                    if why or not reuse:
+                        _end(child)
+                        children.remove(child)
+                _show(bar, done, len(jobs), [child.job for child in children if child.job])
             if interrupted():
                 for child in children:
-                    with suppress(OSError):  # it has just ended
-                        child.line.send("stop")
+                    child.say(STOP)
+                    child.say(END)
                 for child in children:
                     child.process.join()
                 raise KeyboardInterrupt
@@ -146,9 +173,12 @@ def _show(bar: Any, done: int, total: int, running: Sequence[Job]) -> None:
     bar.update(0)
 
 
-def _start(job: J, work: Callable[[J], bool]) -> _Child[J]:
+def _prepare_log(job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.write_bytes(b"")
+
+
+def _start(job: J, work: Callable[[J], bool]) -> _Child[J]:
     context = get_context("spawn")
     ours, its = context.Pipe()
     process = context.Process(target=_run, args=(job, work, its), daemon=True, name=job.name)
@@ -157,20 +187,24 @@ def _start(job: J, work: Callable[[J], bool]) -> _Child[J]:
     return _Child(job, process, ours)
 
 
-def _failure(child: _Child[J]) -> str | None:
-    """What went wrong with a run that has ended, in one line; None if nothing did."""
-    code, why = child.process.exitcode or 0, ""
-    with suppress(OSError, EOFError):
-        if child.line.poll():
-            why = child.line.recv()
+def _end(child: _Child[J]) -> None:
+    child.say(END)
+    child.process.join()
     child.line.close()
-    if code == 0 and child.job.finished:
-        return None
-    if code < 0:
-        why = f"it was ended by {signal.Signals(-code).name}"
-    elif code == STOPPED:
-        why = "it was interrupted"
-    return f"{why or _last_line(child.job.log)} (exit {code}; {child.job.log})"
+
+
+def _failure(job: J, child: _Child[J]) -> str | None:
+    """What went wrong with a job that has come to its end, in one line; None if nothing did."""
+    try:
+        why = str(child.line.recv())
+    except (OSError, EOFError):  # the process died without a word
+        child.process.join()
+        code = child.process.exitcode or 0
+        by = f"it was ended by {signal.Signals(-code).name}" if code < 0 else ""
+        why = by or _last_line(job.log)
+    if why or not job.finished:
+        return f"{why or 'it ended without a report'} ({job.log})"
+    return None
 
 
 def _last_line(log: Path) -> str:
@@ -178,48 +212,55 @@ def _last_line(log: Path) -> str:
     with suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a report"
+    return lines[-1] if lines else "its process ended"
 
 
 # --- in the child ---------------------------------------------------------------------------------
 
 
-def _run(job: J, work: Callable[[J], bool], line: Connection) -> None:
-    """What a process does: one run, whatever it prints in its own file."""
+def _run(first: J, work: Callable[[J], bool], line: Connection) -> None:
+    """What a process does: job after job, whatever one prints in its own file."""
     _end_with_parent()
     if hasattr(os, "setpgrp"):  # Ctrl-C at the terminal is the parent's, which passes it on, once
         os.setpgrp()
-    threading.Thread(target=_listen, args=(line,), daemon=True).start()
-    log = os.open(job.log, os.O_WRONLY | os.O_APPEND)
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    inbox.put(first)
+    with handling(interrupt):  # a shell's background job ignores Ctrl-C
+        threading.Thread(target=_listen, args=(line, inbox), daemon=True).start()
+        with suppress(KeyboardInterrupt):
+            for job in iter(inbox.get, END):
+                line.send(_outcome(job, work))
+
+
+def _outcome(job: J, work: Callable[[J], bool]) -> str:
+    """Does a job; returns what went wrong, or nothing."""
+    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
     try:
-        with handling(interrupt):  # a shell's background job ignores Ctrl-C
-            finished = work(job)
+        return "" if work(job) else "it was interrupted"
     except KeyboardInterrupt:
-        finished = False
+        return "it was interrupted"
     except Exception as error:
-        # On a full disk the log stays empty: the reason goes to the parent itself.
-        line.send(" ".join(f"{type(error).__name__}: {error}".split()))
-        with suppress(OSError):
+        with suppress(OSError):  # on a full disk the log stays empty
             traceback.print_exc()
             sys.stderr.flush()
-        raise SystemExit(1) from None
-    raise SystemExit(0 if finished else STOPPED)
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _listen(line: Connection) -> None:
-    """Passes the parent's word on as Ctrl-C; ends the process where the parent has ended."""
+def _listen(line: Connection, inbox: SimpleQueue[Any]) -> None:
+    """Passes jobs on, and STOP as Ctrl-C; ends the process where the parent has ended."""
     try:
         while True:
-            line.recv()
-            if hasattr(signal, "pthread_kill"):  # which ends a sleep, too
+            word = line.recv()
+            if word != STOP:
+                inbox.put(word)
+            elif hasattr(signal, "pthread_kill"):  # which ends a sleep, too
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             else:
                 _thread.interrupt_main()
     except (EOFError, OSError):
-        time.sleep(1)  # one that is ending anyway, by its own way
         os._exit(1)
 
 

@@ -28,8 +28,6 @@ class Toy:
 
 
 def play(job: Toy) -> bool:
-    if job.name == "good":
-        (job.root / "good.done").write_text("")
     if job.name == "full":
         raise OSError(28, "No space left on device")
     if job.name == "killed":

@@ -4,7 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
+import vgs_rl
+from vgs_rl import Energy, MDPConfig
+from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig
+from vgs_rl.agents.run import RunConfig, train
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
 from vgs_rl.config import BudgetConfig, EvaluationConfig, resolve_device
 from vgs_rl.run import RunFolder
@@ -120,3 +125,42 @@ def test_device_names_are_resolved_or_refused() -> None:
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="device 'gpu' is not available here"):
         resolve_device("gpu")
+
+
+class Steep(Energy):
+    """One dimension; most states have energies that no histogram of TensorBoard can hold."""
+
+    dim = 1
+
+    def energy(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] < 2.0, 0.5 * x[:, 0] ** 2, 1e30)
+
+
+def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> Figure:
+        raise FloatingPointError("the summary is too wide")
+
+    monkeypatch.setattr("vgs_rl.agents.run.hero", fail)
+    vgs_rl.register("tests/Steep-v0", energy=Steep)
+    rule = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
+    network = MLPNetwork(width=8, depth=1)
+    config = RunConfig(
+        env="tests/Steep-v0",
+        mdp=MDPConfig(num_steps=1),
+        agent=ValueGradientConfig(network=network, rule=rule),
+        budget=BudgetConfig(updates=2),
+        evaluation=EvaluationConfig(
+            n_samples=64, validation_samples=64, validate_every=1, figures_every=1
+        ),
+        output=tmp_path,
+    )
+    assert train(config, "env: tests/Steep-v0\n", progress_bar=False) is not None
+    folder = tmp_path / "Steep/vgs/0"
+    assert (folder / "report.json").is_file() and (folder / "samples.pt").is_file()
+    drawn = {file.stem for file in (folder / "figures").glob("*.png")}
+    assert drawn == {"chain", "value", "learning_curves"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "warning: no picture summary: FloatingPointError: the summary is too wide"
+    ]

@@ -169,6 +169,41 @@ def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path
     assert len(whole) == 2 and stopped == whole
 
 
+def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, monkeypatch, capsys):
+    jobs = load("ebm_jobs")
+
+    def run_job(config, job, *, progress_bar):
+        if job.part == "3":
+            raise OSError(28, "No space left on device")
+        job.folder.mkdir(parents=True)
+        figure = Figure(value=0.5, floor=1.0, n=1, details={"classes": {job.part: 0.5}})
+        report = Report(
+            target=job.part,
+            agent=job.method,
+            seed=job.seed,
+            n_samples=1,
+            train_seconds=0.0,
+            env_steps=0,
+            energy_evaluations=0,
+            figures={"auroc_image": figure},
+        )
+        report.save(job.folder / "report.json")
+        return True
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    monkeypatch.chdir(tmp_path)
+    config = jobs.DetectorConfig(data=anomaly.DigitsSource(held_out=(3, 5)), seeds=2)
+    made = jobs.make_jobs(config)
+    failed = jobs.run_all(config, made, 1, bar=False)
+    reason = "[Errno 28] No space left on device"
+    assert failed == {"3/vgs/0": reason, "3/vgs/1": reason}
+    assert [job.finished for job in made] == [False, True, False, True]
+    file = made[1].folder / "report.json"
+    file.write_text(file.read_text()[:40])
+    assert not made[1].finished and made[1].report() is None
+    assert f"failed: 3/vgs/0: {reason}" in capsys.readouterr().err
+
+
 BAD = [
     (["--data.held_out=[10]"], "data.held_out must be digits from 0 to 9, got 10"),
     (["--part=7"], "part must be one of 3, 5, got '7'"),
