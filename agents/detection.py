@@ -5,9 +5,10 @@ Validation alone chooses the checkpoint; the test split is scored once, at the e
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +30,12 @@ from vgs_rl.detection_plots import (
     plot_scores,
 )
 from vgs_rl.fields import settle
+from vgs_rl.identity import identity_details, identity_of, settings_of
+from vgs_rl.lock import FolderLock
 from vgs_rl.plots import Drawing
 from vgs_rl.report import Figure, Report
 from vgs_rl.restore import fitting, load_module
+from vgs_rl.resume import check_identity, chosen_checkpoint, notice
 from vgs_rl.run import RunFolder
 
 Choice = Literal["image", "pixel", "mean"]
@@ -63,14 +67,25 @@ class WatchConfig:
         validate_every: updates between validations.
         log_every: updates between scalar records.
         save_every: updates between checkpoints.
+        save_seconds: most seconds between checkpoints: what a killed run loses at most.
         figures_every: validations between pictures in TensorBoard; 0 draws at the end only.
         projected: points of each kind in the projection.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = (
+        "validate_every",
+        "log_every",
+        "save_every",
+        "save_seconds",
+        "figures_every",
+        "projected",
+    )
 
     choose_by: Choice = "image"
     validate_every: int = 50
     log_every: int = 10
     save_every: int = 250
+    save_seconds: float = 60.0
     figures_every: int = 5
     projected: int = 400
 
@@ -79,6 +94,7 @@ class WatchConfig:
         for name in ("validate_every", "log_every", "save_every", "projected"):
             require_at_least("watch", 1, **{name: getattr(self, name)})
         require_at_least("watch", 0, figures_every=self.figures_every)
+        require_at_least("watch", 0, save_seconds=self.save_seconds)
 
 
 class DetectorTraining:
@@ -94,10 +110,13 @@ class DetectorTraining:
         watch: how often to look, and what chooses.
         path: the run folder.
         yaml: the run's configuration, for the folder.
-        resume: whether to go on from the folder's last checkpoint.
+        config: the same as a dataclass: what defines the run is kept in checkpoints and report.
+        resume: whether to go on with the folder's run, from its last checkpoint if it has one.
+        overwrite: whether to replace the folder's run.
 
     Raises:
         FileExistsError: if the folder holds another run.
+        FolderInUse: if another process works in it.
         ValueError: if its checkpoint is damaged or another configuration's.
     """
 
@@ -109,21 +128,38 @@ class DetectorTraining:
         *,
         path: Path,
         yaml: str,
+        config: Any = None,
         resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        self.trainer, self.data, self.watch = trainer, data, watch
-        at = None
+        self.trainer, self.data, self.watch, self.config = trainer, data, watch, config
+        identity = None if config is None else identity_of(config)
         if resume:
-            file = path / "checkpoints" / "last.pt"
-            try:
-                trainer.load_state_dict(load_checkpoint(file, trainer.mdp.device))
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
-            at = trainer.counters.updates
-        self.folder = RunFolder(path, yaml, resume_at=at)
+            with ExitStack() as on_error:
+                lock = on_error.enter_context(FolderLock(path))
+                at = self._load_last(path)
+                self.folder = RunFolder(path, yaml, identity=identity, resume_at=at, lock=lock)
+                on_error.pop_all()
+        else:
+            self.folder = RunFolder(path, yaml, identity=identity, overwrite=overwrite)
         self.best = max(self._validated(), default=-1.0)
         if resume and not (path / "checkpoints" / "best.pt").is_file():
             self.best = -1.0
+
+    def _load_last(self, path: Path) -> int:
+        """Goes to the last checkpoint; returns its updates, -1 where there is none."""
+        file = path / "checkpoints" / "last.pt"
+        if not file.is_file():
+            notice(f"{path} has no checkpoint yet: it starts from the beginning")
+            return -1
+        state = load_checkpoint(file, self.trainer.mdp.device)
+        if self.config is not None:
+            check_identity(file, state, self.config)
+        try:
+            self.trainer.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return self.trainer.counters.updates
 
     def run(
         self,
@@ -150,11 +186,16 @@ class DetectorTraining:
                 self.validate()
 
         try:
+            if self.config is not None:
+                self.folder.hyper_parameters(settings_of(self.config))
+            if not self.folder.records:
+                self.validate(competes=False)
             finished = self.trainer.learn(
                 budget,
                 folder=self.folder,
                 log_every=self.watch.log_every,
                 save_every=self.watch.save_every,
+                save_seconds=self.watch.save_seconds,
                 progress_bar=progress_bar,
                 callback=look,
             )
@@ -164,8 +205,12 @@ class DetectorTraining:
 
     # --- validation ---------------------------------------------------------------------------
 
-    def validate(self) -> float:
-        """Records figures of the validation split; keeps the checkpoint if none was better."""
+    def validate(self, *, competes: bool = True) -> float:
+        """Records figures of the validation split; keeps the checkpoint if none was better.
+
+        Args:
+            competes: whether it may be kept; an untrained one may not.
+        """
         trainer, folder, validation = self.trainer, self.folder, self.data.validation
         figures = detection_figures(trainer.score, validation)
         chosen = chosen_by(self.watch.choose_by, figures)
@@ -180,16 +225,18 @@ class DetectorTraining:
             scalars["eval/energy_negatives"] = float(trainer.score(trainer.drawn).mean())
         count = len(self._validated()) + 1
         folder.record(scalars, **asdict(trainer.counters))
-        if chosen > self.best:
+        if competes and chosen > self.best:
             self.best = chosen
             state = {"energy": trainer.energy.state_dict(), "counters": asdict(trainer.counters)}
             folder.save("best", state | {"validation": chosen})
-        if self.watch.figures_every and count % self.watch.figures_every == 0:
+        if competes and self.watch.figures_every and count % self.watch.figures_every == 0:
             folder.draw(lambda: self.pictures(validation), trainer.counters.env_steps)
         return chosen
 
     def _validated(self) -> list[float]:
-        values = [record.get("eval/validation") for record in self.folder.records]
+        """What competed so far."""
+        records = [record for record in self.folder.records if record["updates"]]
+        values = [record.get("eval/validation") for record in records]
         return [value for value in values if value is not None]
 
     def pictures(self, split: LabelledFeatures) -> dict[str, Drawing]:
@@ -224,10 +271,17 @@ class DetectorTraining:
         if not (folder.path / "checkpoints" / "best.pt").is_file():
             self.validate()  # a budget shorter than the first interval
         counters = trainer.counters
-        load_energy(folder.path, trainer)
+        chosen = chosen_checkpoint(folder.path)
+        if chosen != "best":
+            notice(f"no validation of {folder.path} is a number: the last energy is judged")
+        load_energy(folder.path, trainer, chosen)
         report = judge_detector(
             trainer, self.data.test, target=target, seed=seed, validation=self.best
         )
+        report.details["checkpoint"] = chosen
+        if self.config is not None:
+            report.details |= identity_details(self.config)
+            folder.hyper_parameters(settings_of(self.config), finished=True)
         step = counters.env_steps
         report.to_tensorboard(folder.writer, step)
         folder.draw(lambda: self.pictures(self.data.test), step, keep=True)
@@ -273,20 +327,25 @@ def judge_detector(
     )
 
 
-def load_energy(path: Path, trainer: EBMTrainer, checkpoint: str = "best") -> dict[str, Any]:
+def load_energy(
+    path: Path, trainer: EBMTrainer, checkpoint: str | None = None, config: Any = None
+) -> dict[str, Any]:
     """Puts a run's energy into a trainer; returns the checkpoint.
 
     Args:
         path: the run folder.
         trainer: of the run's configuration.
-        checkpoint: `best` or `last`.
+        checkpoint: `best` or `last`; by default the best, or the last if validation chose none.
+        config: the run's configuration, to compare the checkpoint with.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if it is damaged or another configuration's.
     """
-    file = path / "checkpoints" / f"{checkpoint}.pt"
+    file = path / "checkpoints" / f"{chosen_checkpoint(path, checkpoint)}.pt"
     state = load_checkpoint(file, trainer.mdp.device)
+    if config is not None:
+        check_identity(file, state, config)
     weights = state["energy"] if "energy" in state else state.get("learner", {}).get("energy", {})
     with fitting(str(file)):
         load_module(trainer.energy, weights, "energy")

@@ -138,23 +138,28 @@ class EBMTrainer:
         folder: RunFolder | None = None,
         log_every: int = 50,
         save_every: int = 500,
+        save_seconds: float = 60.0,
         progress_bar: bool = True,
         callback: Callable[[EBMTrainer], bool | None] | None = None,
     ) -> bool:
         """Trains until the budget is used up, Ctrl-C is pressed or `callback` returns False.
 
+        What comes before the first update (pre-training, warm-up) is one piece: stopped within it,
+        training begins again from the start.
+
         Args:
             budget: when to stop; counts include what an earlier call used, updates are E's.
             folder: where to write records and checkpoints; None writes nothing.
             log_every: updates between scalar records.
-            save_every: updates between checkpoints.
+            save_every: updates between checkpoints; there is one before the first, too.
+            save_seconds: most seconds between checkpoints.
             progress_bar: whether to show one.
             callback: called after every update.
 
         Returns:
             Whether the budget was used up.
         """
-        total, finished = budget.updates, False
+        total, finished, stopped = budget.updates, False, False
         began = time.perf_counter() - self.counters.seconds
         with (
             interruptible() as interrupted,
@@ -167,7 +172,13 @@ class EBMTrainer:
                 mininterval=0.2 if sys.stderr.isatty() else 15.0,
             ) as bar,
         ):
-            while not (finished := budget.fraction(asdict(self.counters)) >= 1.0):
+            if not self._prepared:
+                self._save(folder)
+                if not self._prepare(interrupted):
+                    return False
+                self._save(folder)
+            saved_at = time.monotonic()
+            while not stopped and not (finished := budget.fraction(asdict(self.counters)) >= 1.0):
                 scalars = self.update()
                 self.counters.seconds = time.perf_counter() - began
                 updates = self.counters.updates
@@ -177,16 +188,20 @@ class EBMTrainer:
                         folder.record(values, **asdict(self.counters))
                     shown = values.get("train/energy_gap", values["train/ebm_loss"])
                     bar.set_postfix({"gap or loss": f"{shown:.3g}"}, refresh=False)
-                stop = callback is not None and callback(self) is False
-                if folder is not None and updates % save_every == 0:
-                    folder.save("last", self.state_dict())
+                asked = callback is not None and callback(self) is False
+                if updates % save_every == 0 or time.monotonic() - saved_at > save_seconds:
+                    self._save(folder)
+                    saved_at = time.monotonic()
                 bar.update(1)
-                if stop or interrupted():
-                    break
+                stopped = asked or interrupted()
+            self._save(folder)
+            return finished and not interrupted()
+
+    def _save(self, folder: RunFolder | None) -> None:
+        """The last checkpoint, with records up to it."""
         if folder is not None:
-            folder.save("last", self.state_dict())
             folder.flush()
-        return finished
+            folder.save("last", self.state_dict())
 
     def update(self) -> dict[str, Tensor]:
         """One update of E on new negatives, after the sampler's own where it is its turn."""
@@ -215,12 +230,16 @@ class EBMTrainer:
             "time/energy_evaluations_ebm": torch.tensor(self.learner.counters.energy_evaluations),
         }
 
-    def _prepare(self) -> None:
-        """What comes before the loop, once."""
-        if self.config.pretrain_steps:
-            self.learner.pretrain(self.config.pretrain_steps, self.config.pretrain_lr)
-        self.negatives.train(self.config.warmup)
+    def _prepare(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """What comes before the loop, once; False if it was to stop within it."""
+        config = self.config
+        if config.pretrain_steps:
+            self.learner.pretrain(config.pretrain_steps, config.pretrain_lr, stop)
+        if stop():
+            return False
+        self.negatives.train(config.warmup)
         self._prepared = True
+        return True
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:

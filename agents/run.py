@@ -49,7 +49,7 @@ from vgs_rl.config import (
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation import Report, evaluate
 from vgs_rl.fields import settle
-from vgs_rl.identity import digest, identity_of, settings_of
+from vgs_rl.identity import identity_details, identity_of, settings_of
 from vgs_rl.lock import FolderLock
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.particle_figures import ParticleProtocol
@@ -436,16 +436,6 @@ def judge(
     )
     report.details |= agent.report_details() | identity_details(config)
     return report
-
-
-def identity_details(config: RunConfig) -> dict[str, Any]:
-    """Whose report it is: digests of what defines the run, and of all settings but `output`.
-
-    Two runs of one `identity` train alike; reports of one `settings` are the same report.
-    """
-    settings = settings_of(config)
-    del settings["output"]
-    return {"identity": digest(identity_of(config)), "settings": digest(settings)}
 
 
 def judge_smc(

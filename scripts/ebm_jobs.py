@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import side_by_side
 from jsonargparse import Namespace
@@ -25,6 +24,7 @@ from vgs_rl.agents.architecture import NetworkConfig
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.detection import DetectorTraining, WatchConfig
 from vgs_rl.agents.outliers import OutlierConfig, OutlierMethod
+from vgs_rl.agents.pretrained import counters_of
 from vgs_rl.agents.rules import ValueRule
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.config import (
@@ -38,8 +38,10 @@ from vgs_rl.config import (
     resolve_device,
 )
 from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
+from vgs_rl.identity import differences, identity_of, settings_of
 from vgs_rl.learned import EnergyConfig, LearnedEnergy
 from vgs_rl.report import Report
+from vgs_rl.resume import notice, refuse_changes_of_finished, require_same_run
 from vgs_rl.trust import Trust
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
@@ -119,6 +121,15 @@ class DetectorConfig:
         output: folder of experiments; this one's is <output>/<data>.
     """
 
+    changeable: ClassVar[tuple[str, ...]] = (
+        "budget",
+        "compare",
+        "comparison",
+        "seeds",
+        "device",
+        "output",
+    )
+
     data: SourceConfig = field(default_factory=DigitsSource)
     part: str | None = None
     ebm: EBMConfig = field(default_factory=EBMConfig)
@@ -170,8 +181,7 @@ def detector_parser(**options: Any) -> ConfigParser:
 def config_of(options: Namespace) -> DetectorConfig:
     """The experiment among parsed options."""
     try:
-        names = DetectorConfig.__dataclass_fields__
-        return DetectorConfig(**{name: options[name] for name in names})
+        return DetectorConfig(**{each.name: options[each.name] for each in fields(DetectorConfig)})
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
@@ -306,6 +316,65 @@ def _budget(**limit: int) -> list[str]:
     return [f"--budget={json.dumps(limits)}"]
 
 
+def run_config(config: DetectorConfig, job: Job) -> DetectorConfig:
+    """The configuration of one run, which has one part and one seed."""
+    return config_of(parse(detector_parser(), job_arguments(config, job), trust=job.trust))
+
+
+def saved_config(path: Path, trust: Trust) -> DetectorConfig:
+    """The configuration that a folder of an experiment, or of one of its runs, holds."""
+    arguments = ["--config", str(path / "config.yaml")]
+    return config_of(parse(detector_parser(), arguments, trust=trust))
+
+
+def _goes_on(job: Job, run: DetectorConfig) -> bool:
+    """Whether the run in the job's folder is this one.
+
+    One that the experiment's own is compared with follows its evaluations and its settings: where
+    these have changed, it is made anew.
+
+    Raises:
+        ConfigError: if the experiment's own run differs, naming each setting with both values.
+    """
+    was = saved_config(job.folder, job.trust)
+    if job.reference is None:
+        require_same_run(was, run, job.folder)
+    changes = differences(identity_of(was), identity_of(run))
+    if changes:
+        notice(f"{job.name} is made anew: {'; '.join(changes)}")
+    return not changes
+
+
+def reopen(was: DetectorConfig, config: DetectorConfig, jobs: Sequence[Job]) -> None:
+    """Takes the reports from finished runs that have more to do under new settings.
+
+    Args:
+        was: the experiment's configuration so far.
+        config: the new one.
+        jobs: of the new one, those that others are measured by first.
+
+    Raises:
+        ConfigError: if a setting was changed that a finished run cannot take up any more.
+    """
+    changed, again = settings_of(was) != settings_of(config), set[tuple[str, int]]()
+    for job in jobs:
+        file, report, run = job.folder / "report.json", job.report(), (job.part, job.seed)
+        if report is None:
+            if file.is_file():
+                notice(f"{file} is damaged: it is made again")
+            continue
+        if job.reference is None:
+            used = asdict(counters_of(report))
+            if changed:
+                refuse_changes_of_finished(was, config, used)
+            more = config.budget.fraction(used) < 1
+            again |= {run} if more else set()
+        else:
+            more = was.comparison != config.comparison or run in again
+        if more:
+            file.unlink()
+
+
 def build(config: DetectorConfig) -> tuple[AnomalyData, EBMTrainer]:
     """Data and the untrained detector of a run, which has one part.
 
@@ -329,15 +398,21 @@ def run_job(config: DetectorConfig, job: Job, *, progress_bar: bool = False) -> 
     Returns:
         Whether it came to its end.
     """
-    parser = detector_parser()
+    run = run_config(config, job)
     arguments = job_arguments(config, job)
-    run = config_of(parse(parser, arguments, trust=job.trust))
-    yaml = as_yaml(parser, arguments, ("config",), trust=job.trust)
-    resume = (job.folder / "checkpoints" / "last.pt").is_file()
-    if not resume and job.folder.is_dir():
-        shutil.rmtree(job.folder)  # stopped before its first checkpoint
+    yaml = as_yaml(detector_parser(), arguments, ("config",), trust=job.trust)
+    resume = (job.folder / "config.yaml").is_file() and _goes_on(job, run)
     data, trainer = build(run)
-    training = DetectorTraining(trainer, data, run.watch, path=job.folder, yaml=yaml, resume=resume)
+    training = DetectorTraining(
+        trainer,
+        data,
+        run.watch,
+        path=job.folder,
+        yaml=yaml,
+        config=run,
+        resume=resume,
+        overwrite=not resume,
+    )
     target = f"{run.data.name}-{job.part}"
     report = training.run(run.budget, target=target, seed=job.seed, progress_bar=progress_bar)
     return report is not None

@@ -100,10 +100,10 @@ def judge_runs(
 
     Args:
         runs: run folders.
-        checkpoint: `best`, the default, or `last`.
+        checkpoint: `best` or `last`; by default the best, or the last if validation chose none.
         split: `test` or `validation`.
         trust: the user's word for what their configurations name.
-        device: where to score; the run's own by default.
+        device: where to score; the run's own device by default.
 
     Raises:
         ConfigError: if there is no such split.
@@ -118,10 +118,10 @@ def judge_runs(
         arguments += [] if device is None else [f"--device={device}"]
         config = config_of(parse(detector_parser(), arguments, trust=trust))
         data, trainer = build(config)
-        state = load_energy(run, trainer, checkpoint or "best")
+        state = load_energy(run, trainer, checkpoint, config)
         done = run / "report.json"
         if done.is_file():  # what the whole training has cost, not the checkpoint's part
-            report = Report.from_json(done.read_text())
+            report = Report.load(done)
             trainer.counters = counters_of(report)
         else:
             trainer.counters = Counters(**state["counters"])

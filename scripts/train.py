@@ -40,12 +40,10 @@ def main(arguments: list[str]) -> int:
     folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
     try:
+        arguments = resumed(arguments)
         options = parse_run(arguments, parser)
-        if options.resume is not None:
-            if options.overwrite:
-                raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
-            arguments = resumed(options.resume, arguments)
-            options = parse_run(arguments, parser)
+        if options.resume is not None and options.overwrite:
+            raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
         config = config_of(options)
         folder = options.resume or config.folder
         text = resolved_yaml(arguments, parser, without=own)

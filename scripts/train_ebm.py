@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -21,12 +20,23 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmark_table import machine
-from ebm_jobs import DetectorConfig, config_of, detector_parser, make_jobs, run_all
+from ebm_jobs import (
+    DetectorConfig,
+    config_of,
+    detector_parser,
+    make_jobs,
+    reopen,
+    run_all,
+    saved_config,
+)
 from ebm_report import as_markdown, collect, write
 
 from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.checkpoint import write_text
 from vgs_rl.config import ConfigError, as_yaml, parse, resumed
+from vgs_rl.lock import FolderLock
+from vgs_rl.resume import require_same_run
+from vgs_rl.run import clear, make_folders, write_config
 from vgs_rl.trust import names_of
 
 
@@ -39,38 +49,48 @@ def main(arguments: list[str]) -> int:
     add("--jobs", type=int, default=0, help="trainings at a time; 0 is one for each core")
     add("--progress", type=bool, default=True, help="show a progress bar")
     add("--json", type=str | None, default=None, help="also write the table here; - is stdout")
+    folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "jobs", "progress", "json")
-    folder = None
     try:
+        arguments = resumed(arguments)
         options = parse(parser, arguments)
-        if options.resume is not None:
-            arguments = resumed(options.resume, arguments)
-            options = parse(parser, arguments)
+        if options.resume is not None and options.overwrite:
+            raise ConfigError(
+                "--overwrite true starts an experiment, and --resume goes on: give one"
+            )
         config = config_of(options)
         if options.jobs < 0:
             raise ConfigError(f"jobs must be at least 0, got {options.jobs}")
         folder = options.resume or config.folder
+        text = as_yaml(parser, arguments, own)
+        trust = options.trust or names_of(text, DetectorConfig)
+        was = None if options.resume is None else saved_config(folder, trust)
+        if was is not None:
+            require_same_run(was, config, folder)
         if folder != config.folder:
             raise ConfigError(f"--resume {folder}: the folder was moved from {config.folder}")
         for part in config.parts:
             config.data.load(part, config.seed)  # what is missing is said before anything starts
-        text = as_yaml(parser, arguments, own)
-        if options.resume is None:
-            _new_folder(config, text, overwrite=options.overwrite)
         out = sys.stderr if options.json == "-" else sys.stdout
         size = machine(1)
-        jobs = make_jobs(config, trust=options.trust or names_of(text, DetectorConfig))
-        finished = sum(job.finished for job in jobs)
-        print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
-        processes = options.jobs or os.cpu_count() or 1
-        with handling(interrupt):
+        jobs = make_jobs(config, trust=trust)
+        make_folders(folder, "experiment")
+        with FolderLock(folder), handling(interrupt):
+            if was is None:
+                clear(folder, overwrite=options.overwrite, what="experiment")
+            else:
+                reopen(was, config, jobs)
+            write_config(folder, text)
+            finished = sum(job.finished for job in jobs)
+            print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
+            processes = options.jobs or os.cpu_count() or 1
             failed = run_all(config, jobs, processes, bar=options.progress)
             entries = collect(config, jobs)
-        if not entries:
-            raise RuntimeError(
-                "no method has a report of every part: " + "; ".join(failed.values())
-            )
-        content = write(config, entries, size, failed)
+            if not entries:
+                raise RuntimeError(
+                    "no method has a report of every part: " + "; ".join(failed.values())
+                )
+            content = write(config, entries, size, failed)
         print(f"\n{as_markdown(config, entries, failed)}\n", file=out)
         print(f"table     {folder / 'table.md'}, {folder / 'table.json'}", file=out)
         print(f"pictures  {jobs[0].folder / 'figures'} and so on", file=out)
@@ -87,28 +107,6 @@ def main(arguments: list[str]) -> int:
         print(f"stopped; go on with: train_ebm.py --resume {folder}" if begun else "stopped")
         return 130
     return 1 if failed else 0
-
-
-def _new_folder(config: DetectorConfig, yaml: str, *, overwrite: bool) -> None:
-    """The experiment's folder with its configuration.
-
-    Raises:
-        FileExistsError: if it holds another experiment.
-        OSError: if it cannot be written to.
-    """
-    folder = config.folder
-    if overwrite and (folder / "config.yaml").is_file():
-        shutil.rmtree(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"experiment folder {folder} is not empty: go on with --resume {folder}, replace it "
-            "with --overwrite true, or choose another --output"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml)
-    except OSError as error:
-        raise OSError(f"experiment folder {folder} cannot be written to: {error}") from error
 
 
 if __name__ == "__main__":

@@ -242,6 +242,21 @@ def test_a_longer_run_is_the_same_whether_it_was_resumed_or_not(tmp_path: Path) 
     assert records(folders[0]) == records(folders[1])
 
 
+def test_options_of_a_resumed_run_are_those_of_its_own_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [o for o in command_line(tiny(tmp_path)) if not o.startswith("--agent")]
+    tb = ["--agent=TrajectoryBalanceConfig", "--agent.width=8", "--agent.batch_size=16"]
+    assert command(*options, *tb) == 0
+    path = tmp_path / "GMM9/tb/0"
+    assert command("--resume", path, "--progress=false", "--agent.batch_size=8") == 2
+    assert "agent.batch_size: the run has 16, got 8" in capsys.readouterr().err
+    change = ["--agent.log_z_lr=0.7", "--budget.updates=8"]
+    assert command("--resume", path, "--progress=false", *change) == 0
+    assert settings_of(runs.saved_config(path))["agent.log_z_lr"] == 0.7
+    assert evaluated(path) == pytest.approx(values(report(path)), nan_ok=True)
+
+
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(finished: Path) -> None:
     file = finished / "config.yaml"
     text = file.read_text()

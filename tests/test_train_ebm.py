@@ -1,6 +1,9 @@
 """Detectors trained as energy-based models: choice by validation, resuming, tables, figures."""
 
 import json
+import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +15,16 @@ from commands import ROOT, load, run, run_until_ctrl_c
 
 from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives, NoNegatives
 from vgs_rl.agents.detection import DetectorTraining, WatchConfig, chosen_by, load_energy
+from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.config import BudgetConfig
 from vgs_rl.contrastive import ContrastiveConfig
 from vgs_rl.detection import LabelledFeatures
 from vgs_rl.detection_plots import plot_detector_curves, plot_projection, plot_scores
 from vgs_rl.envs import anomaly
-from vgs_rl.learned import AutoencoderEnergyConfig
+from vgs_rl.learned import AutoencoderEnergy, AutoencoderEnergyConfig
+from vgs_rl.lock import FolderLock
 from vgs_rl.report import Figure, Report
+from vgs_rl.run import RunFolder
 
 TINY = [
     "--data.held_out=[3,5]",
@@ -102,7 +108,8 @@ def test_a_run_folder_holds_records_pictures_and_the_best_checkpoint(compared):
     assert {p.stem for p in (path / "figures").glob("*.png")} == names
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     validated = [line for line in lines if "eval/validation" in line]
-    assert [line["updates"] for line in validated] == [4, 8]
+    assert [line["updates"] for line in validated] == [0, 4, 8]
+    validated = validated[1:]  # the untrained energy is seen, and does not compete
     for name in ("normal", "anomalies", "negatives"):
         assert all(f"eval/energy_{name}" in line for line in validated)
     best = torch.load(path / "checkpoints/best.pt", weights_only=True)["state"]
@@ -202,6 +209,131 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, mon
     file.write_text(file.read_text()[:40])
     assert not made[1].finished and made[1].report() is None
     assert f"failed: 3/vgs/0: {reason}" in capsys.readouterr().err
+
+
+def command(*arguments):
+    """train_ebm.py in this process, without pictures; its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(RunFolder, "draw", lambda *_, **__: None)
+        return load("train_ebm").main([*map(str, arguments), "--jobs=1", "--progress=false"])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a finished experiment of one digit, which nobody changes."""
+    output = tmp_path_factory.mktemp("done") / "runs"
+    assert command(*DIGITS, "--part=3", "--budget.updates=4", f"--output={output}") == 0
+    return output / "digits"
+
+
+@pytest.fixture
+def experiment(done, tmp_path):
+    """A copy of it that may be changed, as if it had been made there."""
+    root = shutil.copytree(done, tmp_path / "runs/digits")
+    for file in root.rglob("config.yaml"):
+        file.write_text(file.read_text().replace(str(done.parent), str(root.parent)))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed=1"], "seed: the run has 0, got 1"),
+        (["--part=5"], "part: the run has 3, got 5"),
+        (["--ebm.learner.gamma=2"], "ebm.learner.gamma: the run has 1, got 2"),
+        (["--ebm.energy.latent=5"], "ebm.energy.latent: the run has 4, got 5"),
+        (["--ebm.negatives.agent.ema=0.5"], "ebm.negatives.agent.ema: the run has "),
+        (["--ebm.pretrain_lr=0.5"], "ebm.pretrain_lr: the run has "),
+        (["--data.held_out=[3]"], "data.held_out: the run has [3, 5], got [3]"),
+        (["--watch.choose_by=mean"], "watch.choose_by: the run has image, got mean"),
+        (["--output=elsewhere"], "output: the run lies in "),
+        (["--ebm.learner.lr=0.5"], "ebm.learner.lr: no effect on a finished run; give a longer"),
+        (["--budget.updates=2"], "budget must be above what the finished run used, updates=4"),
+        (["--overwrite=true"], "--overwrite true starts an experiment, and --resume goes on"),
+    ],
+)
+def test_resume_refuses_by_name_what_defines_an_experiment(change, message, done, capsys):
+    before = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
+    assert command("--resume", done, *change) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1, error
+    assert before == {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
+
+
+def test_resume_honours_budget_learning_rates_and_seeds_and_writes_them_back(experiment, capsys):
+    changes = ["--budget.updates=8", "--ebm.learner.lr=0.5", "--ebm.negatives.agent.lr=0.25"]
+    assert command("--resume", experiment, *changes, "--seeds=2") == 0, capsys.readouterr().err
+    runs = [experiment / "3/vgs/0", experiment / "3/vgs/1"]
+    for path in (experiment, *runs):
+        saved = yaml.safe_load((path / "config.yaml").read_text())
+        assert saved["budget"]["updates"] == 8 and saved["ebm"]["learner"]["lr"] == 0.5
+        assert saved["ebm"]["negatives"]["init_args"]["agent"]["init_args"]["lr"] == 0.25
+    for path in runs:
+        report = Report.load(path / "report.json")
+        assert report.details["updates"] == 8
+        (again,) = load("ebm_report").judge_runs([path]).values()
+        assert again.figures == report.figures
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    rates = {r["updates"]: r["train/ebm_learning_rate"] for r in lines if "train/ebm_loss" in r}
+    assert rates[4] < 0.5 and rates[8] == 0.5
+    updates = [line["updates"] for line in lines]
+    assert updates == sorted(updates)
+    before = (runs[0] / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert command("--resume", experiment) == 0  # nothing is left to do
+    assert "2 trainings into" in (shown := capsys.readouterr().out) and "2 finished" in shown
+    assert (runs[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_experiment_in_use_is_refused(done, capsys):
+    again = [*DIGITS, "--part=3", f"--output={done.parent}", "--overwrite=true"]
+    for folder in (done, done / "3/vgs/0"):
+        with FolderLock(folder):
+            assert command(*again) == 2
+            assert "is in use by process" in capsys.readouterr().err
+    assert (done / "3/vgs/0/report.json").is_file()
+
+
+def test_a_damaged_report_is_made_again(experiment, capsys):
+    file = experiment / "3/vgs/0/report.json"
+    figures = Report.load(file).figures
+    file.write_text(file.read_text()[:-40])
+    assert command("--resume", experiment) == 0
+    assert "report.json is damaged: it is made again" in capsys.readouterr().err
+    assert Report.load(file).figures == figures
+
+
+def test_a_signal_while_pretraining_keeps_the_checkpoint_of_the_beginning(tmp_path, monkeypatch):
+    data = anomaly.load_digits(3)
+    config = small(pretrain_steps=10)
+
+    def training(resume):
+        trainer = EBMTrainer(data.rows, config)
+        watch = WatchConfig(validate_every=2, figures_every=0)
+        path = tmp_path / "run"
+        training = DetectorTraining(trainer, data, watch, path=path, yaml="x: 1\n", resume=resume)
+        run = {"target": "x", "seed": 0, "progress_bar": False}
+        return trainer, training.run(BudgetConfig(updates=2), **run)
+
+    monkeypatch.setattr(RunFolder, "draw", lambda *_, **__: None)
+    with monkeypatch.context() as patch:
+        loss, steps = AutoencoderEnergy.pretraining_loss, []
+
+        def press(self, x):
+            steps.append(1)
+            if len(steps) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return loss(self, x)
+
+        patch.setattr(AutoencoderEnergy, "pretraining_loss", press)
+        trainer, report = training(False)
+    assert report is None and trainer.counters.updates == 0 and len(steps) == 3
+    assert not load_checkpoint(tmp_path / "run/checkpoints/last.pt")["prepared"]
+    trainer, report = training(True)
+    whole = EBMTrainer(data.rows, config)
+    whole.learn(BudgetConfig(updates=2), progress_bar=False)
+    assert report is not None and torch.equal(trainer.score(data.test.x), whole.score(data.test.x))
 
 
 BAD = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from argparse import ArgumentError
@@ -324,13 +325,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
 
 
-def resumed(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """The command line of what a folder holds: its own configuration, these options over it.
+def resumed(arguments: Sequence[str]) -> list[str]:
+    """A command line with the configuration of the folder that `--resume` names below its options.
+
+    Options are read after it, since it says which classes they belong to.
 
     Raises:
-        FileNotFoundError: if it holds none.
+        FileNotFoundError: if the folder holds none.
     """
-    file = folder / "config.yaml"
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", nargs="?")
+    folder = early.parse_known_args(arguments)[0].resume
+    if folder in (None, "null"):
+        return list(arguments)
+    file = Path(folder) / "config.yaml"
     if not file.is_file():
-        raise FileNotFoundError(f"--resume {folder}: nothing to go on with, it has no config.yaml")
+        raise FileNotFoundError(
+            f"--resume {folder}: nothing to go on with, it has no config.yaml; start it without "
+            "--resume"
+        )
     return ["--config", str(file), *arguments]

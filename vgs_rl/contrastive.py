@@ -8,8 +8,9 @@ samples of exp(-E/tau). The regulariser bounds the gap: its minimum is at e± = 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class ContrastiveConfig:
         min_spread: see above; spread is the root of the summed variances.
         guard_every: updates between the host's looks.
     """
+
+    changeable: ClassVar[tuple[str, ...]] = ("lr",)
 
     batch_size: int = 256
     lr: float = 1e-3
@@ -257,11 +260,19 @@ class EnergyLearner:
             kept = torch.cat([self.replay, negatives])
             self.replay = kept[-self.config.replay_size :]
 
-    def pretrain(self, steps: int, lr: float) -> Tensor:
-        """Gradient steps on the energy's own `pretraining_loss`; returns the last loss."""
+    def pretrain(self, steps: int, lr: float, stop: Callable[[], bool] = lambda: False) -> Tensor:
+        """Gradient steps on the energy's own `pretraining_loss`; returns the last loss.
+
+        Args:
+            steps: their number.
+            lr: Adam's learning rate.
+            stop: asked before every step, whether to end here.
+        """
         optimizer = torch.optim.Adam(self.energy.parameters(), lr=lr, fused=True)
         loss = torch.full((), torch.nan, device=self.data.device)
         for _ in range(steps):
+            if stop():
+                break
             loss = self.energy.pretraining_loss(self.rows(self.config.batch_size))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -288,10 +299,14 @@ class EnergyLearner:
         self.counters.rollbacks += 1
         self.energy.load_state_dict(self._good["energy"])
         self.optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
-        self.lr *= 0.5
+        self._set_lr()
+        self._start_anew()
+
+    def _set_lr(self) -> None:
+        """The configured learning rate, halved at every rollback."""
+        self.lr = self.config.lr * 0.5**self.counters.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self._start_anew()
 
     def _start_anew(self) -> None:
         self.replay = self.data[:0]
@@ -342,7 +357,8 @@ class EnergyLearner:
         self._good = copy.deepcopy(state["good"])
         self.replay = state["replay"].clone()
         self.counters = LearnerCounters(**state["counters"])
-        self.lr, self._skipped_before = state["lr"], state["skipped_before"]
+        self._skipped_before = state["skipped_before"]
+        self._set_lr()  # today's, which a resumed run may have changed
         self._skipped, self._lost = state["skipped"].clone(), state["lost"].clone()
         self._restart = state["restart"]
 

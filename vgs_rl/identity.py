@@ -44,6 +44,16 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(dict(settings)).encode()).hexdigest()
 
 
+def identity_details(config: Any) -> dict[str, Any]:
+    """Whose report it is: digests of what defines the run, and of all settings but `output`.
+
+    Two runs of one `identity` train alike; reports of one `settings` are the same report.
+    """
+    settings = settings_of(config)
+    del settings["output"]
+    return {"identity": digest(identity_of(config)), "settings": digest(settings)}
+
+
 def differences(
     was: Mapping[str, Any], now: Mapping[str, Any], owner: str = "the run"
 ) -> list[str]:

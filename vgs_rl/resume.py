@@ -12,7 +12,16 @@ from vgs_rl.config import BudgetConfig, ConfigError
 from vgs_rl.identity import differences, identity_of, settings_of
 
 # Sections and fields that change what is done with a trained agent, not how it is trained.
-NOT_TRAINING = ("budget", "evaluation", "watch", "device", "output")
+NOT_TRAINING = {
+    "budget",
+    "evaluation",
+    "watch",
+    "compare",
+    "comparison",
+    "seeds",
+    "device",
+    "output",
+}
 
 
 def notice(text: str) -> None:

@@ -249,6 +249,7 @@ def clear(path: Path, *, overwrite: bool, what: str = "run") -> None:
 
     Raises:
         FileExistsError: if it holds another one and `overwrite` is false, or something else.
+        FolderInUse: if another process works in a run below.
     """
     if not occupied(path):
         return
@@ -262,6 +263,8 @@ def clear(path: Path, *, overwrite: bool, what: str = "run") -> None:
             f"{what} folder {path} is not empty: go on with --resume {path}, "
             "replace it with --overwrite true, or choose another --output or --seed"
         )
+    for lock in path.glob("*/**/" + LOCK):  # of runs of an experiment
+        FolderLock(lock.parent).release()
     for file in sorted(path.iterdir(), key=lambda file: file.name == "config.yaml"):
         if file.name == LOCK:
             continue
