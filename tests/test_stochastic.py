@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from vgs_rl import ChainSampler, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import SB3Config, TianshouConfig
-from vgs_rl.agents.library import MeanControl
 from vgs_rl.agents.stochastic import (
     GaussianKernel,
     SquashedGaussianKernel,
@@ -64,9 +63,9 @@ def scaled(parameters, bound):
 
 def policies(mdp, network):
     return {
-        "mean": MeanControl(mdp, network, 10.0, squashed=False),
-        "clipped mean": MeanControl(mdp, network, 0.3, squashed=False),
-        "squashed mean": MeanControl(mdp, network, 1.0, squashed=True),
+        "mean": lambda x, t: network(x, t)[0],
+        "clipped mean": lambda x, t: network(x, t)[0].clamp(-0.3, 0.3),
+        "squashed mean": lambda x, t: network(x, t)[0].tanh(),
         "gaussian kernel": GaussianKernel(network),
         "squashed kernel": SquashedGaussianKernel(scaled(network, BOUND), BOUND),
     }
