@@ -256,8 +256,8 @@ class _ModelState:
     def _check(self, state: dict[str, Any]) -> None:
         """Raises a ValueError unless the state fits the model; the library checks little of it."""
         model, own = self.model, self.state_dict()
-        moving = {"parameters": {}, "environment": {}, "replay": {}, "replay_at": None}
-        check_like(state, own | {key: moving[key] for key in moving if key in own})
+        moving = ("parameters", "environment", "replay", "replay_at")
+        check_like(state, own | {key: None for key in moving if key in own})
         for name, mine in own["parameters"].items():
             part = reduce(getattr, name.split("."), model)
             if isinstance(part, Optimizer):

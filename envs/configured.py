@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vgs_rl.config import ConfigError, checked_content, make_parser, parse_content, read_yaml
+from vgs_rl.energy import Energy
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import find
+from vgs_rl.trust import imports
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -23,7 +25,7 @@ class EnvironmentConfig:
         mdp: how a sample moves; the target's own where it is left out.
     """
 
-    env: str
+    env: str = imports(Energy)
     env_args: dict[str, Any] = field(default_factory=dict)
     mdp: MDPConfig = field(default_factory=MDPConfig)
 
@@ -40,7 +42,8 @@ def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConf
 
     Args:
         target: name of the target, as :func:`vgs_rl.find` takes it.
-        config: a name of :func:`shipped_configs`, or the path of a YAML file.
+        config: a name of :func:`shipped_configs`, or the path of a YAML file, which may name no
+            other code than `target` (:mod:`vgs_rl.trust`).
 
     Raises:
         ConfigError: if there is no such file, it is of another target, or a setting is wrong.
@@ -54,7 +57,8 @@ def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConf
     sections = {k: v for k, v in read_yaml(path).items() if k in ("env", "env_args", "mdp")}
     if "env" not in sections:
         raise ConfigError(f"config {path} names no env: an environment cannot be made from it")
-    content = checked_content(sections, EnvironmentConfig, source=f"config {path}")
+    word = frozenset({target})  # the one name of code that the caller has given
+    content = checked_content(sections, EnvironmentConfig, source=f"config {path}", trust=word)
     of, wanted = find(content["env"]), find(target)
     if of.id != wanted.id:
         raise ConfigError(f"config {path} is of {of.id}, the environment is {wanted.id}")

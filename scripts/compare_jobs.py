@@ -255,7 +255,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str, Target]:
     """A configuration file's content, its stem and target; the target's own MDP by default."""
     if env.endswith((".yaml", ".yml")):
-        base, stem = read_config(Path(env), RunConfig), Path(env).stem
+        base, stem = read_config(Path(env), RunConfig, trust=trust), Path(env).stem
         target = find(str(base.get("env", RunConfig.env)))
     else:
         target = find(env)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 from commands import load
@@ -187,6 +188,14 @@ def changed(exported: Path, to: Path, **content: Any) -> Path:
     return to
 
 
+def test_an_environments_configuration_cannot_name_foreign_code(folder: Path) -> None:
+    file = folder / "my.yaml"
+    file.write_text("env: evil:Energy\nmdp: {num_steps: 3}\n")
+    with pytest.raises(ValueError, match="my.yaml: env names 'evil:Energy'.*--trust true"):
+        gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2, config=file)
+    assert not Path(MARKER).exists()
+
+
 def test_an_exported_sampler_loads(exported: Path) -> None:
     assert vgs_rl.load_sampler(exported, "cpu").sample(3).x.shape == (3, 2)
 
@@ -216,6 +225,15 @@ def test_with_the_users_word_names_are_announced_and_work(
     assert Path(MARKER).exists()
     error = capsys.readouterr().err
     assert error == (f"trusting {file}: env imports evil:Energy from {folder / 'evil.py'}\n")
+
+
+def test_compare_passes_the_users_word_on(folder: Path) -> None:
+    (folder / "my.yaml").write_text("env: evil:Energy\n")
+    make_jobs, root = load("compare_jobs").make_jobs, folder / "out"
+    (job,) = make_jobs(["my.yaml"], [], [0], {"updates": 1}, root, trust=True)
+    assert job.trust is True
+    (job,) = make_jobs(["evil:Energy"], [], [0], {"updates": 1}, root)
+    assert job.trust == {"evil:Energy"}
 
 
 @pytest.mark.parametrize("name", ["os:system", "evil:function", "evil:torch", "evil:Net"])
