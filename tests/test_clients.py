@@ -4,8 +4,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from libraries import run_readme_snippet
 
 import vgs_rl.envs  # noqa: F401  registers the ids
+from vgs_rl.report import Report
 
 ID, STEPS = "vgs_rl/GMM9-v0", 20
 
@@ -147,3 +149,11 @@ def test_rllibs_vector_entry_point_sees_whole_episodes():
     algorithm = config.build_algo()
     assert algorithm.train()["env_runners"]["episode_len_mean"] == STEPS
     algorithm.stop()
+
+
+def test_readme_shows_how_to_judge_an_agent_of_any_origin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_readme_snippet('agent_name="cleanrl-ppo"')
+    report = Report.load(tmp_path / "cleanrl-ppo.json")
+    assert (report.target, report.agent, report.env_steps) == ("GMM9", "cleanrl-ppo", 1_000_000)
+    assert report.figures["elbo"].value < 0
