@@ -25,6 +25,20 @@ class ExactSampler(Sampler):
         return Samples(x=self.energy.sample(n, generator), log_weight=None, energy_evaluations=0)
 
 
+def require_exact_values(energy: Energy, temperature: float) -> None:
+    """Refuses a target that the oracle does not know.
+
+    Raises:
+        ValueError: if it has no exact values or samples, or tau is not 1.
+    """
+    if temperature != 1.0:
+        raise ValueError(f"exact values need temperature 1, got {temperature}")
+    if not energy.can_sample:
+        raise ValueError(f"{type(energy).__name__} has no exact sampler")
+    if not energy.has_value:
+        raise ValueError(f"{type(energy).__name__} has no exact values")
+
+
 def oracle_sampler(
     mdp: SamplingMDP,
     drift: Drift = "posterior",
@@ -51,10 +65,7 @@ def oracle_sampler(
     Raises:
         ValueError: if the target has no exact values or samples, or tau is not 1.
     """
-    if mdp.temperature != 1.0:
-        raise ValueError(f"exact values need temperature 1, got {mdp.temperature}")
-    if not mdp.energy.can_sample:
-        raise ValueError(f"{type(mdp.energy).__name__} has no exact sampler")
+    require_exact_values(mdp.energy, mdp.temperature)
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), drift)
     generator = pilot_generator(mdp.device, seed)
     x = mdp.energy.sample(n_fit, generator).to(mdp.dtype)

@@ -15,11 +15,15 @@ from __future__ import annotations
 import json as json_format
 import math
 import os
+import sys
 import time
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from command import Mistake, command, output_file  # isort: skip
 
 # As in vgs_rl itself, but here torch is imported before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,6 +41,7 @@ from benchmark_table import (
     markdown_table,
     print_machine,
     print_table,
+    require_section,
     write_json,
     write_section,
 )
@@ -65,6 +70,8 @@ from vgs_rl.agents.run import (
     train,
 )
 from vgs_rl.evaluation import Report, format_comparison
+from vgs_rl.fields import field_types, nearest
+from vgs_rl.options import checked_options
 from vgs_rl.particle_figures import ParticleProtocol
 from vgs_rl.plots import plot_steps, save_figure, try_picture
 from vgs_rl.report import OWN_FLOORS, format_value, own_floor
@@ -179,8 +186,13 @@ def quality(
         section: name of that section.
         trust: whether the YAML files may name code that is not this package's.
     """
+    for file in (json, markdown):
+        if file is not None:
+            output_file(file)
+    if markdown is not None:
+        require_section(markdown, section)
     if not pretrained and (n is not None or compiled):
-        raise SystemExit("error: n and compiled are for --pretrained true")
+        raise Mistake("n and compiled are for --pretrained true")
     size = machine(torch.get_num_threads())
     print_machine(size)
     tables, reports = [], []
@@ -241,7 +253,7 @@ def _reports(
         path = place / f"report_{title.replace(' ', '_').lower()}.json"
         if not path.is_file():
             judge_other(run).save(path)
-        reports[title] = Report.from_json(path.read_text())
+        reports[title] = Report.from_json(path.read_text(encoding="utf-8"))
     budget = {"seconds": run.report.train_seconds}
     config_file, seed = config_arguments(name)[1], run.report.seed or 0
     jobs = []
@@ -268,7 +280,7 @@ def _trained(name: str, output: Path, options: Sequence[str], trust: bool) -> _R
         print(f"training {' '.join([name, *options])} into {config.folder}")
         if train(config, resolved_yaml(arguments), overwrite=True) is None:
             raise SystemExit(130)
-    report = Report.from_json(done.read_text())
+    report = Report.from_json(done.read_text(encoding="utf-8"))
     return _Run(
         report=report,
         folder=config.folder,
@@ -281,7 +293,7 @@ def _shipped(name: str, output: Path, n: int | None, compiled: bool, trust: bool
     target = find(config_of(parse_run(config_arguments(name, trust=trust))).env)
     if target.name not in shipped_samplers():
         known = ", ".join(shipped_samplers())
-        raise SystemExit(f"error: no sampler is shipped for {target.name}; there are {known}")
+        raise Mistake(f"no sampler is shipped for {target.name}; there are {known}")
     config, agent, trained = load_pretrained(target.name)
     n = n or config.evaluation.n_samples
     folder = output / f"pretrained_{n}"
@@ -302,7 +314,7 @@ def _shipped(name: str, output: Path, n: int | None, compiled: bool, trust: bool
             on_samples=lambda samples: samples.save(drawn),
             progress_bar=True,
         ).save(file)
-    report = Report.from_json(file.read_text())
+    report = Report.from_json(file.read_text(encoding="utf-8"))
     return _Run(
         report=report,
         folder=folder,
@@ -551,7 +563,39 @@ def steps(
         print(f"\n  picture {figure}")
 
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "env": env,
+    "libraries": libraries,
+    "sampling": sampling,
+    "quality": quality,
+    "oracle": oracle,
+    "steps": steps,
+    "ebm": ebm,
+    "stability": stability,
+}
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs one of the benchmarks; returns the exit status."""
+    if not arguments:
+        raise Mistake(f"say which benchmark: {', '.join(COMMANDS)}")
+    name, *options = arguments
+    if name not in COMMANDS and not name.startswith("-"):
+        raise Mistake(f"no benchmark is called {name!r}; {nearest(name, COMMANDS)}")
+    if name in COMMANDS:
+        options = checked_options(COMMANDS[name], [], options)
+        known = [f"--{each}" for each in (*field_types(COMMANDS[name]), "help", "config")]
+        for option in (each.partition("=")[0] for each in options if each.startswith("--")):
+            if option not in known:
+                raise Mistake(f"there is no option {option}; {nearest(option, known)}")
+    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    try:
+        auto_cli(COMMANDS, args=[name, *options], **settings)
+    except ArgumentError as error:
+        raise Mistake(str(error)) from error
+    return 0
+
+
 if __name__ == "__main__":
-    commands = {"env": env, "libraries": libraries, "sampling": sampling, "quality": quality}
-    commands |= {"oracle": oracle, "steps": steps, "ebm": ebm, "stability": stability}
-    auto_cli(commands)
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import numpy as np
 import torch
 
 from vgs_rl.checkpoint import write_text
+from vgs_rl.fields import nearest
 
 Table = list[dict[str, Any]]
 
 
 def machine(threads: int) -> dict[str, Any]:
     """Size of the machine and versions of what the timings depend on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = math.nan  # not every system says it
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cores": os.cpu_count(),
@@ -77,12 +81,25 @@ def write_json(result: dict[str, Any], file: Path | None) -> None:
         write_text(file, json.dumps(result, indent=2) + "\n")
 
 
+def require_section(file: Path, name: str) -> None:
+    """Refuses a file that a section cannot be written into: one that has other text, no marks.
+
+    Raises:
+        ValueError: naming the sections that it has.
+    """
+    old = file.read_text(encoding="utf-8") if file.is_file() else ""
+    sections = re.findall(r"<!-- ([\w-]+):begin -->", old)
+    if old and (name not in sections or f"<!-- {name}:end -->" not in old):
+        hint = nearest(name, sections)
+        raise ValueError(f"{file} has no section {name!r} (<!-- {name}:begin -->); {hint}")
+
+
 def write_section(file: Path, name: str, text: str) -> None:
-    """Replaces what stands between a file's marks of a section, or writes the file anew."""
+    """Replaces what stands between a file's marks of a section; a new file gets the marks."""
+    require_section(file, name)
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = file.read_text() if file.is_file() else ""
-    if begin in old and end in old:
-        head, tail = old.split(begin)[0], old.split(end)[1]
-        text = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
+    old = file.read_text(encoding="utf-8") if file.is_file() else ""
+    head, tail = (old.split(begin)[0], old.split(end)[1]) if old else ("", "\n")
+    text = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text if text.endswith("\n") else text + "\n")

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command import Mistake, Parser, command
+
 IMPORTS = """
 import vgs_rl, vgs_rl.envs, vgs_rl.envs.anomaly, vgs_rl.agents, gymnasium
 assert "site" in vgs_rl.__file__ and "site" in vgs_rl.envs.__file__, vgs_rl.__file__
@@ -17,15 +19,24 @@ assert gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=2).reset(seed=0)[0].shape =
 """
 
 
-def main(dist: Path) -> None:
+@command
+def main(arguments: list[str]) -> int:
     """Fails with the status of the first command that fails."""
-    (wheel,) = dist.glob("*.whl")
+    parser = Parser(__doc__)
+    parser.add_argument("dist", type=Path, help="folder with one wheel")
+    dist = parser.read(arguments).dist
+    wheels = list(dist.glob("*.whl"))
+    if len(wheels) != 1:
+        raise Mistake(f"{dist} must hold one wheel, got {len(wheels)}")
+    (wheel,) = wheels
     with tempfile.TemporaryDirectory() as temporary:
         site, elsewhere = Path(temporary, "site"), Path(temporary, "elsewhere")
         # A user's project that has its own envs/ and agents/ must not get in the way.
         for name in ("envs", "agents"):
             (elsewhere / name).mkdir(parents=True)
-            (elsewhere / name / "__init__.py").write_text("raise ImportError('the wrong package')")
+            (elsewhere / name / "__init__.py").write_text(
+                "raise ImportError('the wrong package')", encoding="utf-8"
+            )
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install"]
         run([*pip, "--no-deps", "--target", str(site), str(wheel.resolve())])
         environment = {"PYTHONPATH": str(site)}
@@ -37,6 +48,7 @@ def main(dist: Path) -> None:
             environment,
         )
     print("the wheel installs, imports and type-checks")
+    return 0
 
 
 def run(
@@ -51,4 +63,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

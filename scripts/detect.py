@@ -10,9 +10,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
+
+from command import (  # isort: skip
+    STANDARD,
+    Mistake,
+    Parser,
+    command,
+    one_of,
+    output,
+    output_folder,
+    seed,
+    whole,
+)
 
 from vgs_rl.agents.outliers import OUTLIER_METHODS, OutlierConfig, OutlierDetector
 from vgs_rl.checkpoint import write_text
@@ -23,16 +35,13 @@ from vgs_rl.plots import save_figure, try_picture
 from vgs_rl.report import Figure
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Prints a table, and writes JSON; returns its exit status."""
     options = _parse(arguments)
-    out = sys.stderr if options.json == "-" else sys.stdout
+    out = sys.stderr if options.json == STANDARD else sys.stdout
     start = time.perf_counter()
-    try:
-        data_sets = _load(options)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    data_sets = _load(options)
     print(f"data and features: {time.perf_counter() - start:.1f} s", file=out, flush=True)
     table: dict[str, dict[str, Figure]] = {}
     for method in OUTLIER_METHODS:
@@ -57,7 +66,11 @@ def main(arguments: list[str]) -> int:
             for method, figures in table.items()
         }
         text = json.dumps(content, indent=2)
-        print(text) if options.json == "-" else write_text(Path(options.json), text)
+        if options.json == STANDARD:
+            print(text)
+        else:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_text(options.json, text)
     return 0
 
 
@@ -67,18 +80,22 @@ def _draw(detector: OutlierDetector, data: anomaly.AnomalyData, path: Path) -> N
 
 
 def _parse(arguments: list[str]) -> Namespace:
-    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", choices=("digits", "textures", "mvtec"))
-    parser.add_argument("--seed", type=int, default=0, help="of splits, crops and defects")
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--max-rows", type=int, default=4_000, help="rows that detectors fit on")
+    parser = Parser(__doc__)
+    parser.add_argument("data", type=one_of("digits", "textures", "mvtec"))
+    parser.add_argument("--seed", type=seed, default=0, help="of splits, crops and defects")
+    split = one_of("validation", "test")
+    parser.add_argument("--split", type=split, default="test", help="test or validation")
+    parser.add_argument("--max-rows", type=whole(2), default=4_000, help="rows to fit on at most")
     parser.add_argument("--folder", type=Path, help="where MVTec-AD is")
     parser.add_argument("--features", action="store_true", help="read the authors' feature files")
-    parser.add_argument("--figures", type=Path, help="folder for pictures of scores")
-    parser.add_argument("--json", help="write the figures as JSON, too; - for standard output")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--figures", type=output_folder, help="folder for pictures of scores")
+    parser.add_argument("--json", type=output, help="write the figures as JSON; - is stdout")
+    options = parser.read(arguments)
     if options.data == "mvtec" and options.folder is None:
-        parser.error("mvtec needs --folder")
+        raise Mistake("mvtec needs --folder")
+    for name in ("folder", "features"):
+        if options.data != "mvtec" and getattr(options, name):
+            raise Mistake(f"--{name} is for mvtec, got {options.data}")
     return options
 
 

@@ -5,6 +5,7 @@ python scripts/make_reference.py --target LJ13 --out envs/reference/lj13.npz [--
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -13,15 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from command import Mistake, Parser, command, one_of, output_file, seed, whole  # isort: skip
+
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vgs_rl
 from vgs_rl.agents.convergence import effective_draws, split_r_hat
 from vgs_rl.agents.tempering import TemperingKernel, geometric_ladder
-from vgs_rl.config import ConfigError, parse
+from vgs_rl.checkpoint import write_atomically
 from vgs_rl.envs import ParticleEnergy
 from vgs_rl.registry import find
 
@@ -203,7 +205,7 @@ def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
     """Makes one file; returns its diagnostics."""
     energy = find(target).make_energy()
     if not isinstance(energy, ParticleEnergy):
-        raise ConfigError(f"target must be a particle system, got {type(energy).__name__}")
+        raise Mistake(f"target must be a particle system, got {type(energy).__name__}")
     generator = torch.Generator().manual_seed(seed)
     kernel, x, energies = run_chains(energy, recipe, generator)
     diagnostics = diagnose(energy, kernel, x, energies, recipe)
@@ -218,35 +220,34 @@ def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
         "versions": {"vgs_rl": vgs_rl.__version__, "torch": torch.__version__},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        out,
+    save = functools.partial(
+        np.savez_compressed,
         validation=packed(x[: recipe.validation_chains], energy, generator),
         test=packed(x[recipe.validation_chains :], energy, generator),
         provenance=np.array(json.dumps(provenance)),
         diagnostics=np.array(json.dumps(diagnostics)),
     )
+    write_atomically(out, save)
     return diagnostics
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
-    parser = ArgumentParser(exit_on_error=False, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", type=str, required=True, help=f"one of {', '.join(RECIPES)}")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, .npz")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--target", type=one_of(*RECIPES), required=True, help=f"one of {', '.join(RECIPES)}")
+    add("--out", type=output_file, required=True, help="the file to write, .npz")
+    add("--seed", type=seed, default=0, help="of everything")
     for name in ("validation_chains", "test_chains", "draws", "thin", "burn_in"):
-        parser.add_argument(f"--{name}", type=int | None, default=None, help="the recipe's if None")
-    try:
-        options = vars(parse(parser, arguments))
-        target, out, seed = (options.pop(name) for name in ("target", "out", "seed"))
-        if target not in RECIPES:
-            raise ConfigError(f"target must be one of {', '.join(RECIPES)}, got {target!r}")
-        given = {name: value for name, value in options.items() if value is not None}
-        torch.set_num_threads(1)  # the same sums in the same order everywhere
-        diagnostics = make(target, replace(RECIPES[target], **given), seed, out)
-    except (ConfigError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        add(f"--{name}", type=whole(), default=None, help="the recipe's by default")
+    options = vars(parser.read(arguments))
+    target, out, number = (options.pop(name) for name in ("target", "out", "seed"))
+    if out.suffix != ".npz":
+        raise Mistake(f"--out: must end in .npz, got {str(out)!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    torch.set_num_threads(1)  # the same sums in the same order everywhere
+    diagnostics = make(target, replace(RECIPES[target], **given), number, out)
     print(json.dumps(diagnostics, indent=2))
     return 0
 

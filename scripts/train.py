@@ -13,7 +13,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from command import STANDARD, command, output, switch  # isort: skip
+
 from vgs_rl.agents.base import handling, interrupt
+from vgs_rl.agents.oracle import require_exact_values
 from vgs_rl.agents.run import (
     RunConfig,
     ceilings,
@@ -25,18 +28,20 @@ from vgs_rl.agents.run import (
 )
 from vgs_rl.config import ConfigError, resumed
 from vgs_rl.evaluation import format_comparison
+from vgs_rl.registry import find
 from vgs_rl.trust import admit_typed
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
-    parser = run_parser(description=__doc__.splitlines()[0])
+    parser = run_parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--resume", type=Path | None, default=None, help="run folder to go on with")
-    add("--overwrite", type=bool, default=False, help="replace an existing run folder")
-    add("--ceiling", type=bool, default=False, help="also judge the oracle with either drift")
-    add("--progress", type=bool, default=True, help="show a progress bar")
-    add("--json", type=str | None, default=None, help="also write the report here; - is stdout")
+    add("--resume", type=Path, default=None, help="run folder to go on with")
+    add("--overwrite", type=switch, default=False, help="replace an existing run folder")
+    add("--ceiling", type=switch, default=False, help="also judge the oracle with either drift")
+    add("--progress", type=switch, default=True, help="show a progress bar")
+    add("--json", type=output, default=None, help="also write the report here; - is stdout")
     folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
     try:
@@ -46,8 +51,11 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
         config = config_of(options)
         folder = options.resume or config.folder
+        if options.ceiling:
+            energy = find(config.env).make_energy(**config.env_args)
+            require_exact_values(energy, config.mdp.temperature)
         text = resolved_yaml(arguments, parser, without=own)
-        out = sys.stderr if options.json == "-" else sys.stdout
+        out = sys.stderr if options.json == STANDARD else sys.stdout
         if options.resume is None:
             print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
         with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
@@ -69,13 +77,11 @@ def main(arguments: list[str]) -> int:
         for picture in sorted((folder / "figures").glob("*.png")):
             print(f"picture   {picture}", file=out)
         print(f"curves    tensorboard --logdir {config.output}", file=out)
-        if options.json == "-":
+        if options.json == STANDARD:
             print(report.as_json())
         elif options.json is not None:
-            report.save(Path(options.json))
-    except (ConfigError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            report.save(options.json)
     except KeyboardInterrupt:
         begun = folder is not None and (folder / "config.yaml").is_file()
         print(f"stopped; go on with: train.py --resume {folder}" if begun else "stopped", file=out)

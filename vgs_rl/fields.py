@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import numbers
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -108,7 +109,8 @@ def settle(config: C, name: str = "") -> C:
     Raises:
         ValueError: naming the field, the value and what was expected.
     """
-    for key, kind in field_types(type(config)).items():
+    cls: Callable[..., Any] = type(config)
+    for key, kind in field_types(cls).items():
         value, path = getattr(config, key), _join(name, key)
         section = section_type(kind)
         if is_section(section):
@@ -136,16 +138,20 @@ def may_be_subclass(kind: type) -> bool:
 
 
 @functools.cache
-def field_types(cls: type) -> dict[str, Any]:
-    """Types of a dataclass's fields, those that its constructor takes."""
+def field_types(cls: Callable[..., Any]) -> dict[str, Any]:
+    """Types of what a dataclass's constructor, or a function, takes."""
     hints = get_type_hints(cls)
+    if not isinstance(cls, type):
+        return {name: hints[name] for name in inspect.signature(cls).parameters}
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
 @functools.cache
-def field_defaults(cls: type) -> dict[str, Any]:
+def field_defaults(cls: Callable[..., Any]) -> dict[str, Any]:
     """Defaults of a dataclass's sections, by field."""
-    defaults = {}
+    defaults: dict[str, Any] = {}
+    if not isinstance(cls, type):
+        return defaults
     for each in dataclasses.fields(cls):
         if each.default_factory is not dataclasses.MISSING and is_section(
             section_type(field_types(cls).get(each.name))
@@ -258,9 +264,10 @@ def _checked_simple(kind: Any, value: Any, name: str) -> Any:
     if kind is int:
         return whole(name, value)
     elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        found: type = type(value)
+        if found is bool or not isinstance(value, numbers.Real):
             raise _error(name, "a number", value)
-        return value if type(value) in (int, float) else float(value)
+        return value if found in (int, float) else float(value)
     elif kind is bool:
         if not isinstance(value, bool):
             raise _error(name, "true or false", value)

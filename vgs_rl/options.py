@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,12 +23,12 @@ from vgs_rl.yaml_text import YamlError, parse_yaml
 
 
 def checked_options(
-    config: type, files: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+    config: Callable[..., Any], files: Sequence[Mapping[str, Any]], arguments: Sequence[str]
 ) -> list[str]:
     """The arguments with every option of the configuration checked, and counts as whole numbers.
 
     Args:
-        config: the dataclass whose fields options name.
+        config: the dataclass whose fields options name, or the function whose arguments.
         files: contents of files below the options; they say which subclasses are chosen.
         arguments: a command line; what names no field of the configuration stays as it is.
 
@@ -53,12 +53,12 @@ def checked_options(
 class _Reader:
     """Reads options one after the other; later ones see the subclasses that earlier ones chose."""
 
-    def __init__(self, config: type) -> None:
+    def __init__(self, config: Callable[..., Any]) -> None:
         self.config = config
         self.chosen: dict[str, type | None] = {}
-        self.limits: dict[str, tuple[type, set[str]]] = {}
+        self.limits: dict[str, tuple[Callable[..., Any], set[str]]] = {}
 
-    def choose(self, name: str, cls: type, content: Mapping[str, Any]) -> None:
+    def choose(self, name: str, cls: Callable[..., Any], content: Mapping[str, Any]) -> None:
         """Remembers the subclasses that a mapping of a dataclass's fields chooses."""
         for key, value in content.items():
             kind = section_type(field_types(cls).get(key))
@@ -84,7 +84,7 @@ class _Reader:
 
     def read(self, name: str, text: str) -> str:
         """One option's text as the parser takes it."""
-        cls: type = self.config
+        cls = self.config
         path, default = "", None
         parts = name.split(".")
         while parts:
@@ -137,7 +137,7 @@ class _Reader:
             return text
         return _written(checked(kind, _parsed(path, text), path, default))
 
-    def _note_limit(self, path: str, owner: type, part: str, text: str) -> None:
+    def _note_limit(self, path: str, owner: Callable[..., Any], part: str, text: str) -> None:
         if getattr(owner, "replaced_whole", False):
             section = path.rpartition(".")[0]
             self.limits.setdefault(section, (owner, set()))[1].add("" if text == "null" else part)
