@@ -13,20 +13,31 @@ repeated; call again after Ctrl-C or a failure.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from command import (  # isort: skip
+    Mistake,
+    Parser,
+    command,
+    device,
+    output_file,
+    output_folder,
+    switch,
+    whole,
+)
 
 # As in vgs_rl itself, but here torch may be imported before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from benchmark_table import machine, print_machine, write_json, write_section
-from compare_jobs import CompareError, Job, budget_name, check_jobs, make_jobs, parse_budget
+from benchmark_table import machine, print_machine, require_section, write_json, write_section
+from compare_jobs import Job, budget_name, check_jobs, make_jobs, parse_budget
 from compare_report import (
     as_json,
     as_markdown,
@@ -54,42 +65,34 @@ EXACT = "exact"
 SHOWN = 2_000  # samples in the pictures
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         with handling(interrupt):
             return _compare(options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
-def _compare(options: argparse.Namespace) -> int:
-    try:
-        budget = parse_budget(options.budget)
-        root = options.output / budget_name(budget)
-        jobs = make_jobs(
-            options.env.split(","),
-            options.agents.split(","),
-            range(options.seeds),
-            budget,
-            root,
-            device=options.device,
-            threads=options.threads,
-            trust=options.trust,
-        )
-        if options.figures and not options.markdown:
-            raise CompareError("--figures needs --markdown, which shows them")
-        others = read_reports(options.reports, jobs)
-        root.mkdir(parents=True, exist_ok=True)
-        check_jobs(jobs)
-    except (OSError, CompareError, ValueError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def _compare(options: Namespace) -> int:
+    budget = parse_budget(options.budget)
+    root = options.output / budget_name(budget)
+    jobs = make_jobs(
+        options.env.split(","),
+        options.agents.split(","),
+        range(options.seeds),
+        budget,
+        root,
+        device=options.device,
+        threads=options.threads,
+        trust=options.trust,
+    )
+    others = read_reports(options.reports, jobs)
+    check_jobs(jobs)
+    root.mkdir(parents=True, exist_ok=True)
     processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
     size = machine(options.threads)
     print_machine(size)
@@ -119,39 +122,32 @@ def _compare(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--env", default="GMM9", help="targets, or configuration files, with commas between")
     add("--agents", default="vgs,pis,tb,logvar,mala,hmc,ais,pt", help="short names")
     add("--reports", default="", help="report.json files of other samplers, for more rows")
-    add("--seeds", type=_count, default=1, help="number of seeds, from 0")
-    add("--budget", default="steps=2e6", help="of each run: steps=, energies=, seconds=, updates=")
-    add("--jobs", type=_count, default=None, help="runs at a time; by default as many as cores")
-    add("--threads", type=_count, default=1, help="threads of each run")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--trust", type=_flag, default=False, help=TRUST_HELP)
-    add("--output", type=Path, default=Path("runs/compare"), help="folder of comparisons")
-    add("--json", type=Path, default=None, help="also write the JSON table here")
-    add("--markdown", type=Path, default=None, help="also write the tables into this file")
-    add("--figures", type=Path, default=None, help="copy pictures here, linked in --markdown")
+    add("--seeds", type=whole(), default=1, help="number of seeds, from 0")
+    limits = "of each run: steps=, energies=, seconds=, updates=; several stand together"
+    add("--budget", default="steps=2e6", help=limits)
+    add("--jobs", type=whole(), default=None, help="runs at a time; by default as many as cores")
+    add("--threads", type=whole(), default=1, help="threads of each run")
+    add("--device", type=device, default="auto", help="auto, cpu or cuda")
+    add("--trust", type=switch, default=False, help=TRUST_HELP)
+    folder = Path("runs/compare")
+    add("--output", type=output_folder, default=folder, help="folder of comparisons")
+    add("--json", type=output_file, default=None, help="also write the JSON table here")
+    add("--markdown", type=output_file, default=None, help="also write the tables into this file")
+    figures = "copy pictures here, linked in --markdown"
+    add("--figures", type=output_folder, default=None, help=figures)
     add("--section", default="compare", help="its marks: <!-- SECTION:begin -->, …:end -->")
-    return parser
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    options = parser.read(arguments)
+    if options.figures and not options.markdown:
+        raise Mistake("--figures needs --markdown, which shows them")
+    if options.markdown is not None:
+        require_section(options.markdown, options.section)
+    return options
 
 
 def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:

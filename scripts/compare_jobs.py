@@ -15,12 +15,15 @@ from side_by_side import fraction
 
 from vgs_rl.agents.baselines import BASELINES, Baseline
 from vgs_rl.agents.run import RunConfig, build, run_of
-from vgs_rl.config import read_config, read_yaml, resolve_device
+from vgs_rl.checks import require_positive
+from vgs_rl.config import BudgetConfig, read_config, read_yaml, resolve_device
+from vgs_rl.fields import checked, field_types, near_names, nearest
 from vgs_rl.identity import digest, settings_of
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.registry import Target, find
 from vgs_rl.report import Report
 from vgs_rl.trust import Trust
+from vgs_rl.yaml_text import plain_scalar
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PATH_AGENTS = {
@@ -158,13 +161,16 @@ def parse_budget(text: str) -> dict[str, float | int]:
             raise CompareError(
                 f"--budget must read {', '.join(f'{n}=NUMBER' for n in BUDGETS)}, got {text!r}"
             )
+        if BUDGETS[name] in budget:
+            raise CompareError(f"--budget: {name} is given twice, got {text!r}")
+        kind = field_types(BudgetConfig)[BUDGETS[name]]
         try:
-            value = float(number)
+            value = checked(kind, plain_scalar(number), name)
+            require_positive("--budget", **{name: value})
         except ValueError as error:
-            raise CompareError(f"--budget {name} must be a number, got {number!r}") from error
-        if not 0 < value < float("inf"):
-            raise CompareError(f"--budget {name} must be positive, got {number}")
-        budget[BUDGETS[name]] = value if name == "seconds" else round(value)
+            message = str(error).removeprefix("--budget.")
+            raise CompareError(f"--budget {message}") from error
+        budget[BUDGETS[name]] = float(value) if name == "seconds" else value
     return budget
 
 
@@ -264,22 +270,32 @@ def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str, Target]:
         for file in sorted(CONFIGS.glob("*.yaml")):
             content = read_yaml(file)
             if content.get("env") in (env, ours):
-                base, stem = content, file.stem
+                base, stem = read_config(file, RunConfig), file.stem
                 break
     return {"env": RunConfig.env, "mdp": asdict(target.mdp), **base}, stem, target
 
 
 def _overrides(stem: str) -> dict[str, Any]:
-    """Settings by short name: those for all targets, and over them those for one."""
+    """Settings by short name: those for all targets, and over them those for one.
+
+    Raises:
+        CompareError: if a short name is unknown, or has settings that a run has not.
+    """
     found: dict[str, Any] = {}
     for name in ("all", stem):
         file = CONFIGS / "compare" / f"{name}.yaml"
         if file.is_file():
             found = _merged(found, read_yaml(file))
-    for agent, given in found.items():
-        if not isinstance(given, dict):
-            raise CompareError(f"configs/compare: {agent} must be a mapping, got {given!r}")
-        _agent_section(given.get("of", agent), {}, 1.0)  # that the name is known
+    for agent, settings in found.items():
+        if not isinstance(settings, dict):
+            raise CompareError(f"configs/compare: {agent} must be a mapping, got {settings!r}")
+        known = ("of", *field_types(RunConfig))
+        for key in settings:
+            if key not in known:
+                raise CompareError(
+                    f"configs/compare: {agent}.{key} is no setting; {nearest(str(key), known)}"
+                )
+        _agent_section(settings.get("of", agent), {}, 1.0)  # which refuses names
     return found
 
 
@@ -335,6 +351,11 @@ def _job(
     )
 
 
+def _tuned() -> list[str]:
+    """Short names of the libraries' algorithms that have settings of their own."""
+    return [file.stem.replace("_", "-") for file in sorted((CONFIGS / "rl").glob("*.yaml"))]
+
+
 def _agent_section(
     kind: str, shipped: dict[str, Any], scale: float
 ) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
@@ -355,8 +376,10 @@ def _agent_section(
         if kind.endswith("-kernel"):
             arguments["policy_noise"] = "policy"
         file = CONFIGS / "rl" / f"{kind.replace('-', '_')}.yaml"
-        tuned = read_yaml(file)["agent"].get("init_args", {}) if file.is_file() else {}
+        tuned = read_config(file, RunConfig)["agent"].get("init_args", {}) if file.is_file() else {}
         return {"class_path": class_path, "init_args": {**tuned, **arguments}}, (module, extra)
     libraries = (f"{name}-ALGORITHM[-kernel]" for name in LIBRARIES)
     known = ["vgs", *PATH_AGENTS, *libraries, *BASELINES]
-    raise CompareError(f"--agents: nothing is known by {kind!r}; there are {', '.join(known)}")
+    near = near_names(kind, [*known, *_tuned()])
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+    raise CompareError(f"--agents: nothing is known by {kind!r}; {hint}")

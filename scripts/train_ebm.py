@@ -16,10 +16,12 @@ import os
 import sys
 from pathlib import Path
 
+from command import STANDARD, command, output, switch, whole  # isort: skip
+
 # As in vgs_rl itself, but here torch is imported before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmark_table import machine
+from benchmark_table import machine, write_json
 from ebm_jobs import (
     DetectorConfig,
     config_of,
@@ -32,7 +34,6 @@ from ebm_jobs import (
 from ebm_report import as_markdown, collect, write
 
 from vgs_rl.agents.base import handling, interrupt
-from vgs_rl.checkpoint import write_text
 from vgs_rl.config import ConfigError, as_yaml, parse, resumed
 from vgs_rl.lock import FolderLock
 from vgs_rl.resume import require_same_run
@@ -40,15 +41,16 @@ from vgs_rl.run import clear, make_folders, write_config
 from vgs_rl.trust import names_of
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
-    parser = detector_parser(description=__doc__.splitlines()[0])
+    parser = detector_parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--resume", type=Path | None, default=None, help="experiment folder to go on with")
-    add("--overwrite", type=bool, default=False, help="replace an existing experiment folder")
-    add("--jobs", type=int, default=0, help="trainings at a time; 0 is one for each core")
-    add("--progress", type=bool, default=True, help="show a progress bar")
-    add("--json", type=str | None, default=None, help="also write the table here; - is stdout")
+    add("--resume", type=Path, default=None, help="experiment folder to go on with")
+    add("--overwrite", type=switch, default=False, help="replace an existing experiment folder")
+    add("--jobs", type=whole(0), default=0, help="trainings at a time; 0 is one for each core")
+    add("--progress", type=switch, default=True, help="show a progress bar")
+    add("--json", type=output, default=None, help="also write the table here; - is stdout")
     folder, out = None, sys.stdout
     own = ("config", "resume", "overwrite", "jobs", "progress", "json")
     try:
@@ -59,8 +61,6 @@ def main(arguments: list[str]) -> int:
                 "--overwrite true starts an experiment, and --resume goes on: give one"
             )
         config = config_of(options)
-        if options.jobs < 0:
-            raise ConfigError(f"jobs must be at least 0, got {options.jobs}")
         folder = options.resume or config.folder
         text = as_yaml(parser, arguments, own)
         trust = options.trust or names_of(text, DetectorConfig)
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"--resume {folder}: the folder was moved from {config.folder}")
         for part in config.parts:
             config.data.load(part, config.seed)  # what is missing is said before anything starts
-        out = sys.stderr if options.json == "-" else sys.stdout
+        out = sys.stderr if options.json == STANDARD else sys.stdout
         size = machine(1)
         jobs = make_jobs(config, trust=trust)
         make_folders(folder, "experiment")
@@ -87,21 +87,18 @@ def main(arguments: list[str]) -> int:
             failed = run_all(config, jobs, processes, bar=options.progress)
             entries = collect(config, jobs)
             if not entries:
-                raise RuntimeError(
-                    "no method has a report of every part: " + "; ".join(failed.values())
-                )
+                reasons = "; ".join(failed.values())
+                print(f"error: no method has a report of every part: {reasons}", file=sys.stderr)
+                return 1
             content = write(config, entries, size, failed)
         print(f"\n{as_markdown(config, entries, failed)}\n", file=out)
         print(f"table     {folder / 'table.md'}, {folder / 'table.json'}", file=out)
         print(f"pictures  {jobs[0].folder / 'figures'} and so on", file=out)
         print(f"curves    tensorboard --logdir {folder}", file=out)
-        if options.json == "-":
+        if options.json == STANDARD:
             print(json.dumps(content, indent=2))
-        elif options.json is not None:
-            write_text(Path(options.json), json.dumps(content, indent=2) + "\n")
-    except (ConfigError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        else:
+            write_json(content, options.json)
     except KeyboardInterrupt:
         begun = folder is not None and (folder / "config.yaml").is_file()
         print(f"stopped; go on with: train_ebm.py --resume {folder}" if begun else "stopped")

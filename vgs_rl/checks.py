@@ -39,7 +39,8 @@ def whole(name: str, value: Any) -> int:
     Raises:
         ValueError: naming the field, the value and what was expected.
     """
-    if not isinstance(value, bool):
+    found: type = type(value)
+    if found is not bool:
         if isinstance(value, numbers.Integral):
             return int(value)
         if isinstance(value, numbers.Real) and float(value).is_integer():
