@@ -358,8 +358,10 @@ def test_budgets_are_parsed_and_named() -> None:
     for text, message in (
         ("hours=3", "must read steps=NUMBER"),
         ("steps", "must read steps=NUMBER"),
-        ("steps=many", "steps must be a number"),
-        ("seconds=-1", "seconds must be positive"),
+        ("steps=many", "steps must be a whole number, got 'many'"),
+        ("seconds=-1", "seconds must be a positive number, got -1"),
+        ("updates=2.5", "updates must be a whole number, got 2.5"),
+        ("steps=1,steps=2", "steps is given twice"),
     ):
         with pytest.raises(CompareError, match=message):
             parse_budget(text)

@@ -219,7 +219,7 @@ BAD = [
     (["--env=GMM8"], "did you mean GMM9"),
     (["--env=no_such_module:Thing"], "no_such_module"),
     (["--env=bad_energies:Column"], "Column.energy must return shape (B,) = (64,), got (64, 1)"),
-    (["--env=bad_energies:Hole"], "Hole.energy returned NaN on"),
+    (["--env=bad_energies:Broken"], "Broken.energy failed on states of shape (64, 2)"),
     (["--env=bad_energies:NotOne"], "NotOne must be a subclass of vgs_rl.Energy, or a function"),
     (["--env=GMM9", "--env_args.size=3"], "env_args of vgs_rl/GMM9-v0"),
     (["--agent.lr=-1"], "agent.lr must be a positive number, got -1"),
@@ -235,9 +235,9 @@ import torch, vgs_rl
 class Column(vgs_rl.Energy):
     dim = 2
     def energy(self, x): return x.square().sum(-1, keepdim=True)
-class Hole(vgs_rl.Energy):
+class Broken(vgs_rl.Energy):
     dim = 2
-    def energy(self, x): return x.sum(-1).sqrt()
+    def energy(self, x): return self.no_such_thing
 def NotOne(): return torch.nn.Linear(2, 1)
 """
 

@@ -30,7 +30,8 @@ def require_at_least(section: str, least: float, **fields: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a finite number; True is not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    found: type = type(value)
+    return found is not bool and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def whole(name: str, value: Any) -> int:
