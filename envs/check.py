@@ -135,7 +135,7 @@ def _check_rows(energy: Energy, x: Tensor, generator: torch.Generator, report: C
 def _looser(energy: Energy) -> float:
     """Factor on tolerances that are meant for float64: above 1 where E computes in less."""
     digits = torch.finfo(energy.dtype or torch.float64).eps
-    return (digits / torch.finfo(torch.float64).eps) ** (1 / 3)
+    return float((digits / torch.finfo(torch.float64).eps) ** (1 / 3))
 
 
 def _copied(energy: Energy) -> Energy:

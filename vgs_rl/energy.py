@@ -169,7 +169,7 @@ class Energy(nn.Module, ABC):
         """
         x = x.detach()
         with torch.enable_grad():  # a subclass may differentiate in its own way
-            pair = self.hand_over(self.energy_and_gradient, x)
+            pair: Any = self.hand_over(self.energy_and_gradient, x)
         if not (isinstance(pair, tuple) and len(pair) == 2):
             method = f"{type(self).__name__}.energy_and_gradient"
             raise ValueError(f"{method} must return (energy, gradient), got {type(pair).__name__}")
