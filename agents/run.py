@@ -399,6 +399,8 @@ def load_run(
     config = saved_config(path, trust=trust)
     config.device = device or _available(config.device)
     chosen = chosen_checkpoint(path, checkpoint)
+    if chosen != (checkpoint or "best"):
+        notice(f"{path} has no checkpoint best: {chosen} is taken")
     _, agent = build(config)
     _load(config, path, chosen, agent)
     return config, agent

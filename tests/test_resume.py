@@ -549,6 +549,7 @@ def test_where_no_validation_has_a_weight_the_last_agent_is_taken_and_said_so(
     assert not (config.folder / "checkpoints/best.pt").exists()
     assert report(config.folder).details["checkpoint"] == "last"
     assert evaluated(config.folder) == pytest.approx(values(report(config.folder)), nan_ok=True)
+    assert "has no checkpoint best: last is taken" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="no checkpoint best yet"):
         load_run(config.folder, "best")
 
