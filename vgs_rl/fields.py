@@ -40,8 +40,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """Up to three known names that resemble this one, whatever their case; the nearest first."""
-    lower = {each.lower(): each for each in known}
-    return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=3)]
+    plain = {each.removeprefix("--").lower(): each for each in known}
+    word = name.removeprefix("--").lower()
+    return [plain[each] for each in difflib.get_close_matches(word, plain, n=3)]
 
 
 def checked(kind: Any, value: Any, name: str, default: Any = None) -> Any:
