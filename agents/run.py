@@ -85,7 +85,7 @@ class RunConfig:
         env_args: arguments of the energy, over the registered ones.
         mdp: how a sample moves; a configuration file that leaves it out gets the target's own.
         agent: `class_path` of an agent's configuration, and its `init_args`.
-        budget: when training stops.
+        budget: when training stops; naming a limit drops those of file and default.
         evaluation: how the run is watched and judged.
         seed: seed of everything in training.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.

@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 STANDARD = Path("-")  # as a file to write: standard output
 
 Main = Callable[[list[str]], int]
+T = TypeVar("T")
 
 
 def _ended_by(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -150,32 +151,35 @@ class Parser(argparse.ArgumentParser):
         raise Mistake(message.removeprefix("argument "))
 
 
-# --- types of arguments; each takes its own result, too, as jsonargparse does --------------------
+# --- types of arguments --------------------------------------------------------------------------
 
 
-def switch(value: Any) -> bool:
-    """`true` or `false`."""
+class Argument(Generic[T]):
+    """Reads a text; its own result, too, as jsonargparse asks.
+
+    Args:
+        name: what it is, for --help.
+        read: raises a ValueError that says what was expected.
+    """
+
+    def __init__(self, name: str, read: Callable[[Any], T]) -> None:
+        self.name, self.read = name, read
+
+    def __call__(self, value: Any) -> T:
+        """The value; argparse puts the option's name before what is raised."""
+        try:
+            return self.read(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from error
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _switch(value: Any) -> bool:
     if str(value).lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {value!r}")
+        raise ValueError(f"must be true or false, got {value!r}")
     return str(value).lower() == "true"
-
-
-def whole(least: int = 1) -> Callable[[Any], int]:
-    """A whole number of at least `least`; `1e4` is one."""
-
-    def read(value: Any) -> int:
-        from vgs_rl.checks import count_of
-
-        return _checked(lambda: count_of("it", _number(value), least=least))
-
-    return read
-
-
-def seed(value: Any) -> int:
-    """A seed."""
-    from vgs_rl.checks import seed_of
-
-    return _checked(lambda: seed_of(_number(value), "it"))
 
 
 def _number(value: Any) -> Any:
@@ -184,53 +188,34 @@ def _number(value: Any) -> Any:
     return plain_scalar(value) if isinstance(value, str) else value
 
 
-def _checked(read: Callable[[], int]) -> int:
-    try:
-        return read()
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from error
+def _seed(value: Any) -> int:
+    from vgs_rl.checks import seed_of
+
+    return seed_of(_number(value), "it")
 
 
-def one_of(*choices: str) -> Callable[[Any], str]:
-    """One of these words."""
-
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}, got {value!r}")
-        return str(value)
-
-    return read
-
-
-def device(value: Any) -> str:
-    """A device that exists here."""
+def _device(value: Any) -> str:
     from vgs_rl.config import resolve_device
 
-    try:
-        resolve_device(str(value))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    resolve_device(str(value))
     return str(value)
 
 
-def output(value: Any) -> Path:
-    """A file to write, or `-`, which is standard output."""
-    return STANDARD if str(value) == "-" else output_file(value)
-
-
-def output_file(value: Any) -> Path:
-    """A file that can be written: its folder exists, or can be made."""
+def _output_file(value: Any) -> Path:
     path = Path(value)
     if not str(value) or path.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file to write, got {str(value)!r}")
+        raise ValueError(f"must be a file to write, got {str(value)!r}")
     _require_writable(path.parent, path)
     if path.exists() and not os.access(path, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path} cannot be written: no permission")
+        raise ValueError(f"{path} cannot be written: no permission")
     return path
 
 
-def output_folder(value: Any) -> Path:
-    """A folder that can be written to: it exists, or can be made."""
+def _output(value: Any) -> Path:
+    return STANDARD if str(value) == "-" else _output_file(value)
+
+
+def _output_folder(value: Any) -> Path:
     _require_writable(Path(value), Path(value))
     return Path(value)
 
@@ -241,10 +226,39 @@ def _require_writable(folder: Path, what: Path) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise argparse.ArgumentTypeError(f"{what} cannot be written: {existing} is no folder")
+        raise ValueError(f"{what} cannot be written: {existing} is no folder")
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(bytes(4096))
     except OSError as error:
-        reason = error.strerror or error
-        raise argparse.ArgumentTypeError(f"{what} cannot be written: {reason}") from error
+        raise ValueError(f"{what} cannot be written: {error.strerror or error}") from error
+
+
+switch = Argument("true or false", _switch)
+seed = Argument("seed", _seed)
+device = Argument("device", _device)
+output_file = Argument("file", _output_file)
+output = Argument("file, or - for standard output", _output)
+output_folder = Argument("folder", _output_folder)
+
+
+def whole(least: int = 1) -> Argument[int]:
+    """A whole number of at least `least`; `1e4` is one."""
+
+    def read(value: Any) -> int:
+        from vgs_rl.checks import count_of
+
+        return count_of("it", _number(value), least=least)
+
+    return Argument(f"whole number from {least}", read)
+
+
+def one_of(*choices: str) -> Argument[str]:
+    """One of these words."""
+
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, got {value!r}")
+        return str(value)
+
+    return Argument(" or ".join(choices), read)

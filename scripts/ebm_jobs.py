@@ -111,7 +111,7 @@ class DetectorConfig:
         data: `class_path` of a source: DigitsSource, TexturesSource, MVTecSource.
         part: one part of the data (a digit held out, a texture); all by default.
         ebm: energy, sampler of negatives, how both learn.
-        budget: when each training stops.
+        budget: when each training stops; naming a limit drops those of file and default.
         watch: how each is watched, and what chooses its checkpoint.
         compare: whether the methods of `comparison` are run, too.
         comparison: these methods.

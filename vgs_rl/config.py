@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from argparse import ArgumentError
+from argparse import ArgumentError, HelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,16 +38,16 @@ class ConfigError(ValueError):
 
 @dataclass(kw_only=True)
 class BudgetConfig:
-    """When training stops: at whichever limit is reached first; at least one is needed.
+    """When training stops: at the first limit reached; naming one drops those below it.
+
+    A file that names a limit has no other, whatever the default is, and a command line that names
+    one has no other, whatever its file says. There, `null` drops one. At least one is needed.
 
     Args:
         updates: gradient steps.
         env_steps: transitions of the MDP.
         energy_evaluations: states at which E or its gradient is evaluated.
         seconds: wall-clock time; a run limited by it is not reproducible bit for bit.
-
-    Limits stand together. A file that gives one has no other, whatever the default is, and so has
-    a command line that gives one, whatever its file says; `null` on the command line drops one.
     """
 
     replaced_whole: ClassVar[bool] = True
@@ -132,6 +132,11 @@ class ConfigParser(ArgumentParser):
     """
 
     config_type: type
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Sections are given as mappings; names of files are not taken for them."""
+        text: str = super().format_help(formatter)
+        return text.replace("Path to a configuration file.", "all of it: '{field: value, ...}'.")
 
 
 def make_parser(config: type, **options: Any) -> ConfigParser:
