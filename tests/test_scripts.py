@@ -75,7 +75,8 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
     assert config["env"] == "GMM9" and "resume" not in config and "config" not in config
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["updates"] for line in lines if "train/loss" in line] == [10, 20, 30, 40]
-    assert all(line["energy_evaluations"] > 0 and line["env_steps"] > 0 for line in lines)
+    assert lines[0]["updates"] == lines[0]["energy_evaluations"] == lines[0]["env_steps"] == 0
+    assert all(line["energy_evaluations"] > 0 and line["env_steps"] > 0 for line in lines[1:])
 
 
 def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Path) -> None:
