@@ -58,7 +58,7 @@ class Tally:
     """The count of updates in vain, kept on the device: no host round trip at every update."""
 
     def __init__(self, device: torch.device) -> None:
-        self.skipped = torch.zeros((), device=device)
+        self.skipped = torch.zeros((), device=device, dtype=torch.float32)  # as optimisers want
 
     def count(self, loss: Tensor) -> Tensor:
         """Counts an update whose loss (or its sum with the gradient's norm) is not finite.
