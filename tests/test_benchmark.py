@@ -102,10 +102,10 @@ def test_mala_alone_is_judged_at_the_runs_temperature() -> None:
 
 
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
-    _, err = run("benchmark.py", "quality", "--n=40", folder=folder, status=1)
+    _, err = run("benchmark.py", "quality", "--n=40", folder=folder, status=2)
     assert "error: n and compiled are for --pretrained true" in err
     options = ["--pretrained=true", "--configs=[gmm9]"]
-    _, err = run("benchmark.py", "quality", *options, folder=folder, status=1)
+    _, err = run("benchmark.py", "quality", *options, folder=folder, status=2)
     assert "error: no sampler is shipped for GMM9; there are DW4, LJ13, LJ55" in err
 
 
