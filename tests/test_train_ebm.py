@@ -142,7 +142,7 @@ def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
     assert f"{best['validation']:.4f}" in out
     _, error = run("evaluate.py", runs[0], "--split=train", folder=compared.parent, status=2)
-    assert "--split must be test or validation, got 'train'" in error
+    assert "--split: must be one of test, validation, got 'train'" in error
     _, error = run("evaluate.py", runs[0], "--smc=true", folder=compared.parent, status=2)
     assert "--smc is for samplers, got a detector" in error
 
