@@ -31,7 +31,7 @@ compare: setup
 		--agents vgs,pis,tb,sb3-ppo,sb3-sac-kernel,tianshou-ppo,mala,hmc,ais,pt
 
 test: setup
-	$(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
 
 slow: setup
 	$(BIN)/pytest -m slow

@@ -543,7 +543,9 @@ def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.Mo
     assert state["best_elbo"] == 2.0 and state["counters"]["updates"] == 15
 
 
-@pytest.mark.parametrize("std", [0.3, 0.03, 0.01])
+@pytest.mark.parametrize(
+    "std", [0.01, *(pytest.param(std, marks=pytest.mark.slow) for std in (0.3, 0.03))]
+)
 def test_a_target_much_narrower_than_the_prior_is_drawn_as_narrow_as_it_is(std: float) -> None:
     target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), std**2))
     rule = GradientMatching(batch_size=512, refresh_every=20)

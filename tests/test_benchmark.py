@@ -109,6 +109,7 @@ def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
     assert "error: no sampler is shipped for GMM9; there are DW4, LJ13, LJ55" in err
 
 
+@pytest.mark.slow
 def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
     options = ["--name=tiny.yaml", "--num_steps=[3,6]", "--figure=steps.png", "--json=s.json"]
     run("benchmark.py", "steps", *options, folder=folder)

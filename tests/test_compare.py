@@ -89,12 +89,12 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
 
 
 def test_ctrl_c_reaches_the_runs_and_the_same_command_goes_on(tiny: Path) -> None:
-    options = ["--env=tiny.yaml", "--agents=vgs", "--budget=updates=1500", "--device=cpu"]
-    folder = tiny / "runs/compare/updates=1500/FourGauss/vgs/0"
+    options = ["--env=tiny.yaml", "--agents=vgs", "--budget=updates=700", "--device=cpu"]
+    folder = tiny / "runs/compare/updates=700/FourGauss/vgs/0"
     metrics = folder / "metrics.jsonl"
     run_until_ctrl_c("compare.py", *options, folder=tiny, metrics=metrics)
     stopped = torch.load(folder / "checkpoints/last.pt", weights_only=True)["state"]["counters"]
-    assert 0 < stopped["updates"] < 1500 and not (folder / "report.json").exists()
+    assert 0 < stopped["updates"] < 700 and not (folder / "report.json").exists()
     out, _ = run("compare.py", *options, folder=tiny)
     assert "| vgs |" in out
     seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]

@@ -14,7 +14,7 @@ def test_every_particle_system_ships_a_sampler() -> None:
     assert sum((FOLDER / f"{name}.pt").stat().st_size for name in shipped_samplers()) < 3e6
 
 
-@pytest.mark.parametrize("name", ["DW4", "LJ13", "LJ55"])
+@pytest.mark.parametrize("name", ["DW4", "LJ13", pytest.param("LJ55", marks=pytest.mark.slow)])
 def test_a_shipped_sampler_reaches_the_elbo_of_its_report(name: str) -> None:
     n = {"DW4": 2000, "LJ13": 200}.get(name, 12)
     log_weight = vgs_rl.load_sampler(name, device="cpu").sample(n, 1).log_weight
