@@ -380,8 +380,19 @@ def load_run(
     device: str | None = None,
     *,
     trust: Trust = False,
+) -> Agent:
+    """The trained agent of a run folder; arguments and errors are those of :func:`open_run`."""
+    return open_run(path, checkpoint, device, trust=trust)[1]
+
+
+def open_run(
+    path: Path | str,
+    checkpoint: str | None = None,
+    device: str | None = None,
+    *,
+    trust: Trust = False,
 ) -> tuple[RunConfig, Agent]:
-    """The trained agent of a run folder.
+    """The configuration of a run folder, and its trained agent.
 
     Args:
         path: the run folder.

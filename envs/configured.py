@@ -37,6 +37,18 @@ def shipped_configs() -> list[str]:
     )
 
 
+def tuned_config(target: str) -> str | None:
+    """Name of the shipped configuration whose settings were found for a target, or None.
+
+    A registered target alone has a chain that suits it roughly, and the default agent.
+    """
+    found = find(target)
+    file = CONFIGS / f"{found.name.lower()}.yaml"
+    if file.is_file() and find(read_yaml(file)["env"]).id == found.id:
+        return file.stem
+    return None
+
+
 def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConfig]:
     """Energy arguments and MDP of a configuration, for the target that it is of.
 

@@ -56,7 +56,6 @@ from vgs_rl.agents import (
     RefinedSampler,
     ValueGradientAgent,
     ValueGradientConfig,
-    load_run,
 )
 from vgs_rl.agents.pretrained import counters_of, load_pretrained, shipped_samplers
 from vgs_rl.agents.run import (
@@ -65,6 +64,7 @@ from vgs_rl.agents.run import (
     config_of,
     judge,
     judge_smc,
+    open_run,
     parse_run,
     resolved_yaml,
     train,
@@ -284,7 +284,7 @@ def _trained(name: str, output: Path, options: Sequence[str], trust: bool) -> _R
     return _Run(
         report=report,
         folder=config.folder,
-        load=lambda: load_run(config.folder, trust=trust),
+        load=lambda: open_run(config.folder, trust=trust),
     )
 
 

@@ -33,7 +33,7 @@ from ebm_report import is_detector, judge_runs
 from vgs_rl.agents import Agent, ValueGradientAgent
 from vgs_rl.agents.oracle import require_exact_values
 from vgs_rl.agents.pretrained import counters_of, export_sampler, load_pretrained
-from vgs_rl.agents.run import RunConfig, ceilings, judge, judge_smc, load_run
+from vgs_rl.agents.run import RunConfig, ceilings, judge, judge_smc, open_run
 from vgs_rl.checkpoint import write_text
 from vgs_rl.config import TRUST_HELP
 from vgs_rl.evaluation import Report, format_comparison
@@ -132,7 +132,7 @@ def _load(options: Namespace) -> list[_Loaded]:
     loaded = []
     alone = len(options.runs) + bool(options.pretrained) == 1
     for run in options.runs:
-        config, agent = load_run(run, options.checkpoint, options.device, trust=options.trust)
+        config, agent = open_run(run, options.checkpoint, options.device, trust=options.trust)
         done = run / "report.json"
         if done.is_file():  # what the whole training has cost, not the checkpoint's part
             trained = Report.load(done)

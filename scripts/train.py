@@ -27,6 +27,7 @@ from vgs_rl.agents.run import (
     train,
 )
 from vgs_rl.config import ConfigError, resumed
+from vgs_rl.envs.configured import tuned_config
 from vgs_rl.evaluation import format_comparison
 from vgs_rl.registry import find
 from vgs_rl.trust import admit_typed
@@ -58,6 +59,13 @@ def main(arguments: list[str]) -> int:
         out = sys.stderr if options.json == STANDARD else sys.stdout
         if options.resume is None:
             print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
+            tuned = None if options.config else tuned_config(config.env)
+            if tuned is not None:
+                print(
+                    f"note: chain and agent are defaults; those found for {config.env} are in "
+                    f"--config configs/{tuned}.yaml",
+                    file=out,
+                )
         with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
             report = train(
                 config,

@@ -314,7 +314,7 @@ def test_a_configuration_file_names_them_by_class_and_a_run_comes_back(tmp_path:
     report = train(config, resolved_yaml(arguments), progress_bar=False)
     assert report is not None and report.agent == "tb"
     assert (tmp_path / "FourGauss/tb/0/figures/summary.png").is_file()
-    _, agent = load_run(tmp_path / "FourGauss/tb/0")
+    agent = load_run(tmp_path / "FourGauss/tb/0")
     assert isinstance(agent, TrajectoryBalanceAgent)
 
 

@@ -21,7 +21,7 @@ from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig, loa
 from vgs_rl.agents import run as runs
 from vgs_rl.agents.base import Agent, interruptible
 from vgs_rl.agents.oracle import oracle_sampler
-from vgs_rl.agents.run import RunConfig, build, judge, train
+from vgs_rl.agents.run import RunConfig, build, judge, open_run, train
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checkpoint import load_checkpoint
 from vgs_rl.config import BudgetConfig, ConfigError, EvaluationConfig
@@ -128,7 +128,7 @@ def report(path: Path) -> Report:
 
 def evaluated(path: Path) -> dict[str, float]:
     """What evaluate.py finds."""
-    config, agent = load_run(path)
+    config, agent = open_run(path)
     again = judge(config, runs.find(config.env), agent)
     return {name: figure.value for name, figure in again.figures.items()}
 

@@ -13,6 +13,7 @@ from commands import ROOT, load, run, run_until_ctrl_c
 
 import vgs_rl
 from vgs_rl.agents import load_run
+from vgs_rl.envs.configured import tuned_config
 from vgs_rl.sampler import Samples
 
 TINY = [
@@ -84,7 +85,7 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
     file = tmp_path / "mine.pt"
     run("evaluate.py", path, "--export", file, folder=tmp_path)
     sampler = vgs_rl.load_sampler(file)
-    _, agent = load_run(path)
+    agent = load_run(path)
     expected = agent.sampler().sample(100, 5)
     drawn = sampler.sample(100, 5)
     torch.testing.assert_close(drawn.x, expected.x)
@@ -297,3 +298,15 @@ class Bomb:
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, (self.path, "w")
+
+
+def test_training_with_defaults_says_where_the_settings_of_the_target_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tuned_config("GMM9") == "gmm9" and tuned_config("vgs_rl/DW4-v0") == "dw4"
+    assert tuned_config("Gaussian") is None
+    options = ["--env=GMM9", *TINY, "--budget.updates=1", f"--output={tmp_path}"]
+    assert load("train").main(options) == 0
+    out = capsys.readouterr().out
+    assert "note: chain and agent are defaults; those found for GMM9 are in" in out
+    assert "--config configs/gmm9.yaml" in out
