@@ -10,8 +10,9 @@ from vgs_rl.agents.value_gradient import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.evaluation import Report
 from vgs_rl.memory import AllocationLimit
+from vgs_rl.registry import find
 from vgs_rl.restore import check_like, fitting, load_module
-from vgs_rl.trust import Trust
+from vgs_rl.trust import PACKAGE, Trust
 from vgs_rl.yaml_text import parse_mapping
 
 FOLDER = Path(__file__).parent / "trained"
@@ -70,9 +71,13 @@ def load_pretrained(
     config = run_config(content | {"device": device}, source=str(path), trust=trust)
     if not isinstance(config.agent, ValueGradientConfig):
         raise ValueError(f"{path} holds no value-gradient agent, but {config.agent.name}")
+    target = find(config.env)
+    # The limit is for what the file describes; a user's own energy takes what it takes.
+    foreign = target.energy.__module__.partition(".")[0] != PACKAGE
+    energy = target.make_energy(**config.env_args) if foreign else None
     with fitting(str(path)):
         with AllocationLimit(SPARE_BYTES + BYTES_PER_BYTE * path.stat().st_size):
-            agent = build(config)[1]
+            agent = build(config, energy)[1]
         assert isinstance(agent, ValueGradientAgent)
         load_module(agent.average, state["value"], "value")
         load_module(agent.mdp, state["mdp"], "mdp")

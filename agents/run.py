@@ -199,15 +199,19 @@ def run_of(settings: Mapping[str, Any]) -> tuple[RunConfig, str]:
     return config_of(options), text
 
 
-def build(config: RunConfig) -> tuple[Target, Agent]:
+def build(config: RunConfig, energy: Energy | None = None) -> tuple[Target, Agent]:
     """The untrained agent of a configuration, on its device.
+
+    Args:
+        config: the run.
+        energy: the target's energy, if there is one already; by default it is made.
 
     Raises:
         ConfigError: if target, energy arguments, device or agent do not fit.
     """
     try:
         target = find(config.env)
-        energy = target.make_energy(**config.env_args)
+        energy = energy or target.make_energy(**config.env_args)
         device = resolve_device(config.device)
         mdp = SamplingMDP(energy, config.mdp, device=device)
         return target, config.agent.build(mdp, seed=config.seed)

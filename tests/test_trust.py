@@ -8,10 +8,12 @@ from typing import Any
 
 import gymnasium
 import pytest
+import torch
 import yaml
 from commands import load
 
 import vgs_rl
+from vgs_rl import Energy
 from vgs_rl.agents import MLPNetwork, ValueGradientConfig, load_pretrained, load_run
 from vgs_rl.agents.pretrained import FOLDER, export_sampler
 from vgs_rl.agents.run import RunConfig, build, resolved_yaml, run_config
@@ -110,6 +112,13 @@ def refused(status: int, capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
+def write_both(folder: Path, content: dict[str, Any]) -> None:
+    """The same configuration as a file and as that of a run folder."""
+    (folder / "run").mkdir()
+    for file in (folder / "my.yaml", folder / "run" / "config.yaml"):
+        file.write_text(yaml.safe_dump(content))
+
+
 @pytest.mark.parametrize(("content", "field", "name"), RUN_FILES)
 def test_a_file_cannot_name_foreign_code(
     content: dict[str, Any],
@@ -118,10 +127,7 @@ def test_a_file_cannot_name_foreign_code(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = folder / "run"
-    run.mkdir()
-    for file in (folder / "my.yaml", run / "config.yaml"):
-        file.write_text(yaml.safe_dump({"env": "GMM9", **content}))
+    write_both(folder, {"env": "GMM9", **content})
     commands = {
         "train": [["--config", "my.yaml"], ["--resume", "run"]],
         "evaluate": [["run"]],
@@ -133,7 +139,7 @@ def test_a_file_cannot_name_foreign_code(
             assert f"{field} names '{name}" in error and "--trust true" in error
             assert "my.yaml" in error or "run/config.yaml" in error
     with pytest.raises(ValueError, match=r"trust=True"):
-        load_run(run)
+        load_run(folder / "run")
     assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == [
         "evil.py",
         "my.yaml",
@@ -149,10 +155,7 @@ def test_a_detectors_file_cannot_name_foreign_code(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = folder / "run"
-    run.mkdir()
-    for file in (folder / "my.yaml", run / "config.yaml"):
-        file.write_text(yaml.safe_dump({"ebm": {}, **content}))
+    write_both(folder, {"ebm": {}, **content})
     for script, arguments in (
         ("train_ebm", ["--config", "my.yaml"]),
         ("train_ebm", ["--resume", "run"]),
@@ -378,3 +381,23 @@ def test_values_that_contain_themselves_are_walked_once() -> None:
     loop["init_args"] = {"rule": loop, "x": [loop, loop]}
     names = {name.text for name in names_in({"agent": loop}, RunConfig)}
     assert names == {"a.B"}
+
+
+class Large(Energy):
+    """A normal density that keeps more memory than its file has."""
+
+    dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(30_000_000))
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x.square().sum(-1)
+
+
+def test_a_users_energy_takes_what_memory_it_takes(exported: Path, tmp_path: Path) -> None:
+    """The bound is for what a file describes, and a registered energy is the user's own."""
+    vgs_rl.register("large/Large-v0", energy=Large)
+    mine = changed(exported, tmp_path / "large.pt", env="large/Large-v0")
+    assert vgs_rl.load_sampler(mine, "cpu").sample(3).x.shape == (3, 2)
