@@ -68,7 +68,7 @@ def test_an_energy_that_cannot_be_sampled_is_refused_in_one_line(
         (box(-9.0, 0.0), "NaN on 0 and infinite on 102 of 128 states .* have weight 0"),
         (box(-9.0, 0.0, torch.nan), "NaN on 102 and infinite on 0 of 128 states"),
         (box(9.0, 11.0), r"infinite on 128 of 128 states .*, which are all, and finite on some of "
-         r"16384 others: set agent.prior_std \(or mdp.start.scale\)"),
+         r"2048 others: set agent.prior_std \(or mdp.start.scale\)"),
     ],
 )  # fmt: skip
 def test_an_energy_that_is_finite_on_a_part_is_a_warning_with_the_share(
@@ -158,3 +158,27 @@ def test_energies_of_any_size_are_drawn_and_recorded(tmp_path) -> None:  # type:
     folder = RunFolder(tmp_path / "run", "seed: 0\n")
     folder.histogram("eval/energy", mdp.energy(samples.x), 0)
     folder.close()
+
+
+class Wide(Energy):
+    """A normal density of many dimensions."""
+
+    dim = 3000
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+
+def test_states_far_out_are_drawn_only_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A target of many dimensions costs no more than a look."""
+    drawn, randn = [], torch.randn
+
+    def counted(*size: int, **options: object) -> torch.Tensor:
+        drawn.append(size[0])
+        return randn(*size, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "randn", counted)
+    SamplingMDP(Wide(), SHORT)
+    assert sum(drawn) <= 3 * 64

@@ -192,7 +192,7 @@ class SamplingMDP(nn.Module):
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
-        probe(energy, *self._probed_states())
+        self._probe()
 
     def _make_start(self, chain: Chain, prior_std: float) -> Start:
         if self.config.start.kind != "data":
@@ -225,18 +225,27 @@ class SamplingMDP(nn.Module):
         self.rho.copy_((variance[1:] / variance[:-1]).sqrt() / chain.a)
 
     @torch.no_grad()
-    def _probed_states(self) -> tuple[dict[str, Tensor], Tensor]:
-        """States that the untrained chain meets, and others at many distances, up to 100 times."""
+    def _probe(self) -> None:
+        """Looks at E where the untrained chain begins and ends, and up to 100 times as far out."""
         generator = self.generator(0)
+
+        def normal(n: int) -> Tensor:
+            z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
+            return self.geometry.project(z)
+
         x = self.start.sample(64, generator)
-        z = torch.randn(16_384, self.dim, generator=generator, device=self.device, dtype=self.dtype)
         if not self.geometry.linear:
-            return {"from the start": x}, self.geometry.project(z)
-        z = self.geometry.project(z)
-        end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * z[:64])  # without a control
-        reach = torch.logspace(-1, 2, 64, device=self.device, dtype=self.dtype).repeat(256)
-        far = end.square().mean().sqrt() * reach.unsqueeze(-1) * z
-        return {"from the start": x, "from where the untrained chain ends": end}, far
+            probe(self.energy, {"from the start": x}, normal)
+            return
+        end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * normal(64))  # without a control
+        width = end.square().mean().sqrt()
+        near = {"from the start": x, "from where the untrained chain ends": end}
+
+        def far(n: int) -> Tensor:
+            reach = torch.logspace(-1, 2, n, device=self.device, dtype=self.dtype)
+            return width * reach.unsqueeze(-1) * normal(n)
+
+        probe(self.energy, near, far)
 
     def generator(self, seed: int) -> torch.Generator:
         """A new generator on this MDP's device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy, Particles
 from vgs_rl.geometry import Geometry
+
+# Far states, where none of the near ones has a finite energy: so many at a time, so many in all.
+FAR_AT_ONCE, MOST_FAR = 1_024, 16_384
 
 
 def check_declared(energy: object) -> None:
@@ -58,15 +61,14 @@ def _got(value: Any) -> str:
     return f"got {value!r}"
 
 
-@torch.no_grad()
-def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
-    """Evaluates an energy once where a chain begins, and where it may come.
+def probe(energy: Energy, near: Mapping[str, Tensor], far: Callable[[int], Tensor]) -> None:
+    """Evaluates an energy once where a chain begins, and where it may come; without gradients on.
 
     Args:
         energy: the target, with its attributes checked.
         near: states (B, D) that the chain meets, by where they are from.
-        far: others, further out or between; only where none of `near` has a finite energy must
-            one of these have it.
+        far: draws as many others, (n, D), further out or between. Only where none of `near` has a
+            finite energy must one of these have it, and only then are many drawn.
 
     Raises:
         ValueError: if E fails, has another shape than (B,) or no floating dtype, is -inf anywhere
@@ -76,7 +78,8 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
     values = {where: _evaluated(energy, x) for where, x in near.items()}
     energy.differentiable(next(iter(near.values())))
     together = torch.cat(list(values.values()))
-    least = torch.cat([together, _evaluated(energy, far[:64])])
+    further = far(64)
+    least = torch.cat([together, _evaluated(energy, further)])
     if bool((least == -torch.inf).any()):
         count = int((least == -torch.inf).sum())
         raise ValueError(
@@ -94,22 +97,27 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Tensor) -> None:
         warnings.warn(
             f"{name}.energy is {what} of {len(together)} states drawn {places}: such states have "
             "weight 0 and teach nothing",
-            stacklevel=3,
+            stacklevel=5,
         )
-    elif not any(bool(_evaluated(energy, part).isfinite().any()) for part in far.split(1024)):
+        return
+    drawn, reached = 0, 0.0
+    found = False
+    while not found and drawn < MOST_FAR:
+        further = far(FAR_AT_ONCE)
+        drawn, reached = drawn + len(further), max(reached, float(further.abs().max()))
+        found = bool(_evaluated(energy, further).isfinite().any())
+    if not found:
         raise ValueError(
             f"{name}.energy is finite nowhere: {what} of {len(together)} states drawn {places}, "
-            f"and on none of {len(far)} others, up to {float(far.abs().max()):.3g}; move or scale "
-            "E, or set mdp.start.scale and agent.prior_std to the size of the region where it is "
-            "finite"
+            f"and on none of {drawn} others, up to {reached:.3g}; move or scale E, or set "
+            "mdp.start.scale and agent.prior_std to the size of the region where it is finite"
         )
-    else:
-        warnings.warn(
-            f"{name}.energy is {what} of {len(together)} states drawn {places}, which are all, and "
-            f"finite on some of {len(far)} others: set agent.prior_std (or mdp.start.scale) to the "
-            "size of the region where it is finite",
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"{name}.energy is {what} of {len(together)} states drawn {places}, which are all, and "
+        f"finite on some of {drawn} others: set agent.prior_std (or mdp.start.scale) to the "
+        "size of the region where it is finite",
+        stacklevel=5,
+    )
 
 
 def _evaluated(energy: Energy, x: Tensor) -> Tensor:
