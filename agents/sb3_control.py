@@ -212,7 +212,7 @@ class PredictedControl:
     """
 
     def __init__(self, model: Any, mdp: SamplingMDP, between: Interface) -> None:
-        self.model, self.mdp, self.between = model, mdp, between
+        self.model, self.between = model, between
         self.observed = Observation(mdp, between.features)
         self._alone = threading.Lock()  # a policy keeps its distribution in itself
         space = model.action_space
@@ -233,7 +233,7 @@ class PredictedControl:
             action = action.clamp(low, high)
         for stage in self.between.act:
             action = stage(action)
-        return self.mdp.geometry.tangent(action.to(x.dtype), x)
+        return action.to(x.dtype)
 
     def _action(self, observation: Tensor) -> Tensor:
         """The policy's own deterministic action, before bounds, shape (B, D)."""

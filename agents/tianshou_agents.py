@@ -178,7 +178,7 @@ class TianshouControl:
         features: tuple[Feature, ...],
         standardise: Callable[[Tensor], Tensor],
     ) -> None:
-        self.policy, self.mdp, self.standardise = policy, mdp, standardise
+        self.policy, self.standardise = policy, standardise
         self.observed = Observation(mdp, features)
         self.squashed = _is_squashed(policy)
         self._low = torch.from_numpy(policy.action_space.low)
@@ -196,7 +196,7 @@ class TianshouControl:
         low, high = self._low.to(action), self._high.to(action)
         if policy.action_scaling:
             action = low + (high - low) * (action + 1.0) / 2.0
-        return self.mdp.geometry.tangent(action.clamp(low, high).to(x.dtype), x)
+        return action.clamp(low, high).to(x.dtype)
 
 
 def _is_squashed(policy: Any) -> bool:

@@ -129,8 +129,8 @@ def _parse_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
-class _Rendered:
-    """How both environments draw their states.
+class _Face:
+    """What both environments share: what is observed, and how states are drawn.
 
     Attributes:
         value: V(x, t) for states (B, D), shape (B,), whose contours are drawn; by default the
@@ -142,6 +142,16 @@ class _Rendered:
     value: Value | None = None
     _episodes: Episodes
     _renderer: Renderer | None = None
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What is observed, in its order."""
+        return self._episodes.observed.features
+
+    @property
+    def noise(self) -> bool:
+        """Whether the MDP adds its own noise."""
+        return self._episodes.noise
 
     @property
     def _now(self) -> tuple[Tensor, int | Array]:
@@ -164,7 +174,7 @@ class _Rendered:
         return self._renderer
 
 
-class SamplingEnv(_Rendered, gymnasium.Env[Array, Array]):
+class SamplingEnv(_Face, gymnasium.Env[Array, Array]):
     """One sample on its way from pi_0 to the target.
 
     Observation, action, reward and info are described at the head of this module. For training
@@ -276,16 +286,6 @@ class SamplingEnv(_Rendered, gymnasium.Env[Array, Array]):
                 _require_length(caller._max_episode_steps, self.mdp.num_steps)
             frame = frame.f_back
 
-    @property
-    def features(self) -> tuple[Feature, ...]:
-        """What is observed, in its order."""
-        return self._episodes.observed.features
-
-    @property
-    def noise(self) -> bool:
-        """Whether the MDP adds its own noise."""
-        return self._episodes.noise
-
     def render(self) -> Array | None:
         """The state over the target's density, uint8, shape (480, 480, 3); see `envs/render.py`."""
         renderer = self._drawn_by()
@@ -295,7 +295,7 @@ class SamplingEnv(_Rendered, gymnasium.Env[Array, Array]):
         """Called with the state (1, D) at an episode's end, for subclasses."""
 
 
-class SamplingVectorEnv(_Rendered, VectorEnv[Array, Array, Array]):
+class SamplingVectorEnv(_Face, VectorEnv[Array, Array, Array]):
     """A batch of samples on their way from pi_0 to the target: one batched step, never a loop.
 
     All noise comes from one generator, so rows are independent, but the numbers of a row depend
@@ -466,16 +466,6 @@ class SamplingVectorEnv(_Rendered, VectorEnv[Array, Array, Array]):
         """Changes how rows are reset from now on; wrappers may have read the mode already."""
         self.autoreset_mode = _parse_mode(mode)
         self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
-
-    @property
-    def features(self) -> tuple[Feature, ...]:
-        """What is observed, in its order."""
-        return self._episodes.observed.features
-
-    @property
-    def noise(self) -> bool:
-        """Whether the MDP adds its own noise."""
-        return self._episodes.noise
 
     @property
     def is_default(self) -> bool:

@@ -90,11 +90,11 @@ def checked_mapping(cls: type, content: Any, name: str = "") -> dict[str, Any]:
     for key in content:
         if key not in hints:
             raise ValueError(
-                f"{_join(name, key)} is no field of {cls.__name__}; " + nearest(key, hints)
+                f"{join(name, key)} is no field of {cls.__name__}; " + nearest(key, hints)
             )
     defaults = field_defaults(cls)
     result = {
-        key: checked(hints[key], value, _join(name, key), defaults.get(key))
+        key: checked(hints[key], value, join(name, key), defaults.get(key))
         for key, value in content.items()
     }
     if getattr(cls, "replaced_whole", False) and any(v is not None for v in result.values()):
@@ -112,7 +112,7 @@ def settle(config: C, name: str = "") -> C:
     """
     cls: Callable[..., Any] = type(config)
     for key, kind in field_types(cls).items():
-        value, path = getattr(config, key), _join(name, key)
+        value, path = getattr(config, key), join(name, key)
         section = section_type(kind)
         if is_section(section):
             if isinstance(value, section):
@@ -175,7 +175,11 @@ def class_named(base: type, path: Any, name: str) -> type | None:
     """
     if not isinstance(path, str):
         raise _error(name, "the name of a class", path)
-    known = {cls.__name__: cls for cls in _descendants(base)}
+    known = {
+        cls.__name__: cls
+        for cls in descendants(base)
+        if not (cls.__name__.startswith("_") or inspect.isabstract(cls))
+    }
     last = path.rpartition(".")[2]
     if "." not in path:
         if path not in known:
@@ -188,14 +192,11 @@ def class_named(base: type, path: Any, name: str) -> type | None:
     return cls if cls is not None and cls.__module__.partition(".")[0] == package else None
 
 
-def _descendants(base: type) -> list[type]:
-    found: list[type] = [] if base.__name__.startswith("_") or _abstract(base) else [base]
-    children: list[type] = base.__subclasses__()
-    return sum((_descendants(child) for child in children), found)
-
-
-def _abstract(cls: type) -> bool:
-    return bool(getattr(cls, "__abstractmethods__", ()))
+def descendants(cls: type) -> list[type]:
+    """A class and all of its subclasses that are imported, each once, the class itself first."""
+    children: list[type] = type.__subclasses__(cls) if cls is not object else []
+    found = [cls, *(each for child in children for each in descendants(child))]
+    return list(dict.fromkeys(found))
 
 
 def _checked_section(kind: type, value: Any, name: str, default: Any) -> Any:
@@ -307,7 +308,8 @@ def alternatives(kind: Any) -> list[Any]:
     return [kind]
 
 
-def _join(name: str, key: Any) -> str:
+def join(name: str, key: Any) -> str:
+    """The dotted name of a field within a section, which may have no name."""
     return f"{name}.{key}" if name else str(key)
 
 

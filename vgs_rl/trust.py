@@ -22,10 +22,10 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vgs_rl.energy import Energy
-from vgs_rl.fields import is_section, may_be_subclass
+from vgs_rl.fields import alternatives, descendants, is_section, join, may_be_subclass
 from vgs_rl.yaml_text import YamlError, parse_yaml
 
 PACKAGE = "vgs_rl"
@@ -231,7 +231,7 @@ def _resolve(name: Name, owner: str) -> None:
 
 def _called(text: str, base: type) -> list[type]:
     """The classes that a name without a dot stands for, among those imported already."""
-    return [cls for cls in _descendants(base) if cls.__name__ == text]
+    return [cls for cls in descendants(base) if cls.__name__ == text]
 
 
 def _import(module: str, owner: str) -> types.ModuleType:
@@ -288,7 +288,7 @@ def _visit(value: Any, kinds: list[Any], path: str, seen: dict[Any, Any]) -> Ite
     classes: list[type] = [kind for kind in kinds if is_section(kind)]
     bases = [kind for kind in classes if may_be_subclass(kind)]
     if isinstance(value, str):
-        if kinds and all(kind in (str, type(None)) for kind in kinds):
+        if kinds and all(kind in (str, None) for kind in kinds):
             return
         inner = _loaded(value)
         if inner is not None:
@@ -310,13 +310,13 @@ def _visit(value: Any, kinds: list[Any], path: str, seen: dict[Any, Any]) -> Ite
     value = _nested(value)
     chosen = value.get("class_path")
     if isinstance(chosen, str):
-        yield Name(_join(path, "class_path"), chosen, classes[0] if classes else object)
+        yield Name(join(path, "class_path"), chosen, classes[0] if classes else object)
         named = [cls for cls in _family(classes) if cls.__name__ == chosen.rpartition(".")[2]]
         classes = named or classes
     fields = _fields(_family(classes))
     mapped = [get_args(kind)[1] for kind in kinds if get_origin(kind) is dict and get_args(kind)]
     for key, each in value.items():
-        where = _join(path, key)
+        where = join(path, key)
         if key in ("init_args", "dict_kwargs"):
             yield from _visit_arguments(each, classes, where, seen)
             continue
@@ -335,7 +335,7 @@ def _visit_arguments(
         return
     fields = _fields(_family(classes))
     for key, each in _nested(value).items():
-        yield from _visit_field(each, fields.get(key, []), [], _join(path, key), seen)
+        yield from _visit_field(each, fields.get(key, []), [], join(path, key), seen)
 
 
 def _visit_field(
@@ -348,7 +348,7 @@ def _visit_field(
     for expected in {expected for _, expected in fields if expected is not None}:
         if isinstance(value, str):
             yield Name(path, value, expected, is_target=expected is Energy)
-    kinds = [kind for hint, _ in fields for kind in _alternatives(hint)]
+    kinds = [kind for hint, _ in fields for kind in alternatives(hint)]
     yield from _visit(value, kinds or others, path, seen)
 
 
@@ -402,28 +402,12 @@ def _fields_of(cls: type) -> dict[str, tuple[Any, type | None]]:
 
 
 def _family(classes: Sequence[type]) -> list[type]:
-    return [each for cls in classes for each in _descendants(cls)]
-
-
-def _descendants(cls: type) -> list[type]:
-    found = [cls]
-    children: list[type] = type.__subclasses__(cls) if cls is not object else []
-    for child in children:
-        found += _descendants(child)
-    return list(dict.fromkeys(found))
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    return [each for cls in classes for each in descendants(cls)]
 
 
 def _members(kind: Any) -> list[Any]:
     members = get_args(kind) if get_origin(kind) in (list, tuple, Sequence, set) else ()
-    return [each for member in members for each in _alternatives(member)]
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+    return [each for member in members for each in alternatives(member)]
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
