@@ -446,7 +446,7 @@ def _quality_rows(runs: list[dict[str, Report]], bounds: dict[str, tuple[str, fl
         figure = runs[0]["vgs"].figures.get(name)
         row: dict[str, Any] = {"figure": name, "vgs": _median([run["vgs"] for run in runs], name)}
         if len(runs) > 1:
-            row["range"] = _range([_value(run["vgs"], name) for run in runs])
+            row["range"] = _range([run["vgs"] for run in runs], name)
         row["floor"] = "" if figure is None else figure.floor_text()
         row |= {"bound": "", "holds": ""}
         if name in bounds:
@@ -486,8 +486,10 @@ def _median(reports: Sequence[Report], name: str) -> str:
     return format_value(float(np.median([f.value for f in figures]))) if figures else ""
 
 
-def _range(values: list[float]) -> str:
-    low, high = format_value(min(values)), format_value(max(values))
+def _range(reports: Sequence[Report], name: str) -> str:
+    values = [_value(report, name) for report in reports]
+    shown = format_cell if name in COSTS else format_value
+    low, high = shown(min(values)), shown(max(values))
     return low if low == high else f"{low} to {high}"
 
 
