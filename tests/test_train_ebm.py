@@ -163,7 +163,7 @@ def reports_in(folder):
 
 @pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
-    options = [*DIGITS, "--budget.updates=200", "--watch.figures_every=0", f"--jobs={jobs}"]
+    options = [*DIGITS, "--budget.updates=120", "--watch.figures_every=0", f"--jobs={jobs}"]
     metrics = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl"
     stopped = [*options, "--output=stopped"]
     out = run_until_ctrl_c("train_ebm.py", *stopped, folder=tmp_path, metrics=metrics)
