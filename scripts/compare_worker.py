@@ -26,7 +26,9 @@ def _train(job: Job) -> bool:
         # A report without all that belongs to it, or of other settings, is no result.
         (job.folder / "report.json").unlink(missing_ok=True)
         try:
-            report = train(job.config, job.text, resume=job.folder, progress_bar=False)
+            report = train(
+                job.config, job.text, resume=job.folder, progress_bar=False, trust=job.trust
+            )
             return report is not None
         except FolderInUse:
             raise
@@ -39,8 +41,12 @@ def _train(job: Job) -> bool:
 def _begun(job: Job) -> bool:
     """Whether the run folder holds a run of the very same settings."""
     try:
-        was = saved_config(job.folder)
+        was = saved_config(job.folder, trust=job.trust)
+    except FileNotFoundError:
+        return False
     except (OSError, ValueError):
+        traceback.print_exc()
+        print("starting anew")
         return False
     return settings_of(was) == settings_of(job.config)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl.agents.base import Agent
 from vgs_rl.agents.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
 from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import FourGauss
@@ -88,18 +90,48 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     assert stamp == {file: file.stat().st_mtime_ns for file in stamp}
 
 
-def test_ctrl_c_reaches_the_runs_and_the_same_command_goes_on(tiny: Path) -> None:
+def test_ctrl_c_reaches_the_runs_and_they_go_on_to_the_numbers_of_an_undisturbed_run(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--env=tiny.yaml", "--agents=vgs", "--budget=updates=700", "--device=cpu"]
-    folder = tiny / "runs/compare/updates=700/FourGauss/vgs/0"
-    metrics = folder / "metrics.jsonl"
-    run_until_ctrl_c("compare.py", *options, folder=tiny, metrics=metrics)
+    folder = Path("runs/compare/updates=700/FourGauss/vgs/0")
+    run_until_ctrl_c("compare.py", *options, folder=tiny, metrics=tiny / folder / "metrics.jsonl")
+    monkeypatch.chdir(tiny)
     stopped = torch.load(folder / "checkpoints/last.pt", weights_only=True)["state"]["counters"]
     assert 0 < stopped["updates"] < 700 and not (folder / "report.json").exists()
-    out, _ = run("compare.py", *options, folder=tiny)
-    assert "| vgs |" in out
-    seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
-    assert seconds == sorted(seconds)  # it went on, not anew
-    assert max(seconds) > stopped["seconds"]
+    assert "trust" not in yaml.safe_load((folder / "config.yaml").read_text())
+
+    def job(root: str) -> Any:
+        return make_jobs(["tiny.yaml"], ["vgs"], [0], {"updates": 700}, Path(root), device="cpu")[1]
+
+    assert run_job(job("runs/compare/updates=700"))  # what the same command does
+    assert f"going on in {folder} at update {stopped['updates']}" in capsys.readouterr().err
+    assert run_job(job("undisturbed"))
+    reports = [
+        Report.load(job(root).folder / "report.json") for root in (folder.parents[2], "undisturbed")
+    ]
+    assert reports[0].figures["elbo"] == reports[1].figures["elbo"]
+
+
+def test_a_stopped_run_of_a_users_energy_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_own_ring.py").write_text(RINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs = make_jobs(["my_own_ring:Ring"], ["pis"], [0], {"updates": 6}, tmp_path, device="cpu")
+    update = Agent.update
+
+    def interrupted(agent: Agent) -> dict[str, torch.Tensor]:
+        scalars = update(agent)
+        if agent.counters.updates == 4:
+            signal.raise_signal(signal.SIGINT)
+        return scalars
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Agent, "update", interrupted)
+        assert not run_job(jobs[1])
+    assert run_job(jobs[1]) and jobs[1].finished
+    assert "at update 4" in capsys.readouterr().err
 
 
 def curves_have_shared_tags(folder: Path) -> None:

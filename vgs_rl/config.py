@@ -290,10 +290,7 @@ def as_yaml(
     """The resolved configuration, every default included, without the named options."""
     if isinstance(parser, ConfigParser):
         arguments = given(parser, arguments, trust=trust).arguments
-    options = parser.parse_args(list(arguments))
-    for name in (*without, "trust"):
-        options.pop(name, None)
-    return _dumped(parser, options)
+    return _dumped(parser, parser.parse_args(list(arguments)), without)
 
 
 def parse_settings(parser: ConfigParser, settings: Mapping[str, Any]) -> tuple[Namespace, str]:
@@ -313,7 +310,11 @@ def parse_settings(parser: ConfigParser, settings: Mapping[str, Any]) -> tuple[N
         raise ConfigError(_message(parser, error)) from error
 
 
-def _dumped(parser: ArgumentParser, options: Namespace) -> str:
+def _dumped(parser: ArgumentParser, options: Namespace, without: Sequence[str] = ()) -> str:
+    """Options as YAML; the user's word for what files name is none of a file's settings."""
+    options = options.clone()
+    for name in (*without, "trust"):
+        options.pop(name, None)
     text: str = parser.dump(options, skip_none=False, skip_validation=True)
     return text
 
