@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vgs_rl.agents.progress import EnergyProgress
 from vgs_rl.checks import seed_of
-from vgs_rl.config import BudgetConfig, EvaluationConfig
+from vgs_rl.evaluation.progress import EnergyProgress
+from vgs_rl.files.restore import check_like, fitting, load_generator, load_module, restore
 from vgs_rl.mdp import Rollout, SamplingMDP
-from vgs_rl.plots import Drawing
-from vgs_rl.restore import check_like, fitting, load_generator, load_module, restore
-from vgs_rl.run import RunFolder
-from vgs_rl.sampler import ChainSampler
+from vgs_rl.plots.plots import Drawing
+from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
+from vgs_rl.training.folder import RunFolder
 from vgs_rl.weights import effective_share, live_elbo
 
 

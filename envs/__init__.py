@@ -1,16 +1,16 @@
 """Targets and their Gymnasium faces; importing this package registers every id."""
 
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.envs.check import check_energy
-from vgs_rl.envs.check_report import CheckError, CheckReport
-from vgs_rl.envs.check_vector import check_vector_env
+from vgs_rl.envs.checks.energy import check_energy
+from vgs_rl.envs.checks.report import CheckError, CheckReport
+from vgs_rl.envs.checks.vector import check_vector_env
 from vgs_rl.envs.ebm import EBMEnv, EBMVectorEnv, digits_energy
-from vgs_rl.envs.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
-from vgs_rl.envs.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
-from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
-from vgs_rl.envs.many_well import ManyWell, ManyWell32
 from vgs_rl.envs.observation import Observation
-from vgs_rl.envs.particles import (
+from vgs_rl.envs.sampling import SamplingEnv, SamplingVectorEnv
+from vgs_rl.envs.targets.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
+from vgs_rl.envs.targets.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
+from vgs_rl.envs.targets.many_well import ManyWell, ManyWell32
+from vgs_rl.envs.targets.particles import (
     DW4,
     LJ13,
     LJ55,

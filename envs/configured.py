@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgs_rl.config import ConfigError, checked_content, make_parser, parse_content, read_yaml
 from vgs_rl.energy import Energy
+from vgs_rl.files.shipped import CONFIGS
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import find
+from vgs_rl.training.config import (
+    ConfigError,
+    checked_content,
+    make_parser,
+    parse_content,
+    read_yaml,
+)
 from vgs_rl.trust import imports
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(kw_only=True)

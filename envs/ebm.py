@@ -1,6 +1,6 @@
 """Environments whose energy is a trainable network, which changes while agents act in them.
 
-They are the :class:`~vgs_rl.envs.gym.SamplingEnv` and its vector form in all but the energy:
+They are the :class:`~vgs_rl.envs.sampling.SamplingEnv` and its vector form in all but the energy:
 rewards and figures are those of the energy as it is at the step that ends an episode. It changes
 in one of two ways. Whoever trains it (`vgs_rl.agents.EBMTrainer`) shares the environment's MDP, or
 hands its parameters over (`update_energy`). Or the environment trains it itself, with `learner`:
@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vgs_rl.contrastive import ContrastiveConfig, EnergyLearner
+from vgs_rl.ebm.contrastive import ContrastiveConfig, EnergyLearner
+from vgs_rl.ebm.energies import AutoencoderEnergy, LearnedEnergy
 from vgs_rl.energy import Energy
-from vgs_rl.envs.gym import SamplingEnv, SamplingVectorEnv
-from vgs_rl.learned import AutoencoderEnergy, LearnedEnergy
+from vgs_rl.envs.sampling import SamplingEnv, SamplingVectorEnv
 from vgs_rl.mdp import SamplingMDP
 
 
@@ -132,7 +132,7 @@ class EBMEnv(_LearnedTarget, SamplingEnv):
 
     Args:
         target: as :class:`SamplingEnv`'s; its energy must be a
-            :class:`~vgs_rl.learned.LearnedEnergy`.
+            :class:`~vgs_rl.ebm.energies.LearnedEnergy`.
         learner: lets the environment train its energy on terminal states; None leaves the energy
             to others. Guards act but for restarts, which are the agent's: `take_restart` asks.
         learner_seed: seeds the choice of data rows.
@@ -169,7 +169,7 @@ class EBMVectorEnv(_LearnedTarget, SamplingVectorEnv):
 
     Args:
         target: as :class:`SamplingVectorEnv`'s; its energy must be a
-            :class:`~vgs_rl.learned.LearnedEnergy`.
+            :class:`~vgs_rl.ebm.energies.LearnedEnergy`.
         learner: as :class:`EBMEnv`'s.
         learner_seed: seeds the choice of data rows.
         options: those of :class:`SamplingVectorEnv`.
@@ -180,7 +180,7 @@ class EBMVectorEnv(_LearnedTarget, SamplingVectorEnv):
 
     Example:
         >>> import gymnasium, vgs_rl.envs
-        >>> from vgs_rl.contrastive import ContrastiveConfig
+        >>> from vgs_rl.ebm.contrastive import ContrastiveConfig
         >>> learner = ContrastiveConfig(batch_size=64)
         >>> envs = gymnasium.make_vec("vgs_rl/EBMDigits-v0", num_envs=64, learner=learner)
         >>> observations, infos = envs.reset(seed=0)

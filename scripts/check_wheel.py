@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command import Mistake, Parser, command
+from vgs_rl.experiments.cli import Mistake, Parser, command
 
 IMPORTS = """
 import vgs_rl, vgs_rl.envs, vgs_rl.envs.anomaly, vgs_rl.agents, gymnasium

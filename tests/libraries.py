@@ -11,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.config import BudgetConfig, EvaluationConfig
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.envs import Gaussian, GaussianMixture
-from vgs_rl.run import RunFolder
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
+from vgs_rl.training.folder import RunFolder
 
 QUIET = {"progress_bar": False}
 ROOT = Path(__file__).parent.parent

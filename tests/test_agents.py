@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import (
     TD0,
     ExactSampler,
@@ -24,14 +30,19 @@ from vgs_rl.agents import (
     ValueRule,
     oracle_sampler,
 )
-from vgs_rl.agents.bootstrapping import TrajectoryLearner
-from vgs_rl.agents.buffer import WeightedBuffer
-from vgs_rl.agents.matching import GradientMatchingLearner
-from vgs_rl.checkpoint import load_checkpoint
-from vgs_rl.config import BudgetConfig, EvaluationConfig
-from vgs_rl.envs import GMM9, FourGauss, Funnel, GaussianMixture
-from vgs_rl.run import RunFolder
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
+from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner
+from vgs_rl.agents.value_gradient.td import TrajectoryLearner
+from vgs_rl.envs import (
+    GMM9,
+    FourGauss,
+    Funnel,
+    GaussianMixture,
+)
+from vgs_rl.files.checkpoint import load_checkpoint
+from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
+from vgs_rl.training.folder import RunFolder
 from vgs_rl.weights import log_z_estimate
 
 QUIET = {"progress_bar": False}

@@ -3,9 +3,16 @@ import math
 import pytest
 import torch
 
-from vgs_rl.agents.annealing import AnnealedSampler
 from vgs_rl.energy import Energy
-from vgs_rl.envs import DW4, GMM9, FourGauss, Funnel10, Gaussian, ManyWell
+from vgs_rl.envs import (
+    DW4,
+    GMM9,
+    FourGauss,
+    Funnel10,
+    Gaussian,
+    ManyWell,
+)
+from vgs_rl.samplers.annealed import AnnealedSampler
 from vgs_rl.weights import effective_sample_size
 
 

@@ -8,13 +8,13 @@ import torch
 from commands import run
 from torch import nn
 
-from vgs_rl.agents.outliers import OUTLIER_METHODS
-from vgs_rl.detection import LabelledFeatures, score_features
-from vgs_rl.detection_plots import plot_detections
+from vgs_rl.agents.ebm.classical import OUTLIER_METHODS
 from vgs_rl.envs import anomaly
 from vgs_rl.envs.anomaly import features, mvtec
 from vgs_rl.envs.anomaly.tensor_files import as_tensor, load_tensors
 from vgs_rl.envs.anomaly.textures import BAND, BANDS, CROP
+from vgs_rl.evaluation.detection import LabelledFeatures, score_features
+from vgs_rl.plots.detection import plot_detections
 
 SMALL = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
 
@@ -172,7 +172,7 @@ def test_a_missing_package_names_its_extra(monkeypatch):
 
 def test_optional_libraries_are_imported_only_when_needed():
     code = (
-        "import sys, vgs_rl.envs.anomaly, vgs_rl.agents.outliers;"
+        "import sys, vgs_rl.envs.anomaly, vgs_rl.agents.ebm.classical;"
         "assert not {'skimage', 'timm', 'torchvision', 'safetensors'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

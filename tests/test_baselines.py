@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import (
     MALASampler,
     MLPNetwork,
@@ -12,13 +17,18 @@ from vgs_rl.agents import (
     ValueGradientAgent,
     ValueGradientConfig,
 )
-from vgs_rl.agents.mcmc import MALAKernel
-from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.energy import Energy
-from vgs_rl.envs import GMM9, FourGauss, Gaussian, ManyWell
-from vgs_rl.envs.particles import LJ13
-from vgs_rl.networks import ExactValue
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.envs import (
+    GMM9,
+    FourGauss,
+    Gaussian,
+    ManyWell,
+)
+from vgs_rl.envs.targets.particles import LJ13
+from vgs_rl.networks.base import ExactValue
+from vgs_rl.networks.policies import ValueGradientPolicy
+from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.mala import MALAKernel
 from vgs_rl.weights import effective_sample_size
 
 

@@ -7,9 +7,9 @@ import pytest
 from commands import ROOT, load, run
 
 from vgs_rl import MDPConfig, SamplingMDP
-from vgs_rl.agents.run import RunConfig
 from vgs_rl.envs import FourGauss
-from vgs_rl.evaluation import Report
+from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.experiments.run import RunConfig
 
 TINY = """
 env: FourGauss
@@ -81,7 +81,7 @@ def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
 
 
 def test_mala_alone_is_judged_at_the_runs_temperature() -> None:
-    benchmark = load("benchmark")
+    benchmark = load("benchmarks.quality")
     mdp = SamplingMDP(FourGauss(), MDPConfig(num_steps=3, temperature=2.0))
     config = RunConfig(env="FourGauss", mdp=mdp.config, device="cpu")
     agent = config.agent.build(mdp)

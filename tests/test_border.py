@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP, StartConfig
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    StartConfig,
+)
 from vgs_rl.agents import (
     GradientMatching,
     MALASampler,
@@ -19,7 +25,13 @@ from vgs_rl.agents import (
     TrajectoryBalanceConfig,
     ValueGradientConfig,
 )
-from vgs_rl.envs import DW4, GMM9, LJ13, CheckError, check_energy
+from vgs_rl.envs import (
+    DW4,
+    GMM9,
+    LJ13,
+    CheckError,
+    check_energy,
+)
 from vgs_rl.geometry import CentreOfMassFree, Sphere
 
 SHORT = MDPConfig(num_steps=3)

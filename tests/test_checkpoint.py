@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.sampler import Samples
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.samplers.base import Samples
 
 STATE = {
     "weights": {"first": torch.randn(7, 5), "count": torch.tensor(3)},

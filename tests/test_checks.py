@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from vgs_rl import MDPConfig, Samples, SamplingMDP, ScheduleConfig, StartConfig, load_sampler
+from vgs_rl import (
+    MDPConfig,
+    Samples,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+    load_sampler,
+)
 from vgs_rl.agents import (
     AnnealedSampler,
     HMCSampler,
@@ -21,14 +28,14 @@ from vgs_rl.agents import (
     ValueGradientConfig,
     load_run,
 )
-from vgs_rl.agents.outliers import OutlierConfig
-from vgs_rl.agents.run import RunConfig
-from vgs_rl.agents.smc import SMCSampler
+from vgs_rl.agents.ebm.classical import OutlierConfig
 from vgs_rl.checks import count_of, path_of, seed_of, whole
-from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import GMM9, check_energy
-from vgs_rl.evaluation import evaluate
-from vgs_rl.report import Report
+from vgs_rl.evaluation.evaluate import evaluate
+from vgs_rl.evaluation.report import Report
+from vgs_rl.experiments.run import RunConfig
+from vgs_rl.samplers.twisted import SMCSampler
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 
 MDP = SamplingMDP(GMM9(), MDPConfig(num_steps=3))
 AGENT = ValueGradientConfig().build(MDP)

@@ -7,7 +7,7 @@ import torch
 from libraries import run_readme_snippet
 
 import vgs_rl.envs  # noqa: F401  registers the ids
-from vgs_rl.report import Report
+from vgs_rl.evaluation.report import Report
 
 ID, STEPS = "vgs_rl/GMM9-v0", 20
 
@@ -82,7 +82,7 @@ def test_stable_baselines3_logs_returns_of_whole_episodes():
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecMonitor
 
-    from vgs_rl.agents.sb3_env import SB3VecEnv
+    from vgs_rl.agents.rl.sb3_env import SB3VecEnv
 
     ours = SB3VecEnv(gymnasium.make_vec(ID, num_envs=4, autoreset_mode="SAME_STEP"))
     for env in (VecMonitor(ours), make_vec_env(ID, 4)):
@@ -100,7 +100,7 @@ def test_tianshou_collects_whole_episodes_from_its_own_vector_environments():
     from tianshou.data import Collector, VectorReplayBuffer
     from tianshou.env import DummyVectorEnv
 
-    from vgs_rl.agents.tianshou_env import TianshouVectorEnv
+    from vgs_rl.agents.rl.tianshou_env import TianshouVectorEnv
 
     ours = TianshouVectorEnv(gymnasium.make_vec(ID, num_envs=4, autoreset_mode="DISABLED"))
     for env in (ours, DummyVectorEnv([lambda: gymnasium.make(ID)] * 4)):

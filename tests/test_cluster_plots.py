@@ -13,18 +13,23 @@ from matplotlib.patches import Circle, StepPatch
 from springs import ShippedSprings, Springs
 from torch import Tensor
 
-from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig
-from vgs_rl.agents.run import RunConfig, build, final_figures
-from vgs_rl.cluster_plots import (
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+)
+from vgs_rl.energy import Split
+from vgs_rl.envs import GMM9
+from vgs_rl.experiments.run import RunConfig, build, final_figures
+from vgs_rl.plots.particles import (
     cluster_summary,
     draw_cluster,
     plot_cluster_chain,
     plot_pair_distances,
     reference_states,
 )
-from vgs_rl.energy import Split
-from vgs_rl.envs import GMM9
-from vgs_rl.run import RunFolder
+from vgs_rl.training.folder import RunFolder
 
 RECORDS = [{"env_steps": 100 * i, "eval/elbo": -3.0 / (1 + i)} for i in range(9)]
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vgs_rl import Chain, ScheduleConfig
-from vgs_rl.clusters import ClusterValue, step_averages
 from vgs_rl.envs import GMM9
-from vgs_rl.envs.particles import DoubleWellCluster, LennardJones, ParticleEnergy
-from vgs_rl.pairs import NoisedPairPotential
+from vgs_rl.envs.targets.particles import DoubleWellCluster, LennardJones, ParticleEnergy
+from vgs_rl.networks.clusters import ClusterValue, step_averages
+from vgs_rl.networks.pairs import NoisedPairPotential
 
 CHAINS = {
     "ve": Chain.build(ScheduleConfig(kind="geometric", first=0.05, last=1e-3), "ve", 12),

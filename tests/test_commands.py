@@ -11,11 +11,11 @@ import pytest
 import torch
 from commands import ROOT, load
 
-from vgs_rl.agents.run import build, config_of, parse_run, resolved_yaml
-from vgs_rl.config import read_yaml
-from vgs_rl.identity import identity_of
-from vgs_rl.run import RunFolder
-from vgs_rl.yaml_text import dump_yaml, parse_yaml
+from vgs_rl.experiments.run import build, config_of, parse_run, resolved_yaml
+from vgs_rl.files.yaml_text import dump_yaml, parse_yaml
+from vgs_rl.training.config import read_yaml
+from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.identity import identity_of
 
 SMALL = ["--mdp.num_steps=2", "--evaluation.n_samples=8", "--device=cpu"]
 MODULES = {
@@ -174,7 +174,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_no_files(
 
 
 def test_a_report_may_be_written_into_a_folder_that_is_not_there_yet(place: Path) -> None:
-    main = load("evaluate").main
+    main = load("commands.evaluate").main
     options = ["--n", "4", "--json", str(place / "made" / "it.json")]
     assert main([*options, str(place / VGS)]) == 0
     assert (place / "made" / "it.json").is_file()
@@ -205,7 +205,7 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
 def test_ctrl_c_is_exit_code_130_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    detect = load("detect")
+    detect = load("commands.detect")
 
     def interrupted(options: object) -> None:
         raise KeyboardInterrupt

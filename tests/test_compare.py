@@ -11,18 +11,23 @@ import torch
 import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents.base import Agent
-from vgs_rl.agents.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
-from vgs_rl.config import BudgetConfig, EvaluationConfig
 from vgs_rl.envs import FourGauss
-from vgs_rl.evaluation import Figure, Report
-from vgs_rl.run import RunFolder
-from vgs_rl.sampler import Samples
+from vgs_rl.evaluation.evaluate import Figure, Report
+from vgs_rl.experiments.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
+from vgs_rl.samplers.base import Samples
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
+from vgs_rl.training.folder import RunFolder
 
-compare_jobs, compare_report = load("compare_jobs"), load("compare_report")
+compare_jobs, compare_report = load("comparison.jobs"), load("comparison.report")
 make_jobs, parse_budget = compare_jobs.make_jobs, compare_jobs.parse_budget
-check_jobs, run_job = compare_jobs.check_jobs, load("compare_worker").run_job
+check_jobs, run_job = compare_jobs.check_jobs, load("comparison.worker").run_job
 CompareError = compare_jobs.CompareError
 
 TINY = """
@@ -275,7 +280,7 @@ def test_a_report_is_of_the_settings_in_it(tmp_path: Path) -> None:
 def test_a_run_that_lost_a_file_is_finished_by_the_next_call(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vgs_rl.agents.run.final_figures", lambda *_: {})  # takes seconds
+    monkeypatch.setattr("vgs_rl.experiments.run.final_figures", lambda *_: {})  # takes seconds
     job = drawn(tmp_path, agent=agent)
     if agent == "vgs":
         text = (tmp_path / "normal.yaml").read_text() + VGS
@@ -338,7 +343,7 @@ def test_everything_is_checked_before_anything_starts(
     (tmp_path / "typo.yaml").write_text("env: FourGauss\nevaluation: {n_sample: 4}\n")
     with pytest.raises(ValueError, match="n_sample"):
         make_jobs([str(tmp_path / "typo.yaml")], [], [0], parse_budget("seconds=5"), tmp_path)
-    compare = load("compare")
+    compare = load("commands.compare")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("no folder")
     assert compare.main(["--env=FourGauss", "--agents=mala", "--budget=energies=100"]) == 2
@@ -491,7 +496,7 @@ def test_a_comparison_is_never_lost_to_a_picture(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    compare, job = load("compare"), drawn(tmp_path)
+    compare, job = load("commands.compare"), drawn(tmp_path)
     root = tmp_path / "runs/energies=2000"
     for each in make_jobs(
         [str(tmp_path / "normal.yaml")], ["mala"], [0], parse_budget("energies=2000"), root

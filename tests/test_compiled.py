@@ -9,9 +9,9 @@ from test_clusters import CHAINS, ENERGIES, make_network, states
 from test_guide import make_guided
 
 import vgs_rl
-from vgs_rl.compiled import CompiledValue
-from vgs_rl.networks import ValueFunction
-from vgs_rl.pairs import PairSums
+from vgs_rl.networks.base import ValueFunction
+from vgs_rl.networks.compiled import CompiledValue
+from vgs_rl.networks.pairs import PairSums
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler on this machine"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vgs_rl.agents.run import RunConfig, config_of, parse_run, resolved_yaml, run_parser
-from vgs_rl.config import BudgetConfig, ConfigError, parse
-from vgs_rl.yaml_text import parse_yaml
+from vgs_rl.experiments.run import RunConfig, config_of, parse_run, resolved_yaml, run_parser
+from vgs_rl.files.yaml_text import parse_yaml
+from vgs_rl.training.config import BudgetConfig, ConfigError, parse
 
 
 def parsed(*arguments: str) -> RunConfig:

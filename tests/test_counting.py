@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+)
 from vgs_rl.agents import (
     TD0,
     AnnealedSampler,
@@ -26,7 +31,7 @@ from vgs_rl.agents import (
     ValueGradientConfig,
 )
 from vgs_rl.envs import SamplingVectorEnv
-from vgs_rl.sampler import Sampler
+from vgs_rl.samplers.base import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*hides its gradient")
 

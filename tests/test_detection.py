@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from vgs_rl.agents.outliers import OUTLIER_METHODS, OutlierConfig, OutlierDetector
-from vgs_rl.detection import (
+from vgs_rl.agents.ebm.classical import OUTLIER_METHODS, OutlierConfig, OutlierDetector
+from vgs_rl.evaluation.detection import (
     LabelledFeatures,
     auroc,
     detection_figures,

@@ -14,7 +14,12 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from sklearn.metrics import roc_auc_score
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import (
     AgentNegatives,
     EBMConfig,
@@ -26,19 +31,8 @@ from vgs_rl.agents import (
     SoftBellman,
     ValueGradientConfig,
 )
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.config import BudgetConfig, ConfigError, make_parser, parse
-from vgs_rl.contrastive import ContrastiveConfig, EnergyLearner, contrastive_loss
-from vgs_rl.envs import (
-    EBMEnv,
-    EBMVectorEnv,
-    SamplingVectorEnv,
-    check_energy,
-    check_vector_env,
-    digits_energy,
-)
-from vgs_rl.envs.gaussian import Gaussian
-from vgs_rl.learned import (
+from vgs_rl.ebm.contrastive import ContrastiveConfig, EnergyLearner, contrastive_loss
+from vgs_rl.ebm.energies import (
     AutoencoderEnergy,
     AutoencoderEnergyConfig,
     GaussianEnergy,
@@ -49,7 +43,18 @@ from vgs_rl.learned import (
     PrototypeEnergy,
     PrototypeEnergyConfig,
 )
-from vgs_rl.run import RunFolder
+from vgs_rl.envs import (
+    EBMEnv,
+    EBMVectorEnv,
+    SamplingVectorEnv,
+    check_energy,
+    check_vector_env,
+    digits_energy,
+)
+from vgs_rl.envs.targets.gaussian import Gaussian
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.training.config import BudgetConfig, ConfigError, make_parser, parse
+from vgs_rl.training.folder import RunFolder
 
 
 def eight(n=1000, seed=0):
@@ -726,7 +731,7 @@ def test_a_learning_environments_state_of_another_learner_is_refused_and_changes
 
 def test_a_library_model_trains_the_energy_through_the_environment():
     sb3 = pytest.importorskip("stable_baselines3")
-    from vgs_rl.agents.sb3_env import SB3VecEnv
+    from vgs_rl.agents.rl.sb3_env import SB3VecEnv
 
     learner = ContrastiveConfig(batch_size=32)
     envs = gymnasium.make_vec(ID, num_envs=16, learner=learner)

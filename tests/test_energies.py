@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from vgs_rl import Chain, Particles, SamplingMDP, ScheduleConfig, find, registered
+from vgs_rl import (
+    Chain,
+    Particles,
+    SamplingMDP,
+    ScheduleConfig,
+    find,
+    registered,
+)
 from vgs_rl.energy import Energy
 from vgs_rl.envs import (
     GMM9,

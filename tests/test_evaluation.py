@@ -16,12 +16,18 @@ from vgs_rl import (
     Samples,
     SamplingMDP,
     ScheduleConfig,
-    metrics,
 )
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
-from vgs_rl.evaluation import Figure, ParticleProtocol, Report, evaluate, format_comparison
-from vgs_rl.report import format_value
+from vgs_rl.evaluation.evaluate import (
+    Figure,
+    ParticleProtocol,
+    Report,
+    evaluate,
+    format_comparison,
+    metrics,
+)
+from vgs_rl.evaluation.report import format_value
 from vgs_rl.weights import log_z_standard_error
 
 OF_WEIGHTS = ["ess", "largest_weight", "k_hat", "path_ess"]

@@ -15,9 +15,9 @@ from vgs_rl.agents import (
     ValueGradientConfig,
 )
 from vgs_rl.chain import Chain
-from vgs_rl.clusters import positions_first
-from vgs_rl.envs.particles import DW4, LennardJones, ParticleEnergy
-from vgs_rl.guide import GuidedValue, ModeGuide
+from vgs_rl.envs.targets.particles import DW4, LennardJones, ParticleEnergy
+from vgs_rl.networks.clusters import positions_first
+from vgs_rl.networks.guide import GuidedValue, ModeGuide
 
 
 def make_guided(
@@ -108,7 +108,7 @@ def test_batches_split_into_parts_and_whole_steps_mean_the_same(
     guided, x = make_guided(energy, CHAINS["vp"]), states(energy, 150)
     whole = guided.gradient(x, 5)
     torch.testing.assert_close(guided.gradient(x, torch.full((150,), 5)), whole)
-    monkeypatch.setattr("vgs_rl.clusters.ClusterValue.PART", 1)
+    monkeypatch.setattr("vgs_rl.networks.clusters.ClusterValue.PART", 1)
     torch.testing.assert_close(guided.gradient(x, 5), whole)
     gradient, mixture = guided.gradient_and_mixture(x, torch.full((150,), 5))
     torch.testing.assert_close(gradient, whole)

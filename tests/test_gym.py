@@ -13,11 +13,23 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from vgs_rl import Energy, MDPConfig, ScheduleConfig, StartConfig, registered
-from vgs_rl.agents.run import build, config_of, parse_run
-from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv, check_vector_env
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    ScheduleConfig,
+    StartConfig,
+    registered,
+)
+from vgs_rl.envs import (
+    GMM9,
+    Gaussian,
+    SamplingEnv,
+    SamplingVectorEnv,
+    check_vector_env,
+)
 from vgs_rl.envs.episodes import NoEpisode, rewarded_energy
-from vgs_rl.envs.gym import default_action_bound
+from vgs_rl.envs.sampling import default_action_bound
+from vgs_rl.experiments.run import build, config_of, parse_run
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,7 +16,12 @@ from vgs_rl import (
     ScheduleConfig,
     StartConfig,
 )
-from vgs_rl.envs import GMM9, Gaussian, GaussianMixture, ManyWell
+from vgs_rl.envs import (
+    GMM9,
+    Gaussian,
+    GaussianMixture,
+    ManyWell,
+)
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
 from vgs_rl.mdp import State
 from vgs_rl.start import GaussianStart, MixtureStart, make_start

@@ -2,7 +2,7 @@ import platform
 
 import pytest
 
-from vgs_rl.memory import keep_freed_memory
+from vgs_rl.samplers.memory import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")

@@ -3,7 +3,7 @@ import torch
 
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.envs import GMM9, GaussianMixture
-from vgs_rl.networks import ExactValue, SiluPair, TimeConditionedMLP
+from vgs_rl.networks.base import ExactValue, SiluPair, TimeConditionedMLP
 
 # Every optional part of the network in turn.
 PARTS = [{}, {"radii": 5}, {"splines": 9}, {"radii": 2, "splines": 4}]

@@ -5,11 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents import ClusterNetwork, GradientMatching, ValueGradientAgent, ValueGradientConfig
-from vgs_rl.agents.run import build, config_of, parse_run
-from vgs_rl.config import BudgetConfig, EvaluationConfig
-from vgs_rl.envs.particles import DW4
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
+from vgs_rl.agents import (
+    ClusterNetwork,
+    GradientMatching,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
+from vgs_rl.envs.targets.particles import DW4
+from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -9,9 +9,10 @@ from scipy.stats import kstest
 from springs import Springs
 from torch import Tensor
 
-from vgs_rl import Particles, metrics, particles
-from vgs_rl.particle_figures import ParticleProtocol, particle_figures
-from vgs_rl.particles import (
+from vgs_rl import Particles
+from vgs_rl.evaluation.evaluate import metrics, particles
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_figures
+from vgs_rl.evaluation.particles import (
     geometric_cost,
     geometric_wasserstein,
     pair_distances,
@@ -19,7 +20,7 @@ from vgs_rl.particles import (
     published_geometric_wasserstein,
     transformed,
 )
-from vgs_rl.report import Figure
+from vgs_rl.evaluation.report import Figure
 
 SYSTEMS = (Particles(2, 2), Particles(4, 2), Particles(6, 2), Particles(3, 3), Particles(7, 3))
 systems = st.sampled_from(SYSTEMS)

@@ -7,19 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents.control import ControlNetwork, ControlPolicy
-from vgs_rl.agents.path_gradient import PathAgent, PathConfig, PISConfig
-from vgs_rl.agents.run import config_of, load_run, parse_run, resolved_yaml, train
-from vgs_rl.agents.trajectory_balance import (
+from vgs_rl import (
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
+from vgs_rl.agents.path.pis import PathAgent, PathConfig, PISConfig
+from vgs_rl.agents.path.trajectory_balance import (
     LogVarianceConfig,
     TrajectoryBalanceAgent,
     TrajectoryBalanceConfig,
     path_log_weight,
 )
-from vgs_rl.config import BudgetConfig
 from vgs_rl.energy import Energy
 from vgs_rl.envs import DW4, FourGauss, GaussianMixture
+from vgs_rl.experiments.run import config_of, load_run, parse_run, resolved_yaml, train
+from vgs_rl.networks.control import ControlNetwork, ControlPolicy
+from vgs_rl.training.config import BudgetConfig
 
 SMALL = {"width": 16, "depth": 2, "batch_size": 64, "prior_std": 2.0}
 CONFIGS = [PISConfig, TrajectoryBalanceConfig, LogVarianceConfig]

@@ -12,10 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.envs import FourGauss, Gaussian
 from vgs_rl.geometry import Sphere
-from vgs_rl.plots import (
+from vgs_rl.plots.plots import (
     hero,
     plot_chain,
     plot_energy_histogram,

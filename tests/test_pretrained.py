@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vgs_rl
-from vgs_rl.agents.pretrained import FOLDER, load_pretrained, shipped_samplers
+from vgs_rl.experiments.pretrained import FOLDER, load_pretrained, shipped_samplers
 
 
 def test_every_particle_system_ships_a_sampler() -> None:

@@ -9,11 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP, StartConfig
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    StartConfig,
+)
 from vgs_rl.agents import GradientMatching, ValueGradientConfig
-from vgs_rl.agents.refinement import RefinedBuffer
+from vgs_rl.agents.value_gradient.refinement import RefinedBuffer
 from vgs_rl.registry import find
-from vgs_rl.run import RunFolder
+from vgs_rl.training.folder import RunFolder
 
 SHORT = MDPConfig(num_steps=3, start=StartConfig(scale=1.0))
 

@@ -5,10 +5,10 @@ import torch
 
 from vgs_rl import SamplingMDP
 from vgs_rl.agents import ValueGradientAgent
-from vgs_rl.agents.run import build, config_of, parse_run
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.energy import Particles
-from vgs_rl.published import PublishedFeatures, PublishedForm, PublishedMLP
+from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.networks.paper import PublishedFeatures, PublishedForm, PublishedMLP
 
 
 def make(width: int = 16, scale: float = 1.0) -> PublishedMLP:

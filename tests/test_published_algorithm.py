@@ -7,7 +7,13 @@ import pytest
 import torch
 from commands import load
 
-from vgs_rl import Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import (
     TD0,
     EBMTrainer,
@@ -15,8 +21,8 @@ from vgs_rl.agents import (
     ValueGradientAgent,
     ValueGradientConfig,
 )
-from vgs_rl.agents.run import build, config_of, parse_run
-from vgs_rl.config import BudgetConfig
+from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.training.config import BudgetConfig
 
 STEPS, BATCH, DIM, CLIP = 5, 16, 3, 2.0
 
@@ -171,7 +177,7 @@ def test_no_target_of_the_published_funnel_is_beyond_its_clip_by_more_than_the_d
 
 
 def test_the_published_settings_of_mvtec_train_the_authors_network_in_their_proportions() -> None:
-    jobs = load("ebm_jobs")
+    jobs = load("detectors.jobs")
     options = jobs.parse(jobs.detector_parser(), ["--config", "configs/paper/mvtec.yaml"])
     config = jobs.config_of(options)
     rule = config.ebm.negatives.agent.rule

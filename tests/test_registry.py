@@ -13,7 +13,13 @@ import torch
 
 import vgs_rl
 import vgs_rl.envs
-from vgs_rl import Energy, MDPConfig, find, register, registered
+from vgs_rl import (
+    Energy,
+    MDPConfig,
+    find,
+    register,
+    registered,
+)
 from vgs_rl.registry import default_mdp
 
 ROOT = Path(__file__).parents[1]

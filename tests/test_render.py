@@ -11,10 +11,15 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from vgs_rl import Energy, registered
-from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv
+from vgs_rl.ebm.energies import MLPEnergy
+from vgs_rl.envs import (
+    GMM9,
+    Gaussian,
+    SamplingEnv,
+    SamplingVectorEnv,
+)
 from vgs_rl.envs.episodes import NoEpisode
 from vgs_rl.envs.render import HEADER, SAMPLER, SIDE, Renderer
-from vgs_rl.learned import MLPEnergy
 
 IDS = [id for id in registered() if id.startswith("vgs_rl/")]
 ORANGE = SAMPLER.astype(np.uint8)

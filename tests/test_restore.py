@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from vgs_rl import MDPConfig, SamplingMDP
-from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientAgent, ValueGradientConfig
-from vgs_rl.agents.bootstrapping import TD0
+from vgs_rl.agents import (
+    GradientMatching,
+    MLPNetwork,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
+from vgs_rl.agents.value_gradient.td import TD0
 from vgs_rl.envs import GMM9
-from vgs_rl.restore import load_generator, load_optimizer
+from vgs_rl.files.restore import load_generator, load_optimizer
 
 
 def agent(rule: Any) -> ValueGradientAgent:

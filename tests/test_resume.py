@@ -17,24 +17,29 @@ import pytest
 import torch
 from commands import ROOT, load
 
-from vgs_rl import checkpoint
-from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig, load_run
-from vgs_rl.agents import run as runs
+from vgs_rl.agents import (
+    GradientMatching,
+    MLPNetwork,
+    ValueGradientConfig,
+    load_run,
+)
 from vgs_rl.agents.base import Agent, interruptible
-from vgs_rl.agents.oracle import oracle_sampler
-from vgs_rl.agents.run import RunConfig, build, judge, open_run, train
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.checkpoint import load_checkpoint
-from vgs_rl.config import BudgetConfig, ConfigError, EvaluationConfig
 from vgs_rl.energy import Energy
-from vgs_rl.identity import digest, identity_of, settings_of
-from vgs_rl.lock import FolderInUse, FolderLock
+from vgs_rl.evaluation.report import Report
+from vgs_rl.experiments import run as runs
+from vgs_rl.experiments.run import RunConfig, build, judge, open_run, train
+from vgs_rl.files import checkpoint
+from vgs_rl.files.checkpoint import load_checkpoint
+from vgs_rl.files.lock import FolderInUse, FolderLock
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import register
-from vgs_rl.report import Report
-from vgs_rl.resume import require_same_run
-from vgs_rl.run import RunFolder
-from vgs_rl.sampler import Sampler, Samples
+from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.oracle import oracle_sampler
+from vgs_rl.training.config import BudgetConfig, ConfigError, EvaluationConfig
+from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.identity import digest, identity_of, settings_of
+from vgs_rl.training.resume import require_same_run
 
 QUIET: dict[str, Any] = {"progress_bar": False}
 
@@ -105,7 +110,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*arguments: object) -> int:
-    status: int = load("train").main([str(each) for each in arguments])
+    status: int = load("commands.train").main([str(each) for each in arguments])
     return status
 
 
@@ -490,7 +495,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(
 
 
 def test_a_lock_ends_with_its_process_and_with_nothing_else(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from vgs_rl.lock import FolderLock; lock = FolderLock("
+    code = "import sys, pathlib; from vgs_rl.files.lock import FolderLock; lock = FolderLock("
     code += "pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -9,10 +9,10 @@ from torch import Tensor
 import vgs_rl
 from vgs_rl import Energy, MDPConfig
 from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig
-from vgs_rl.agents.run import RunConfig, train
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
-from vgs_rl.config import BudgetConfig, EvaluationConfig, resolve_device
-from vgs_rl.run import RunFolder
+from vgs_rl.experiments.run import RunConfig, train
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig, resolve_device
+from vgs_rl.training.folder import RunFolder
 
 COUNTERS = {"env_steps": 10, "energy_evaluations": 5, "seconds": 0.1}
 
@@ -142,7 +142,7 @@ def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_
     def fail(*_: object, **__: object) -> Figure:
         raise FloatingPointError("the summary is too wide")
 
-    monkeypatch.setattr("vgs_rl.agents.run.hero", fail)
+    monkeypatch.setattr("vgs_rl.experiments.run.hero", fail)
     vgs_rl.register("tests/Steep-v0", energy=Steep)
     rule = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
     network = MLPNetwork(width=8, depth=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vgs_rl.checkpoint import save_checkpoint
-from vgs_rl.sampler import DrawnSampler, Samples
+from vgs_rl.files.checkpoint import save_checkpoint
+from vgs_rl.samplers.base import DrawnSampler, Samples
 
 
 def make(log_weight: torch.Tensor | None = None) -> Samples:

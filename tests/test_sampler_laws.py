@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+)
 from vgs_rl.agents import (
     AnnealedSampler,
     ExactSampler,
@@ -18,11 +23,11 @@ from vgs_rl.agents import (
     SMCSampler,
     ULASampler,
 )
-from vgs_rl.agents.policy import ValueGradientPolicy
 from vgs_rl.envs import FourGauss
-from vgs_rl.evaluation import evaluate
-from vgs_rl.networks import ExactValue
-from vgs_rl.sampler import DrawnSampler, Sampler, pilot_generator
+from vgs_rl.evaluation.evaluate import evaluate
+from vgs_rl.networks.base import ExactValue
+from vgs_rl.networks.policies import ValueGradientPolicy
+from vgs_rl.samplers.base import DrawnSampler, Sampler, pilot_generator
 
 
 def chain(temperature: float = 1.0) -> ChainSampler:

@@ -31,10 +31,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor, VecVideoRecorder
 
 from vgs_rl import ChainSampler, find, registered
-from vgs_rl.agents.sb3 import SB3Config, sb3_policy
-from vgs_rl.agents.sb3_env import SB3VecEnv
-from vgs_rl.config import BudgetConfig
+from vgs_rl.agents.rl.sb3 import SB3Config, sb3_policy
+from vgs_rl.agents.rl.sb3_env import SB3VecEnv
 from vgs_rl.envs import DW4, SamplingVectorEnv
+from vgs_rl.training.config import BudgetConfig
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 MODES = [(a, "environment") for a in ALGORITHMS] + [(a, "policy") for a in ("PPO", "A2C", "SAC")]

@@ -24,8 +24,8 @@ from stable_baselines3.common.vec_env import (  # noqa: E402
     VecNormalize,
 )
 
-from vgs_rl.agents.sb3 import sb3_policy  # noqa: E402
-from vgs_rl.agents.sb3_env import SB3VecEnv  # noqa: E402
+from vgs_rl.agents.rl.sb3 import sb3_policy  # noqa: E402
+from vgs_rl.agents.rl.sb3_env import SB3VecEnv  # noqa: E402
 
 
 def building(kind, policy="MlpPolicy", **options):

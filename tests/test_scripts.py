@@ -14,7 +14,7 @@ from commands import ROOT, load, run, run_until_ctrl_c
 import vgs_rl
 from vgs_rl.agents import load_run
 from vgs_rl.envs.configured import tuned_config
-from vgs_rl.sampler import Samples
+from vgs_rl.samplers.base import Samples
 
 TINY = [
     "--agent.network.init_args.width=16",
@@ -259,7 +259,7 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "bad_energies", raising=False)
     before = sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts)
-    status = load("train").main([a.replace("{root}", str(ROOT)) for a in arguments])
+    status = load("commands.train").main([a.replace("{root}", str(ROOT)) for a in arguments])
     error = capsys.readouterr().err
     assert status == 2
     assert message in error, error
@@ -306,7 +306,7 @@ def test_training_with_defaults_says_where_the_settings_of_the_target_are(
     assert tuned_config("GMM9") == "gmm9" and tuned_config("vgs_rl/DW4-v0") == "dw4"
     assert tuned_config("Gaussian") is None
     options = ["--env=GMM9", *TINY, "--budget.updates=1", f"--output={tmp_path}"]
-    assert load("train").main(options) == 0
+    assert load("commands.train").main(options) == 0
     out = capsys.readouterr().out
     assert "note: chain and agent are defaults; those found for GMM9 are in" in out
     assert "--config configs/gmm9.yaml" in out

@@ -11,7 +11,7 @@ import pytest
 from commands import ROOT, load
 from runs_of_tests import Toy, play
 
-run_all = load("side_by_side").run_all
+run_all = load("jobs").run_all
 
 
 def test_every_failure_is_its_own_and_named(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{scripts!r}, {tests!r}]
 from runs_of_tests import Toy, play
-from side_by_side import run_all
+from vgs_rl.experiments.jobs import run_all
 if __name__ == "__main__":
     try:
         run_all([Toy("waits", Path({root!r}))], play, processes=1, progress_bar=False)

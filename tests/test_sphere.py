@@ -29,12 +29,12 @@ from vgs_rl.agents import (
     ValueGradientAgent,
     ValueGradientConfig,
 )
-from vgs_rl.agents.langevin import LangevinKernel
-from vgs_rl.config import BudgetConfig
 from vgs_rl.data_start import DataStart
 from vgs_rl.envs import SamplingVectorEnv, check_energy, check_vector_env
 from vgs_rl.mdp import State
+from vgs_rl.samplers.langevin import LangevinKernel
 from vgs_rl.start import UniformStart, make_start
+from vgs_rl.training.config import BudgetConfig
 from vgs_rl.weights import log_z_estimate
 
 DOUBLE = torch.float64
@@ -281,8 +281,8 @@ def test_without_a_density_there_are_no_weights_anywhere():
 
 def test_an_agent_learns_without_weights(tmp_path):
     """Validation has no ELBO then: no checkpoint is the best, the last one is kept."""
-    from vgs_rl.config import EvaluationConfig
-    from vgs_rl.run import RunFolder
+    from vgs_rl.training.config import EvaluationConfig
+    from vgs_rl.training.folder import RunFolder
 
     mdp = SamplingMDP(Bowl(), config(5, start="data"))
     agent = ValueGradientAgent(mdp, ValueGradientConfig(rule=TD0(batch_size=32)), seed=0)

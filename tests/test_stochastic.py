@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vgs_rl import ChainSampler, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
-from vgs_rl.agents import SB3Config, TianshouConfig
-from vgs_rl.agents.stochastic import (
-    GaussianKernel,
-    SquashedGaussianKernel,
-    log_tanh_slope,
+from vgs_rl import (
+    ChainSampler,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
 )
+from vgs_rl.agents import SB3Config, TianshouConfig
 from vgs_rl.envs import (
     DW4,
     GMM9,
@@ -24,6 +25,11 @@ from vgs_rl.envs import (
     SamplingVectorEnv,
 )
 from vgs_rl.envs.observation import Observation
+from vgs_rl.samplers.stochastic import (
+    GaussianKernel,
+    SquashedGaussianKernel,
+    log_tanh_slope,
+)
 
 BOUND = 8.0
 

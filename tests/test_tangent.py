@@ -13,7 +13,14 @@ from springs import Springs
 from test_sphere import VonMisesFisher
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import PISConfig
 from vgs_rl.envs import SamplingVectorEnv
 from vgs_rl.mdp import State

@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from vgs_rl.agents import MALASampler
-from vgs_rl.agents.convergence import effective_draws, split_r_hat
-from vgs_rl.agents.tempering import ParallelTempering, TemperingKernel, geometric_ladder
 from vgs_rl.energy import Energy, Particles
-from vgs_rl.envs import Gaussian, GaussianMixture, LennardJones, ManyWell
+from vgs_rl.envs import (
+    Gaussian,
+    GaussianMixture,
+    LennardJones,
+    ManyWell,
+)
 from vgs_rl.geometry import CentreOfMassFree
+from vgs_rl.samplers.diagnostics import effective_draws, split_r_hat
+from vgs_rl.samplers.tempering import ParallelTempering, TemperingKernel, geometric_ladder
 
 
 class HarmonicCluster(Energy):

@@ -9,11 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl import ChainSampler, Energy, MDPConfig, SamplingMDP
-from vgs_rl.agents import GradientMatching, PISConfig, ValueGradientConfig, oracle_sampler
-from vgs_rl.envs import GMM9, CheckError, LennardJones, check_energy
+from vgs_rl import (
+    ChainSampler,
+    Energy,
+    MDPConfig,
+    SamplingMDP,
+)
+from vgs_rl.agents import (
+    GradientMatching,
+    PISConfig,
+    ValueGradientConfig,
+    oracle_sampler,
+)
+from vgs_rl.envs import (
+    GMM9,
+    CheckError,
+    LennardJones,
+    check_energy,
+)
 from vgs_rl.mdp import Policy
-from vgs_rl.sampler import Samples
+from vgs_rl.samplers.base import Samples
 from vgs_rl.threads import in_callers_thread, map_in_threads
 
 N = 5_000  # three chunks

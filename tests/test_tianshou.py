@@ -19,11 +19,11 @@ from libraries import (
 )
 
 from vgs_rl import ChainSampler
-from vgs_rl.agents.sb3 import SB3Config
-from vgs_rl.agents.tianshou_agents import TianshouConfig, tianshou_policy
-from vgs_rl.agents.tianshou_env import TianshouVectorEnv
-from vgs_rl.config import BudgetConfig
+from vgs_rl.agents.rl.sb3 import SB3Config
+from vgs_rl.agents.rl.tianshou_agent import TianshouConfig, tianshou_policy
+from vgs_rl.agents.rl.tianshou_env import TianshouVectorEnv
 from vgs_rl.envs import GMM9, SamplingVectorEnv
+from vgs_rl.training.config import BudgetConfig
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 MODES = [(a, "environment") for a in ALGORITHMS] + [(a, "policy") for a in ("PPO", "A2C", "SAC")]

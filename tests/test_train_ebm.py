@@ -13,18 +13,23 @@ import torch
 import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
 
-from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives, NoNegatives
-from vgs_rl.agents.detection import DetectorTraining, WatchConfig, chosen_by, load_energy
-from vgs_rl.checkpoint import load_checkpoint
-from vgs_rl.config import BudgetConfig
-from vgs_rl.contrastive import ContrastiveConfig
-from vgs_rl.detection import LabelledFeatures
-from vgs_rl.detection_plots import plot_detector_curves, plot_projection, plot_scores
+from vgs_rl.agents import (
+    EBMConfig,
+    EBMTrainer,
+    LangevinNegatives,
+    NoNegatives,
+)
+from vgs_rl.agents.ebm.detector import DetectorTraining, WatchConfig, chosen_by, load_energy
+from vgs_rl.ebm.contrastive import ContrastiveConfig
+from vgs_rl.ebm.energies import AutoencoderEnergy, AutoencoderEnergyConfig
 from vgs_rl.envs import anomaly
-from vgs_rl.learned import AutoencoderEnergy, AutoencoderEnergyConfig
-from vgs_rl.lock import FolderLock
-from vgs_rl.report import Figure, Report
-from vgs_rl.run import RunFolder
+from vgs_rl.evaluation.detection import LabelledFeatures
+from vgs_rl.evaluation.report import Figure, Report
+from vgs_rl.files.checkpoint import load_checkpoint
+from vgs_rl.files.lock import FolderLock
+from vgs_rl.plots.detection import plot_detector_curves, plot_projection, plot_scores
+from vgs_rl.training.config import BudgetConfig
+from vgs_rl.training.folder import RunFolder
 
 TINY = [
     "--data.held_out=[3,5]",
@@ -177,7 +182,7 @@ def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, monkeypatch, capsys):
-    jobs = load("ebm_jobs")
+    jobs = load("detectors.jobs")
 
     def run_job(config, job, *, progress_bar):
         if job.part == "3":
@@ -216,7 +221,9 @@ def command(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(RunFolder, "draw", lambda *_, **__: None)
-        return load("train_ebm").main([*map(str, arguments), "--jobs=1", "--progress=false"])
+        return load("commands.train_ebm").main(
+            [*map(str, arguments), "--jobs=1", "--progress=false"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +279,7 @@ def test_resume_honours_budget_learning_rates_and_seeds_and_writes_them_back(exp
     for path in runs:
         report = Report.load(path / "report.json")
         assert report.details["updates"] == 8
-        (again,) = load("ebm_report").judge_runs([path]).values()
+        (again,) = load("detectors.report").judge_runs([path]).values()
         assert again.figures == report.figures
     lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
     rates = {r["updates"]: r["train/ebm_learning_rate"] for r in lines if "train/ebm_loss" in r}
@@ -364,7 +371,7 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
     digits = [str(each) for each in DIGITS]
     if arguments[0].startswith("--data=MVTec"):
         digits = [each for each in digits if "held_out" not in each]
-    assert load("train_ebm").main([*digits, *arguments]) == 2
+    assert load("commands.train_ebm").main([*digits, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
@@ -534,7 +541,9 @@ def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
     config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
     shared = [each for each in TINY if "held_out" not in each]
     options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
-    assert load("train_ebm").main([*config, *shared, *options]) == 0, capsys.readouterr().err
+    assert load("commands.train_ebm").main([*config, *shared, *options]) == 0, (
+        capsys.readouterr().err
+    )
     assert "auroc_pixel by class" in capsys.readouterr().out
     content = json.loads(Path("runs/mvtec/table.json").read_text())
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL

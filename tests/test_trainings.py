@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vgs_rl.agents.run import config_of, parse_run, resolved_yaml, train
+from vgs_rl.experiments.run import config_of, parse_run, resolved_yaml, train
 
 ROOT = Path(__file__).parent.parent
 

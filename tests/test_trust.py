@@ -14,11 +14,16 @@ from commands import load
 
 import vgs_rl
 from vgs_rl import Energy
-from vgs_rl.agents import MLPNetwork, ValueGradientConfig, load_pretrained, load_run
-from vgs_rl.agents.pretrained import FOLDER, export_sampler
-from vgs_rl.agents.run import RunConfig, build, resolved_yaml, run_config
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.evaluation import Report
+from vgs_rl.agents import (
+    MLPNetwork,
+    ValueGradientConfig,
+    load_pretrained,
+    load_run,
+)
+from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.experiments.pretrained import FOLDER, export_sampler
+from vgs_rl.experiments.run import RunConfig, build, resolved_yaml, run_config
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.trust import admit_typed, names_in
 
 MARKER = "it_ran"
@@ -26,7 +31,7 @@ WRITES = f"open({MARKER!r}, 'w').close()\n"
 EVIL = WRITES + (
     "import dataclasses, torch, vgs_rl\n"
     "from vgs_rl.agents import ValueGradientConfig, MLPNetwork, GradientMatching, NoNegatives\n"
-    "from vgs_rl.learned import MLPEnergyConfig\n"
+    "from vgs_rl.ebm.energies import MLPEnergyConfig\n"
     "class Energy(vgs_rl.Energy):\n"
     "    dim = 2\n"
     "    def energy(self, x): return x.square().sum(-1)\n"
@@ -216,7 +221,7 @@ def test_an_exported_sampler_cannot_name_foreign_code(
     with pytest.raises(ValueError, match="--trust true") as caught:
         vgs_rl.load_sampler(file)
     assert str(file) in str(caught.value) and f"{field} names '{name}" in str(caught.value)
-    error = refused(load("evaluate").main(["--pretrained", str(file)]), capsys)
+    error = refused(load("commands.evaluate").main(["--pretrained", str(file)]), capsys)
     assert f"{field} names '{name}" in error
 
 
@@ -232,7 +237,7 @@ def test_with_the_users_word_names_are_announced_and_work(
 
 def test_compare_passes_the_users_word_on(folder: Path) -> None:
     (folder / "my.yaml").write_text("env: evil:Energy\n")
-    make_jobs, root = load("compare_jobs").make_jobs, folder / "out"
+    make_jobs, root = load("comparison.jobs").make_jobs, folder / "out"
     (job,) = make_jobs(["my.yaml"], [], [0], {"updates": 1}, root, trust=True)
     assert job.trust is True
     (job,) = make_jobs(["evil:Energy"], [], [0], {"updates": 1}, root)
@@ -246,7 +251,7 @@ def test_what_is_no_energy_is_never_called(
 ) -> None:
     (folder / "my.yaml").write_text(f"env: {name}\nenv_args: {{command: touch {MARKER}}}\n")
     arguments = ["--env", name] if typed else ["--config", "my.yaml", "--trust", "true"]
-    assert load("train").main(arguments) == 2
+    assert load("commands.train").main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert f"{name} must be a subclass of vgs_rl.Energy, or a function annotated" in error
@@ -262,10 +267,13 @@ def test_a_function_that_promises_an_energy_is_one(folder: Path) -> None:
     ("name", "message"),
     [
         ("vgs_rl.envs:os", "no target is named 'os'"),
-        ("vgs_rl.checkpoint:os", "must be a subclass of vgs_rl.Energy"),
+        ("vgs_rl.files.checkpoint:os", "must be a subclass of vgs_rl.Energy"),
         ("vgs_rl.registry:find", "must be a subclass of vgs_rl.Energy"),
-        ("vgs_rl.checkpoint:save_checkpoint", "must be a subclass of vgs_rl.Energy"),
-        ("vgs_rl.checkpoint.os:system", "vgs_rl.checkpoint.os, which cannot be imported"),
+        ("vgs_rl.files.checkpoint:save_checkpoint", "must be a subclass of vgs_rl.Energy"),
+        (
+            "vgs_rl.files.checkpoint.os:system",
+            "vgs_rl.files.checkpoint.os, which cannot be imported",
+        ),
     ],
 )
 def test_the_package_lends_no_other_names(name: str, message: str) -> None:
@@ -274,7 +282,12 @@ def test_the_package_lends_no_other_names(name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["vgs_rl.checkpoint.os", "vgs_rl.config.ArgumentParser", "vgs_rl.agents.run.build"]
+    "path",
+    [
+        "vgs_rl.files.checkpoint.os",
+        "vgs_rl.training.config.ArgumentParser",
+        "vgs_rl.experiments.run.build",
+    ],
 )
 def test_a_class_path_within_the_package_names_what_its_field_expects(path: str) -> None:
     with pytest.raises(ValueError, match=rf"a.yaml: agent.class_path: {path} must be a subclass"):
@@ -293,9 +306,11 @@ def test_what_is_typed_is_trusted_by_that_name_alone(folder: Path) -> None:
 
 def test_a_file_cannot_trust_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "my.yaml").write_text("trust: true\nenv: evil:Energy\n")
-    assert "evil:Energy" in refused(load("train").main(["--config", "my.yaml"]), capsys)
+    assert "evil:Energy" in refused(load("commands.train").main(["--config", "my.yaml"]), capsys)
     (folder / "my.yaml").write_text("trust: true\n")
-    assert "trust is no field" in refused(load("train").main(["--config", "my.yaml"]), capsys)
+    assert "trust is no field" in refused(
+        load("commands.train").main(["--config", "my.yaml"]), capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +332,7 @@ def test_a_module_that_fails_is_one_line(
         ["--agent", "broken.Agent"],
         ["--config", "my.yaml", "--trust=true"],
     ):
-        assert load("train").main(arguments) == 2
+        assert load("commands.train").main(arguments) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and "broken" in error and reason in error, error
 
@@ -371,7 +386,7 @@ def test_other_files_given_as_samplers_are_called_what_they_are(
         "empty.pt": "is empty",
         ".": "is a folder, not a file; load_run and evaluate.py take run folders",
     }.items():
-        assert load("evaluate").main(["--pretrained", str(tmp_path / name)]) == 2
+        assert load("commands.evaluate").main(["--pretrained", str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
 

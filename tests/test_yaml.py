@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vgs_rl.config import ConfigError, read_yaml
-from vgs_rl.yaml_text import YamlError, dump_yaml, parse_yaml
+from vgs_rl.files.yaml_text import YamlError, dump_yaml, parse_yaml
+from vgs_rl.training.config import ConfigError, read_yaml
 
 SCALARS: list[tuple[str, Any]] = [
     ("2e-1", 0.2),

@@ -11,7 +11,7 @@ from vgs_rl.energy import Energy, Particles
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
-from vgs_rl.sampler import ChainSampler, Sampler, Samples, load_sampler
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples, load_sampler
 from vgs_rl.start import StartConfig
 
 # Last, since it needs all of the above: registers the targets, so that their names and Gymnasium

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vgs_rl.checks import whole
-from vgs_rl.yaml_text import YamlError, parse_yaml
+from vgs_rl.files.yaml_text import YamlError, parse_yaml
 
 C = TypeVar("C")
 

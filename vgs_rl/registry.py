@@ -70,8 +70,8 @@ def register(
     energy: EnergyFactory,
     energy_args: Mapping[str, Any] | None = None,
     mdp: MDPConfig | None = None,
-    env: str = "vgs_rl.envs.gym:SamplingEnv",
-    vector_env: str = "vgs_rl.envs.gym:SamplingVectorEnv",
+    env: str = "vgs_rl.envs.sampling:SamplingEnv",
+    vector_env: str = "vgs_rl.envs.sampling:SamplingVectorEnv",
 ) -> Target:
     """Registers a target under a Gymnasium id, for `gymnasium.make`, `make_vec`, `--env`, configs.
 

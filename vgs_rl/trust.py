@@ -26,7 +26,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vgs_rl.energy import Energy
 from vgs_rl.fields import alternatives, descendants, is_section, join, may_be_subclass
-from vgs_rl.yaml_text import YamlError, parse_yaml
+from vgs_rl.files.yaml_text import YamlError, parse_yaml
 
 PACKAGE = "vgs_rl"
 IMPORTS = f"{PACKAGE}.imports"  # key in the metadata of a field that takes an import path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgs_rl.detection import LabelledFeatures
+from vgs_rl.evaluation.detection import LabelledFeatures
 
 NORM_TOLERANCE = 1e-4
 

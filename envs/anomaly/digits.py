@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import seed_of
-from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.data import AnomalyData, unit
+from vgs_rl.evaluation.detection import LabelledFeatures
 
 DIGITS = tuple(range(10))
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2  # of the normal images; the rest judges

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vgs_rl.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.checks import require_module
 from vgs_rl.envs.anomaly.data import unit
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 
 FeatureGrids = Callable[[Tensor], Tensor]
 GRID = 14  # positions each way

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import require_module, seed_of
-from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.b4 import b4_grids
 from vgs_rl.envs.anomaly.data import AnomalyData, unit
 from vgs_rl.envs.anomaly.defects import PSEUDO_DEFECTS, add_defect
 from vgs_rl.envs.anomaly.features import GRID, FeatureGrids
 from vgs_rl.envs.anomaly.tensor_files import as_tensor, load_tensors
+from vgs_rl.evaluation.detection import LabelledFeatures
 
 CHANNELS = 272
 SIZE = 224  # pixels each way, of images and masks

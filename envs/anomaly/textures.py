@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_module, seed_of
-from vgs_rl.detection import LabelledFeatures
 from vgs_rl.envs.anomaly.data import AnomalyData, join, unit
 from vgs_rl.envs.anomaly.defects import DEFECTS, PSEUDO_DEFECTS, add_defect
 from vgs_rl.envs.anomaly.features import FeatureGrids, lite0_grids
+from vgs_rl.evaluation.detection import LabelledFeatures
 from vgs_rl.fields import settle
 
 Texture = Literal["brick", "grass", "gravel"]

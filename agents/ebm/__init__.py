@@ -1,0 +1,1 @@
+"""An energy-based model in the loop, its negatives, and anomaly detectors."""

@@ -1,0 +1,1 @@
+"""The Value Gradient Sampler: its agent and what its value is regressed on."""

@@ -1,0 +1,316 @@
+"""The Value Gradient Sampler: learn a scalar value, drift along its gradient.
+
+Yoon et al., *Value Gradient Sampler: Sampling as Sequential Decision Making*, arXiv:2502.13280;
+with the `posterior` drift, fitted noise scales and gradient matching of this project.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.value_gradient.rules import GradientMatching, ValueLearner, ValueRule
+from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.fields import settle
+from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.networks.base import TimeConditionedMLP, ValueFunction
+from vgs_rl.networks.clusters import ClusterValue
+from vgs_rl.networks.compiled import CompiledValue
+from vgs_rl.networks.config import (
+    ClusterNetwork,
+    LearnedValue,
+    MLPNetwork,
+    NetworkConfig,
+    PublishedNetwork,
+)
+from vgs_rl.networks.guide import GuidedValue
+from vgs_rl.networks.policies import Drift, ValueGradientPolicy
+from vgs_rl.plots.panels import View
+from vgs_rl.plots.particles import plot_episodes
+from vgs_rl.plots.plots import Drawing, has_landscape, plot_value
+from vgs_rl.samplers.base import ChainSampler
+
+Parameters = tuple[Tensor, ...] | list[Tensor]
+
+
+@dataclass(kw_only=True)
+class ValueGradientConfig(AgentConfig):
+    """The value-gradient agent.
+
+    Args:
+        drift: how the control is read off the value: `posterior`, or `bellman` as published.
+        drift_clip: bound of E in the last step of the `bellman` drift, which is the gradient of
+            min(E, bound) there (published for the funnel); None leaves E as it is.
+        rule: how the value is learned.
+        network: what V is; its fields are its own.
+        prior_std: rough standard deviation of the target per coordinate: an untrained sampler with
+            an `MLPNetwork` and `GradientMatching` is the exact one of N(0, prior_std² I), so it
+            should cover the modes. `mdp.start.scale` follows it, unless it is given itself.
+        lr: Adam's learning rate at its peak.
+        final_lr: the cosine schedule's end, as a fraction of `lr`; 1 keeps it constant.
+        warmup: updates of linear warm-up.
+        clip_norm: bound of the gradient's norm; None leaves it.
+        ema: decay of the moving average that acts, evaluates and gives targets.
+        fit_noise_scale: whether rho_t is fitted, which makes EUBO - log Z least; off, rho_t = 1 as
+            published.
+    """
+
+    name: ClassVar[str] = "vgs"
+    changeable: ClassVar[tuple[str, ...]] = ("lr", "final_lr", "warmup")
+
+    drift: Drift = "posterior"
+    drift_clip: float | None = None
+    rule: ValueRule = field(default_factory=GradientMatching)
+    network: NetworkConfig = field(default_factory=MLPNetwork)
+    prior_std: float = 1.0
+    lr: float = 2e-3
+    final_lr: float = 0.02
+    warmup: int = 50
+    clip_norm: float | None = None
+    ema: float = 0.995
+    fit_noise_scale: bool = True
+
+    def __post_init__(self) -> None:
+        settle(self, "agent")
+        require_positive("agent", prior_std=self.prior_std, lr=self.lr)
+        require_at_least("agent", 0, warmup=self.warmup)
+        if self.clip_norm is not None:
+            require_positive("agent", clip_norm=self.clip_norm)
+        if self.drift_clip is not None and self.drift != "bellman":
+            raise ValueError(
+                f"agent.drift_clip needs the drift bellman, which reads ∇E, got {self.drift}"
+            )
+        for name in ("ema", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
+        if isinstance(self.network, PublishedNetwork) and isinstance(self.rule, GradientMatching):
+            raise ValueError("agent.network PublishedNetwork needs a TD rule, got GradientMatching")
+        guided = isinstance(self.network, ClusterNetwork) and self.network.guide
+        if guided and not isinstance(self.rule, GradientMatching):
+            name = type(self.rule).__name__
+            raise ValueError(f"agent.network.guide needs the rule GradientMatching, got {name}")
+
+    def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
+        """The untrained agent."""
+        return ValueGradientAgent(mdp, self, seed=seed)
+
+
+class ValueGradientAgent(Agent):
+    """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueRule`; u_t is its scaled gradient.
+
+    Attributes:
+        network: V, trained.
+        rule: the configured rule at work: its state and its loss.
+        average: V, exponential moving average of the network: what acts and evaluates.
+    """
+
+    TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
+
+    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule")
+
+    def __init__(
+        self,
+        mdp: SamplingMDP,
+        config: ValueGradientConfig | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.config = settle(copy.deepcopy(config or ValueGradientConfig()), "agent")
+        super().__init__(mdp, seed=seed)
+
+    def _setup(self) -> None:
+        config = self.config
+        self.mdp.start_as_wide_as(config.prior_std)
+        # On the CPU whatever the device: the same seed gives the same initial network.
+        initial = torch.Generator().manual_seed(self.seed)
+        self.network: LearnedValue = config.network.build(
+            self.mdp, prior_std=config.prior_std, generator=initial
+        )
+        self.averaged = AveragedModel(
+            self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
+        )
+        self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        self.rule: ValueLearner = config.rule.build(self)
+
+    @property
+    def average(self) -> LearnedValue:
+        """The moving average of the network."""
+        average = self.averaged.module
+        assert isinstance(average, LearnedValue)  # what the network is
+        return average
+
+    @property
+    def policy(self) -> ValueGradientPolicy:
+        """The control of the moving average."""
+        return self._policy_of(self.average)
+
+    def _policy_of(self, value: ValueFunction) -> ValueGradientPolicy:
+        drift, clip = self.config.drift, self.config.drift_clip
+        return ValueGradientPolicy(self.mdp, value, drift, energy_clip=clip)
+
+    def sampler(self, *, compiled: bool = False, noise_scale: float | Tensor = 1.0) -> ChainSampler:
+        """See :meth:`Agent.sampler`.
+
+        Args:
+            compiled: of a particle system: compile the drift at the first call, which takes about
+                a minute (:class:`~vgs_rl.networks.compiled.CompiledValue`).
+            noise_scale: see :class:`~vgs_rl.samplers.base.ChainSampler`.
+
+        Raises:
+            ValueError: if the drift cannot be compiled.
+        """
+        policy = self._policy_of(CompiledValue(self.average)) if compiled else self.policy
+        return ChainSampler(self.mdp, policy, noise_scale=noise_scale)
+
+    def rollout(
+        self,
+        n: int,
+        *,
+        noise_scale: float = 1.0,
+        keep_states: bool = False,
+        with_gradient: bool = False,
+    ) -> Rollout:
+        """N training episodes with the current policy, counted as environment steps."""
+        self.counters.env_steps += n * self.mdp.num_steps
+        return self.mdp.rollout(
+            self.policy,
+            n,
+            self.generator,
+            noise_scale=noise_scale,
+            keep_states=keep_states,
+            with_gradient=with_gradient,
+        )
+
+    def refit_start(self, x: Tensor, *, rate: float) -> None:
+        """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised."""
+        if self.mdp.config.start.learned:
+            noised = self.mdp.noised(x, 0, self.generator)
+            self.mdp.start.fit(noised, self.generator, rate=rate)
+
+    def narrow(self, std: float) -> None:
+        """Restarts an MLP at N(0, std² I) where target-like states are that much narrower than it.
+
+        A network that has to undo a far too wide Gaussian, with one slope for all of it, takes
+        long. Late in training it has done so already, and keeps what it has learned.
+        """
+        config = self.config.network
+        if not isinstance(config, MLPNetwork) or config.tail_std is not None or self.progress > 0.5:
+            return
+        for network in (self.network, self.average):
+            assert isinstance(network, TimeConditionedMLP)
+            if not 0 < std < self.TOO_WIDE * network.prior_std:
+                return
+            network.restart(std)
+        self.optimizer.state.clear()
+        if self.config.fit_noise_scale:
+            self.mdp.noise_scale_of_gaussian(std)
+
+    def calibrate(self, x: Tensor) -> None:
+        """Lets a network that standardises its features see target-like states x (B, D), noised."""
+        t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
+        noised = self.mdp.noised(x, t, self.generator)
+        for network in (self.network, self.average):
+            if isinstance(network, ClusterValue | GuidedValue):
+                network.calibrate(noised, t)
+
+    def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:
+        """Fits rho_t, if configured, to target-like terminal states x (B, D)."""
+        if self.config.fit_noise_scale:
+            self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
+
+    def notes(self) -> list[str]:
+        """See :meth:`Agent.notes`; also noise scales at their bound, and what the rule knows."""
+        notes = [*super().notes(), *self.rule.notes()]
+        bound = self.mdp.rho <= 1.05 * self.mdp.LEAST_RHO
+        if bool(bound[-1]) or 2 * int(bound.sum()) > len(bound):
+            notes.append(
+                f"rho_t is at its bound {self.mdp.LEAST_RHO:g} in {int(bound.sum())} of "
+                f"{len(bound)} steps: the target is narrower than the chain can draw; let "
+                "mdp.schedule end with less noise, or rescale the energy's coordinates"
+            )
+        return notes
+
+    def _train_step(self) -> dict[str, Tensor]:
+        loss, scalars = self.rule.loss(self)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = list(self.network.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        lr = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
+        self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.rule.averages_now():
+            self.averaged.update_parameters(self.network)
+            self.rule.after_average(self)
+        return {
+            **scalars,
+            "train/gradient_norm": norm,
+            "train/learning_rate": torch.tensor(lr),
+            "train/rho_mean": self.mdp.rho.mean(),
+        }
+
+    def report_details(self) -> dict[str, Any]:
+        """See :meth:`Agent.report_details`; with what the rule says."""
+        return super().report_details() | self.rule.report_details()
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine over the budget."""
+        config = self.config
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
+        warm = min(1.0, (self.counters.updates + 1) / (config.warmup + 1))
+        return config.lr * warm * (config.final_lr + (1 - config.final_lr) * cosine)
+
+    def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
+        """The chain over the density (of particles: as clusters); up to 2-D the value and drift."""
+        mdp, policy = self.mdp, self.policy
+        pictures: dict[str, Drawing] = {
+            "chain": lambda: plot_episodes(mdp, policy, 2000, generator)
+        }
+        if mdp.energy.symmetry is None and has_landscape(mdp):
+            pictures["value"] = lambda: plot_value_of(mdp, policy, generator)
+        return pictures
+
+
+def plot_value_of(
+    mdp: SamplingMDP, policy: ValueGradientPolicy, generator: torch.Generator
+) -> Figure:
+    """Value landscape and drift arrows of a policy at mid-chain, over where its states are."""
+    t = mdp.num_steps // 2
+    with torch.no_grad():
+        states = mdp.rollout(policy, 500, generator, keep_states=True).states
+        assert states is not None
+        view = View.around(states[t])
+        value: Callable[[Tensor], Tensor] = lambda x: policy.value.value(x, t)  # noqa: E731
+        drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
+        limits, dim = (view.x, view.y), mdp.dim
+        return plot_value(value, drift, t, limits, dim=dim, device=mdp.device, dtype=mdp.dtype)
+
+
+class MovingAverage:
+    """The exponential moving average as :class:`AveragedModel` takes it, and as pickle does.
+
+    Args:
+        decay: the share of the old average that stays.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: Parameters, current: Parameters, _: Tensor | int) -> None:
+        """Moves the averaged parameters towards the current ones, in place."""
+        torch._foreach_lerp_(average, current, 1 - self.decay)

@@ -1,0 +1,1 @@
+"""Checks of a user's energy and of vector environments."""

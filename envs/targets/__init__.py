@@ -1,0 +1,1 @@
+"""Energies that ship with the package, one file a family."""

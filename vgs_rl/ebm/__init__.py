@@ -1,0 +1,1 @@
+"""Energies that learn from data, and the contrastive loss that teaches them."""

@@ -1,0 +1,165 @@
+"""Figures of a report that come from log-weights: bounds, log Z, and whether to believe them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vgs_rl.evaluation.metrics import path_ess
+from vgs_rl.evaluation.report import Figure
+from vgs_rl.weights import (
+    cleaned,
+    dead_paths,
+    effective_share,
+    largest_weight,
+    live_elbo,
+    log_mean_weight,
+    log_z_standard_error,
+    pareto_k,
+    refuse_infinite,
+    reliable_k,
+)
+
+
+def log_z_figure(
+    log_weight: Tensor, log_z: float | None, *, independent: bool
+) -> dict[str, Figure]:
+    """``log_z``, or ``log_z_error`` where log Z is known, with a standard error if there is one.
+
+    Args:
+        log_weight: shape (n,).
+        log_z: the truth, or None.
+        independent: whether the weights are of independent paths.
+
+    Raises:
+        ValueError: if a log-weight is +inf.
+    """
+    n = len(log_weight)
+    refuse_infinite(log_weight)
+    log_weight = log_weight.double()
+    estimate = float(log_mean_weight(log_weight))
+    error = None
+    if not independent:
+        doubt = "no standard error: the particles interact"
+    elif not math.isfinite(estimate):
+        doubt = "every path has weight 0"
+    else:
+        error = log_z_standard_error(log_weight)
+        doubt = "no standard error: too few paths carry the weight, see k_hat"
+    details = {"log_z_estimate": estimate, "standard_error": error}
+    if log_z is None:
+        note = "log mean weight" if error is not None else f"log mean weight, {doubt}"
+        return {"log_z": Figure(value=estimate, floor=None, n=n, note=note, details=details)}
+    note = f"log Z = {log_z:.4f}" + ("" if error is not None else f", {doubt}")
+    details["log_z"] = log_z
+    value = abs(estimate - log_z)
+    return {"log_z_error": Figure(value=value, floor=0.0, n=n, note=note, details=details)}
+
+
+def path_figures(
+    log_weight: Tensor, log_z: float | None, batches: int, batch_size: int
+) -> dict[str, Figure]:
+    """Figures of the log-weights of independent paths, but for log Z.
+
+    Args:
+        log_weight: shape (n,).
+        log_z: the truth, or None.
+        batches: batches of the path-ESS, at most as many as n allows.
+        batch_size: paths in each.
+
+    Returns:
+        ``elbo``, ``ess`` and ``path_ess``; ``elbo_live`` where paths have weight 0;
+        ``largest_weight`` and ``k_hat`` unless all have.
+    """
+    log_weight = cleaned(log_weight.double())
+    n, dead = len(log_weight), dead_paths(log_weight)
+    size = min(batch_size, n)
+    used = min(batches, n // size)
+    ess = float(effective_share(log_weight))
+    figures = {
+        "elbo": _bound(log_weight, log_z, "at most log Z"),
+        "ess": Figure(value=ess, floor=1.0, n=n, note="of all paths: (Σw)² / (n Σw²)"),
+        "path_ess": Figure(
+            value=float(path_ess(log_weight, batches, batch_size)),
+            floor=1.0,
+            n=used * size,
+            note=f"median of {used} x {size:,}",
+            details={"batches": used, "batch_size": size},
+        ),
+    }
+    figures["elbo"].details["log_z_estimate"] = float(log_mean_weight(log_weight))
+    if dead:
+        figures["elbo"].note += f"; {dead:,} paths have weight 0"
+        live = log_weight[torch.isfinite(log_weight)]
+        figures["elbo_live"] = Figure(
+            value=float(live_elbo(log_weight)),
+            floor=log_z,
+            n=len(live),
+            note=f"of the sampler that throws the {dead:,} paths of weight 0 away",
+            details={"dead_paths": dead, "standard_error": _standard_error(live)},
+        )
+    if dead == n:
+        return figures
+    k, most = pareto_k(log_weight), reliable_k(n)
+    if k <= most:
+        verdict = "weights can be believed"
+    else:
+        verdict = "too few paths" if math.isnan(k) else "ess and log Z cannot be believed"
+        figures["ess"].note += ", not to be believed: see k_hat"
+    figures["largest_weight"] = Figure(
+        value=float(largest_weight(log_weight)), floor=1 / n, n=n, note="its share in the sum"
+    )
+    figures["k_hat"] = Figure(
+        value=k,
+        floor=None,
+        n=n,
+        note=f"{verdict} (limit {most:.2f}); modes that no path visits are not seen",
+        details={"limit": most},
+    )
+    return figures
+
+
+def upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict[str, Figure]:
+    """The EUBO from paths drawn backwards, and its gap to the ELBO.
+
+    +inf is a true value here: exact states that the sampler cannot reach. An energy that is not
+    finite at its own exact samples leaves the EUBO unknown.
+
+    Args:
+        log_weight: of the backward paths, shape (m,).
+        log_z: the truth, or None.
+        elbo: the ELBO's figure.
+    """
+    log_weight = log_weight.double()
+    eubo = _bound(log_weight, log_z, "at least log Z")
+    if unknown := int((log_weight.isnan() | torch.isneginf(log_weight)).sum()):
+        eubo.value, eubo.details["standard_error"] = math.nan, None
+        eubo.note = f"unknown: {unknown:,} exact samples have no finite energy or drift"
+    elif unreached := int(torch.isposinf(log_weight).sum()):
+        eubo.note += f"; {unreached:,} exact samples cannot be reached"
+    errors = (elbo.details["standard_error"], eubo.details["standard_error"])
+    error = None if None in errors else math.hypot(*errors)
+    gap = Figure(
+        value=eubo.value - elbo.value,
+        floor=0.0,
+        n=min(eubo.n, elbo.n),
+        note="EUBO - ELBO [nats]",
+        details={"standard_error": error},
+    )
+    return {"eubo": eubo, "gap": gap}
+
+
+def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Figure:
+    """A mean log-weight: a bound of log Z, tight where it equals it."""
+    details = {"standard_error": _standard_error(log_weight)}
+    value = float(log_weight.mean())
+    return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
+
+
+def _standard_error(values: Tensor) -> float | None:
+    """That of the mean of independent numbers, or None where it is unknown."""
+    if len(values) < 2 or not bool(torch.isfinite(values).all()):
+        return None
+    return float(values.double().std()) / math.sqrt(len(values))

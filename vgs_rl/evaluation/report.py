@@ -1,0 +1,262 @@
+"""What an evaluation found: figures beside their floors, as JSON, tables and scalars."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from vgs_rl.files.checkpoint import write_text
+
+OWN_FLOORS = "in brackets: a sampler's own floor, where it differs"
+
+
+class ScalarWriter(Protocol):
+    """What :meth:`Report.to_tensorboard` needs of a TensorBoard ``SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Writes one number."""
+
+
+@dataclass(kw_only=True)
+class Figure:
+    """One number of a report.
+
+    Attributes:
+        value: the number; not finite where the sampler diverged.
+        floor: what a perfect sampler scores, or None where that is unknown.
+        n: number of samples or paths behind it.
+        note: its settings, for people.
+        details: the same settings for machines, such as bins, reg, batches, reference samples.
+    """
+
+    value: float
+    floor: float | None
+    n: int
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the value, or None where it is unknown."""
+        error: float | None = self.details.get("standard_error")
+        return self._of_mean("std") if error is None else error
+
+    @property
+    def floor_error(self) -> float | None:
+        """Standard deviation of what perfect samplers score, or None where it is unknown."""
+        return self._of_mean("floor_std")
+
+    def _of_mean(self, name: str) -> float | None:
+        """That of a mean over repeats, of which `name` is the spread."""
+        spread: float | None = self.details.get(name)
+        return None if spread is None else spread / math.sqrt(self.details.get("repeats", 1))
+
+    def text(self) -> str:
+        """The value with its error."""
+        return format_value(self.value, self.error)
+
+    def floor_text(self) -> str:
+        """The floor with its error; empty where there is none."""
+        return format_value(self.floor, self.floor_error)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything known about one sampler on one target.
+
+    Attributes:
+        target: name of the target.
+        agent: name of what drew the samples.
+        seed: training seed, or None for a sampler that was not trained.
+        n_samples: samples judged.
+        train_seconds: wall-clock spent on training.
+        env_steps: transitions simulated in training.
+        energy_evaluations: states at which E or ∇E was evaluated in training.
+        figures: by name, as in the ``report.json`` paragraph of the design.
+        details: settings of the evaluation itself, with what sampling has cost.
+    """
+
+    target: str
+    agent: str
+    seed: int | None
+    n_samples: int
+    train_seconds: float
+    env_steps: int
+    energy_evaluations: int
+    figures: dict[str, Figure]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """The report as strict JSON: numbers that are not finite become null."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["figures"] = {
+            name: {
+                "value": figure.value,
+                "floor": figure.floor,
+                "n": figure.n,
+                "note": figure.note,
+                **figure.details,
+            }
+            for name, figure in self.figures.items()
+        }
+        return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The inverse of :meth:`as_json`; a value of null is read as NaN.
+
+        Raises:
+            ValueError: if the text is not a report, naming what is missing or unknown.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"a report must be a JSON object, got {type(content).__name__}")
+        names = {f.name for f in fields(cls)}
+        missing = sorted(names - {"details"} - content.keys())
+        unknown = sorted(content.keys() - names)
+        if missing or unknown:
+            raise ValueError(f"not a report: missing keys {missing}, unknown keys {unknown}")
+        content["figures"] = {
+            name: _figure_from(name, entry) for name, entry in content["figures"].items()
+        }
+        return cls(**content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Report:
+        """A report from its file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged or holds something else, naming the file.
+        """
+        path = Path(path)
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"report {path} is damaged or no report: {error}") from error
+
+    def to_table(self, *, markdown: bool = False) -> str:
+        """One line a figure, its value beside its floor, each with its error where it has one."""
+        lines = [["figure", "value", "floor", "n", "settings"]]
+        for name, figure in self.figures.items():
+            numbers = [figure.text(), figure.floor_text(), f"{figure.n:,}"]
+            lines.append([name, *numbers, figure.note])
+        return _table(lines, numeric=(1, 2, 3), markdown=markdown)
+
+    def save(self, path: Path | str) -> None:
+        """Writes :meth:`as_json` to a file, whole or not at all."""
+        write_text(Path(path), self.as_json() + "\n")
+
+    def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
+        """Writes ``report/<name>`` and, where there is a floor, ``report/<name>_floor``."""
+        for name, figure in self.figures.items():
+            writer.add_scalar(f"report/{name}", figure.value, step)
+            if figure.floor is not None:
+                writer.add_scalar(f"report/{name}_floor", figure.floor, step)
+
+
+def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:
+    """One table of several reports: rows are figures, columns their values.
+
+    The floor, that of the first report, stands right behind the first report's column. Where
+    another report has another floor, as for other sample counts, it follows the value in brackets.
+    A figure that a report does not have is left blank.
+
+    Args:
+        reports: by column name, such as ``{"this run": …, "oracle posterior": …}``.
+        markdown: a Markdown table instead of plain text.
+
+    Raises:
+        ValueError: if there is no report.
+    """
+    if not reports:
+        raise ValueError("reports must not be empty")
+    (first_name, first), *others = reports.items()
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.figures))
+    lines = [["figure", first_name, "floor", *(name for name, _ in others)]]
+    for name in names:
+        figure = first.figures.get(name)
+        values = [_with_own_floor(report.figures.get(name), figure) for _, report in others]
+        shown = ["", ""] if figure is None else [figure.text(), figure.floor_text()]
+        lines.append([name, *shown, *values])
+    table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
+    title = f"{first.target}, {first.n_samples:,} samples"
+    if any(cell.endswith(")") for line in lines[1:] for cell in line[3:]):
+        title += f"; {OWN_FLOORS}"
+    return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
+
+
+def _figure_from(name: str, entry: Any) -> Figure:
+    if not isinstance(entry, dict) or not {"value", "floor", "n"} <= entry.keys():
+        raise ValueError(f"figure {name} must have the keys value, floor and n, got {entry!r}")
+    details = {key: entry[key] for key in entry.keys() - {"value", "floor", "n", "note"}}
+    value = math.nan if entry["value"] is None else entry["value"]
+    note = entry.get("note", "")
+    return Figure(value=value, floor=entry["floor"], n=entry["n"], note=note, details=details)
+
+
+def _finite(content: Any) -> Any:
+    """A copy in which every float that strict JSON cannot hold is None."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def own_floor(figure: Figure | None, first: Figure | None) -> str:
+    """A figure's floor in brackets for a table that shows that of `first`, if it is another."""
+    own, shown = (None if f is None else f.floor for f in (figure, first))
+    return "" if own is None or own == shown else f" ({format_value(own)})"
+
+
+def format_value(value: float | None, error: float | None = None) -> str:
+    """A number for tables, with its standard error unless that is below what is shown.
+
+    Four decimals, so that gaps of a thousandth of a nat are seen, or as many digits as large and
+    small numbers need.
+    """
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    form = ".4f"
+    if size >= 1e6:
+        form = ".3e"
+    elif size >= 1000:
+        form = ",.2f"
+    elif 0 < size < 1e-4:
+        form = ".1e"
+    text = f"{value:{form}}"
+    if error is None or not math.isfinite(error) or error < 1e-3 * size * (size < 1e-4):
+        return text
+    shown = f"{error:{form}}"
+    return f"{text} ± {shown}" if float(shown.replace(",", "")) else text
+
+
+def _with_own_floor(figure: Figure | None, first: Figure | None) -> str:
+    return "" if figure is None else figure.text() + own_floor(figure, first)
+
+
+def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) -> str:
+    """Columns of equal width, the numeric ones flush right; the first line is the header."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    padded = [
+        [
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    if markdown:
+        rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])

@@ -1,0 +1,1 @@
+"""What commands do: runs, comparisons, detectors, benchmarks. Only this room knows all others."""

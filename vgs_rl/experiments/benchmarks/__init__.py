@@ -1,0 +1,1 @@
+"""Benchmarks: what the machine was, what was compared, what it cost."""

@@ -1,0 +1,214 @@
+"""Trained runs that a benchmark judges, and what stands beside them in its tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vgs_rl.experiments.cli import Mistake  # isort: skip
+
+import torch
+
+from vgs_rl import find
+from vgs_rl.agents import (
+    Agent,
+    MALASampler,
+    RefinedSampler,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
+from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol
+from vgs_rl.experiments.pretrained import counters_of, load_pretrained, shipped_samplers
+from vgs_rl.experiments.run import (
+    RunConfig,
+    ceilings,
+    config_of,
+    judge,
+    judge_smc,
+    open_run,
+    parse_run,
+    resolved_yaml,
+    train,
+)
+from vgs_rl.experiments.tables import (
+    config_arguments,
+)
+from vgs_rl.samplers.base import DrawnSampler, Sampler, Samples
+
+COSTS = ("train_seconds", "env_steps", "energy_evaluations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A trained agent: its report, the folder of what is judged beside it, and how to load it."""
+
+    report: Report
+    folder: Path
+    load: Callable[[], tuple[RunConfig, Agent]]
+    compiled: bool = False
+
+
+def trained_run(name: str, output: Path, options: Sequence[str], trust: bool) -> TrainedRun:
+    """Trains a configuration, or reads the report of that run from an earlier call."""
+    arguments = config_arguments(name, [*options, f"--output={output}"], trust=trust)
+    config = config_of(parse_run(arguments))
+    done = config.folder / "report.json"
+    if not done.is_file():
+        print(f"training {' '.join([name, *options])} into {config.folder}")
+        if train(config, resolved_yaml(arguments), overwrite=True) is None:
+            raise SystemExit(130)
+    report = Report.from_json(done.read_text(encoding="utf-8"))
+    return TrainedRun(
+        report=report,
+        folder=config.folder,
+        load=lambda: open_run(config.folder, trust=trust),
+    )
+
+
+def shipped_run(name: str, output: Path, n: int | None, compiled: bool, trust: bool) -> TrainedRun:
+    """Judges the sampler that is shipped for a configuration's target, or reads its report."""
+    target = find(config_of(parse_run(config_arguments(name, trust=trust))).env)
+    if target.name not in shipped_samplers():
+        known = ", ".join(shipped_samplers())
+        raise Mistake(f"no sampler is shipped for {target.name}; there are {known}")
+    config, agent, trained = load_pretrained(target.name)
+    n = n or config.evaluation.n_samples
+    folder = output / f"pretrained_{n}"
+    file, drawn = folder / "report.json", folder / "samples.pt"
+    if not file.is_file():
+        print(f"judging {target.name} in {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        sampler: Sampler = agent.sampler(compiled=compiled)
+        if drawn.is_file():  # drawn before, and then interrupted
+            sampler = DrawnSampler(Samples.load(drawn, agent.mdp.device))
+        agent.counters = counters_of(trained)
+        judge(
+            config,
+            target,
+            agent,
+            n=n,
+            sampler=sampler,
+            on_samples=lambda samples: samples.save(drawn),
+            progress_bar=True,
+        ).save(file)
+    report = Report.from_json(file.read_text(encoding="utf-8"))
+    return TrainedRun(
+        report=report,
+        folder=folder,
+        load=lambda: load_pretrained(target.name)[:2],
+        compiled=compiled,
+    )
+
+
+def _protocol_of(agent: Agent, report: Report) -> dict[str, Any]:
+    """How what stands beside the run is judged: particles, which cost more, on a tenth."""
+    if agent.mdp.energy.symmetry is None:
+        return {"n": report.n_samples}
+    protocol = ParticleProtocol(geometric_repeats=0, published_geometric_repeats=0)
+    return {"n": report.n_samples // 10, "protocol": protocol}
+
+
+def _again(run: TrainedRun, agent: Agent) -> Sampler | None:
+    """The samples that were judged, where the chain is expensive, else None: new ones."""
+    if agent.mdp.energy.symmetry is None:
+        return None
+    return DrawnSampler(Samples.load(run.folder / "samples.pt", agent.mdp.device))
+
+
+def resampled(run: TrainedRun) -> Report:
+    """The run's samples after importance resampling."""
+    config, agent = run.load()
+    report = judge(
+        config,
+        find(config.env),
+        agent,
+        resample=True,
+        sampler=_again(run, agent),
+        progress_bar=True,
+        **_protocol_of(agent, run.report),
+    )
+    return _costing_as(run.report, report, "vgs, resampled")
+
+
+def smc(run: TrainedRun) -> Report:
+    """Sequential Monte Carlo with the learned value as twist."""
+    config, agent = run.load()
+    report = judge_smc(config, agent, **_protocol_of(agent, run.report))
+    return _costing_as(run.report, report, "vgs, SMC")
+
+
+def _costing_as(report: Report, other: Report, agent: str) -> Report:
+    """`other`, which needed the training that `report` tells of."""
+    cost = {name: getattr(report, name) for name in COSTS}
+    return replace(other, agent=agent, **cost)
+
+
+def mala(run: TrainedRun) -> Report:
+    """MALA with the energy evaluations of training and of one sampling, from a start as wide."""
+    report = run.report
+    config, agent = run.load()
+    assert isinstance(config.agent, ValueGradientConfig)
+    budget = report.energy_evaluations + report.n_samples
+    energy = agent.mdp.energy
+    # Clusters settle slowly, a few of them very slowly: rather few chains than short ones.
+    chains = budget // 20 if energy.symmetry is None else max(10, budget // 100_000)
+    sampler = MALASampler(
+        energy,
+        budget,
+        chains=min(1_000, chains),
+        scale=config.agent.prior_std,
+        temperature=agent.mdp.temperature,
+        # Particles may start on top of each other.
+        max_drift=None if energy.symmetry is None else 100.0,
+        device=agent.mdp.device,
+    )
+    drawn: list[float] = []
+    begin = time.perf_counter()
+    report_ = judge(
+        config,
+        find(config.env),
+        agent,
+        sampler=sampler,
+        on_samples=lambda _: drawn.append(time.perf_counter() - begin),
+        **_protocol_of(agent, report),
+    )
+    cost = {"train_seconds": drawn[0], "env_steps": 0, "energy_evaluations": budget}
+    return replace(report_, agent="mala", **cost)
+
+
+def then_mala(run: TrainedRun) -> Report:
+    """The run's samples after ten steps of MALA."""
+    config, agent = run.load()
+    drawn = _again(run, agent) or agent.sampler()
+    pilot = min(200, run.report.n_samples // 2)
+    sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10, pilot=pilot)
+    how = _protocol_of(agent, run.report)
+    refined = judge(config, find(config.env), agent, sampler=sampler, **how)
+    return _costing_as(run.report, refined, "vgs, then MALA")
+
+
+def less_noise(run: TrainedRun) -> Report:
+    """Samples of nine tenths of the noise, and none in the last step; without weights."""
+    config, agent = run.load()
+    assert isinstance(agent, ValueGradientAgent)
+    scale = torch.full_like(agent.mdp.rho, 0.9)
+    scale[-1] = 0.0
+    quiet = judge(
+        config,
+        find(config.env),
+        agent,
+        sampler=agent.sampler(compiled=run.compiled, noise_scale=scale),
+        progress_bar=True,
+        **_protocol_of(agent, run.report),
+    )
+    return _costing_as(run.report, quiet, "vgs, less noise")
+
+
+def exact_values(run: TrainedRun) -> Report:
+    """The oracle on the run's chain."""
+    config, _ = run.load()
+    return ceilings(config, ("posterior",))["oracle posterior"]

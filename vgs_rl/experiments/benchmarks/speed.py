@@ -1,0 +1,187 @@
+"""Speed of environments and of sampling."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vgs_rl import ChainSampler, SamplingMDP, registered
+from vgs_rl.envs import SamplingVectorEnv
+from vgs_rl.evaluation.evaluate import evaluate
+from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.tables import (
+    config_arguments,
+    machine,
+    print_machine,
+    print_table,
+    write_json,
+)
+from vgs_rl.networks.paper import PublishedMLP
+from vgs_rl.networks.policies import ValueGradientPolicy
+
+
+def compare_steps(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
+    """Cost of one step: `SamplingVectorEnv.step` against `SamplingMDP.step`.
+
+    Both play the same whole episodes at the same batch size: T steps and one reset, the last step
+    with its energies. The MDP is given its control as a tensor on its device; the environment
+    takes and returns NumPy arrays, resets in SAME_STEP mode, keeps log-weights and fills infos.
+    The two take turns step by step, so that both meet the same machine; the cost of an episode is
+    the sum over t of the median over repetitions, the cost of a step that divided by T.
+    """
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP")
+    other = SamplingVectorEnv(target, num_envs=num_envs, device=device)
+    mdp: SamplingMDP = other.mdp
+    generator = mdp.generator(0)
+    control = torch.randn(num_envs, mdp.dim, generator=mdp.generator(1), device=mdp.device)
+    actions = control.cpu().numpy().copy()
+    synchronise = _synchroniser(mdp.device)
+    state = mdp.reset(num_envs, generator)
+    env.reset(seed=0)
+
+    def bare_step(t: int) -> None:
+        nonlocal state
+        with torch.no_grad():
+            state = mdp.step(state, control, generator).state
+            if t == mdp.num_steps - 1:
+                state = mdp.reset(num_envs, generator)
+
+    bare = np.empty((repeats, mdp.num_steps))
+    full = np.empty((repeats, mdp.num_steps))
+    for i in range(repeats):
+        for t in range(mdp.num_steps):
+            begin = time.perf_counter()
+            bare_step(t)
+            synchronise()
+            middle = time.perf_counter()
+            env.step(actions)
+            bare[i, t], full[i, t] = middle - begin, time.perf_counter() - middle
+    bare_cost = float(np.median(bare, axis=0).mean())
+    full_cost = float(np.median(full, axis=0).mean())
+    return {
+        "target": target,
+        "num_envs": num_envs,
+        "episodes": repeats,
+        "mdp_step_us": 1e6 * bare_cost,
+        "env_step_us": 1e6 * full_cost,
+        "ratio": full_cost / bare_cost,
+    }
+
+
+def env_cost(target: str, num_envs: int, repeats: int, device: str) -> dict[str, Any]:
+    """Cost of `SamplingVectorEnv.step`, whole episodes with their resets."""
+    env = SamplingVectorEnv(target, num_envs=num_envs, device=device, autoreset_mode="SAME_STEP")
+    rng = np.random.default_rng(0)
+    actions = 0.1 * rng.standard_normal((num_envs, env.mdp.dim)).astype(np.float32)
+    env.reset(seed=0)
+    num_steps = env.mdp.num_steps
+    seconds = np.empty((repeats, num_steps))
+    for i in range(repeats):
+        for t in range(num_steps):
+            begin = time.perf_counter()
+            env.step(actions)
+            seconds[i, t] = time.perf_counter() - begin
+    cost = float(np.median(seconds, axis=0).mean())
+    return {
+        "target": target,
+        "dim": env.mdp.dim,
+        "num_steps": num_steps,
+        "num_envs": num_envs,
+        "step_us": 1e6 * cost,
+        "ns_per_transition": 1e9 * cost / num_envs,
+        "transitions_per_s": num_envs / cost,
+    }
+
+
+def _synchroniser(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def env(
+    num_envs: int = 4096,
+    repeats: int = 50,
+    threads: int = 1,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Step costs of the environments.
+
+    Args:
+        num_envs: batch size of the comparison and of the table over targets.
+        repeats: episodes per measurement; medians are over these.
+        threads: torch's threads; small batches are fastest and steadiest with one.
+        device: where the MDPs live.
+        json: also write everything to this file.
+    """
+    torch.set_num_threads(threads)
+    size = machine(threads)
+    print_machine(size)
+    comparison = compare_steps("vgs_rl/GMM9-v0", num_envs, repeats, device)
+    print_table("One step through NumPy against the bare MDP, medians", [comparison])
+    few = max(repeats // 10, 3)
+    targets = [env_cost(name, num_envs, few, device) for name in registered()]
+    print_table("Transitions per second", targets)
+    scaling = [env_cost("vgs_rl/GMM9-v0", n, few, device) for n in (64, 1024, 16_384)]
+    print_table("Time per transition against the number of environments", scaling)
+    result = {"machine": size, "comparison": comparison, "targets": targets, "scaling": scaling}
+    write_json(result, json)
+
+
+def sampling(
+    name: str = "gmm9",
+    n: int = 100_000,
+    repeats: int = 3,
+    published_width: int = 1024,
+    json: Path | None = None,
+    trust: bool = False,
+) -> None:
+    """Throughput of sampling: the shipped network against one of the published size, equal T.
+
+    Both draw with weights through the same chain, in chunks, in turns; medians. Speed does not
+    depend on what the networks have learned, so both are untrained. The evaluation of as many
+    samples, Sinkhorn included, is timed as well, and the process's peak memory is printed.
+
+    Args:
+        name: name of a file in configs/, or path of a YAML file.
+        n: samples of the shipped network; the other draws a fiftieth.
+        repeats: measurements of each.
+        published_width: units per layer of the published network.
+        json: also write everything to this file.
+        trust: whether the YAML file may name code that is not this package's.
+    """
+    size = machine(torch.get_num_threads())
+    print_machine(size)
+    _, agent = build(config_of(parse_run(config_arguments(name, trust=trust))))
+    ours = agent.sampler()
+    assert isinstance(ours.policy, ValueGradientPolicy)
+    mdp = agent.mdp
+    generator = torch.Generator().manual_seed(0)
+    network = PublishedMLP(mdp.chain, mdp.dim, width=published_width, generator=generator)
+    theirs = ChainSampler(mdp, ValueGradientPolicy(mdp, network, ours.policy.drift))
+    rates: dict[str, list[float]] = {"shipped": [], "published size": []}
+    for _ in range(repeats):
+        for network_size, sampler, count in (
+            ("shipped", ours, n),
+            ("published size", theirs, n // 50),
+        ):
+            begin = time.perf_counter()
+            sampler.sample(count, 0)
+            rates[network_size].append(count / (time.perf_counter() - begin))
+    medians = {key: float(np.median(values)) for key, values in rates.items()}
+    rows = [{"network": key, "samples_per_s": rate} for key, rate in medians.items()]
+    print_table(f"{name}, T = {mdp.num_steps}", rows)
+    ratio = medians["shipped"] / medians["published size"]
+    begin = time.perf_counter()
+    evaluate(ours, mdp.energy, n)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    print(f"  ratio {ratio:.1f}")
+    print(f"  evaluation of {n:,} samples: {seconds:.1f} s; peak memory {peak:.2f} GiB")
+    result = {"machine": size, "rates": medians, "ratio": ratio}
+    write_json({**result, "evaluation_s": seconds, "peak_memory_gib": peak}, json)

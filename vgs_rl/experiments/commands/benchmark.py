@@ -1,0 +1,61 @@
+"""Benchmarks: what the machine was, what was compared, what it cost.
+
+python scripts/benchmark.py env                              a step through NumPy, transitions/s
+python scripts/benchmark.py libraries                        where SB3's and tianshou's time goes
+python scripts/benchmark.py sampling                         samples/s, memory, evaluation time
+python scripts/benchmark.py oracle --configs '[gmm9]'        ceilings of schedule, drift and start
+python scripts/benchmark.py quality --configs '[gmm9]'       trains over seeds; figures and bounds
+python scripts/benchmark.py steps                            T against quality, with a picture
+python scripts/benchmark.py ebm                              an update of an energy-based model
+python scripts/benchmark.py stability                        10,000 of them at three rates
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from vgs_rl.experiments.benchmarks.ebm import ebm, stability
+from vgs_rl.experiments.benchmarks.libraries import libraries
+from vgs_rl.experiments.benchmarks.quality import quality
+from vgs_rl.experiments.benchmarks.speed import env, sampling
+from vgs_rl.experiments.benchmarks.steps import oracle, steps
+from vgs_rl.experiments.cli import Mistake, command
+from vgs_rl.fields import field_types, nearest
+from vgs_rl.training.options import checked_options
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "env": env,
+    "libraries": libraries,
+    "sampling": sampling,
+    "quality": quality,
+    "oracle": oracle,
+    "steps": steps,
+    "ebm": ebm,
+    "stability": stability,
+}
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs one of the benchmarks; returns the exit status."""
+    if not arguments:
+        raise Mistake(f"say which benchmark: {', '.join(COMMANDS)}")
+    name, *options = arguments
+    if name not in COMMANDS and not name.startswith("-"):
+        raise Mistake(f"no benchmark is called {name!r}; {nearest(name, COMMANDS)}")
+    if name in COMMANDS:
+        options = checked_options(COMMANDS[name], [], options)
+        known = [f"--{each}" for each in (*field_types(COMMANDS[name]), "help", "config")]
+        for option in (each.partition("=")[0] for each in options if each.startswith("--")):
+            if option not in known:
+                raise Mistake(f"there is no option {option}; {nearest(option, known)}")
+    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    try:
+        auto_cli(COMMANDS, args=[name, *options], **settings)
+    except ArgumentError as error:
+        raise Mistake(str(error)) from error
+    return 0

@@ -1,0 +1,227 @@
+"""Trains agents and runs baselines on the same MDP, and lays them over each other.
+
+    python scripts/compare.py --env GMM9 --agents vgs,sb3-ppo,pis,tb,mala --seeds 3 \
+        --budget steps=2e6
+    python scripts/compare.py --env GMM9,Funnel10 --agents vgs,pis,hmc --budget seconds=60
+
+Agents: vgs, pis, tb, logvar, sb3-ALGORITHM, tianshou-ALGORITHM (and those with -kernel behind).
+Without training, on the same account of energy evaluations: ula, mala, hmc, pt (parallel
+tempering), ais, smc. Settings are those of configs/<env>.yaml (its `mdp` for all, its `agent` for
+vgs) and configs/rl/<agent>.yaml, with configs/compare/*.yaml over them. Finished runs are not
+repeated; call again after Ctrl-C or a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vgs_rl.agents.base import handling, interrupt
+from vgs_rl.energy import Energy
+from vgs_rl.evaluation.metrics import spread_rows
+from vgs_rl.evaluation.progress import EnergyProgress
+from vgs_rl.experiments.cli import (
+    Mistake,
+    Parser,
+    command,
+    device,
+    output_file,
+    output_folder,
+    switch,
+    whole,
+)
+from vgs_rl.experiments.comparison.jobs import Job, budget_name, check_jobs, make_jobs, parse_budget
+from vgs_rl.experiments.comparison.report import (
+    as_json,
+    as_markdown,
+    collect,
+    plot_learning,
+    plot_samples,
+    read_reports,
+)
+from vgs_rl.experiments.comparison.worker import run_job
+from vgs_rl.experiments.jobs import run_all
+from vgs_rl.experiments.tables import (
+    machine,
+    print_machine,
+    require_section,
+    write_json,
+    write_section,
+)
+from vgs_rl.files.checkpoint import write_text
+from vgs_rl.plots.plots import save_figure, try_picture
+from vgs_rl.registry import find
+from vgs_rl.samplers.base import Samples
+from vgs_rl.training.config import TRUST_HELP, EvaluationConfig
+
+EXACT = "exact"
+SHOWN = 2_000  # samples in the pictures
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parse(arguments)
+    try:
+        with handling(interrupt):
+            return _compare(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _compare(options: Namespace) -> int:
+    budget = parse_budget(options.budget)
+    root = options.output / budget_name(budget)
+    jobs = make_jobs(
+        options.env.split(","),
+        options.agents.split(","),
+        range(options.seeds),
+        budget,
+        root,
+        device=options.device,
+        threads=options.threads,
+        trust=options.trust,
+    )
+    others = read_reports(options.reports, jobs)
+    check_jobs(jobs)
+    root.mkdir(parents=True, exist_ok=True)
+    processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
+    size = machine(options.threads)
+    print_machine(size)
+    ready = sum(job.finished for job in jobs)
+    print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
+    failed = run_all(jobs, run_job, processes=processes, threads=options.threads)
+    results = collect(jobs, others)
+    if not results:
+        print("error: no run finished", file=sys.stderr)
+        return 1
+    title = f"{budget_name(budget)}, seeds 0 to {options.seeds - 1}"
+    text = as_markdown(results, title, failed)
+    print(f"\n{text}\n")
+    write_text(root / "table.md", text + "\n")
+    contents = {"machine": size, "budget": budget, **as_json(results, failed)}
+    for file in (root / "table.json", options.json):
+        write_json(contents, file)
+    pictures = {env: _pictures(env, jobs, root) for env in results}
+    if options.markdown is not None:
+        page = options.markdown
+        shown = _published(pictures, options.figures, page.parent) if options.figures else ""
+        write_section(page, options.section, text + shown)
+    print(f"table     {root / 'table.md'}, {root / 'table.json'}")
+    for path in (path for paths in pictures.values() for path in paths):
+        print(f"picture   {path}")
+    print(f"curves    tensorboard --logdir {root}")
+    return 1 if failed else 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--env", default="GMM9", help="targets, or configuration files, with commas between")
+    add("--agents", default="vgs,pis,tb,logvar,mala,hmc,ais,pt", help="short names")
+    add("--reports", default="", help="report.json files of other samplers, for more rows")
+    add("--seeds", type=whole(), default=1, help="number of seeds, from 0")
+    limits = "of each run: steps=, energies=, seconds=, updates=; several stand together"
+    add("--budget", default="steps=2e6", help=limits)
+    add("--jobs", type=whole(), default=None, help="runs at a time; by default as many as cores")
+    add("--threads", type=whole(), default=1, help="threads of each run")
+    add("--device", type=device, default="auto", help="auto, cpu or cuda")
+    add("--trust", type=switch, default=False, help=TRUST_HELP)
+    folder = Path("runs/compare")
+    add("--output", type=output_folder, default=folder, help="folder of comparisons")
+    add("--json", type=output_file, default=None, help="also write the JSON table here")
+    add("--markdown", type=output_file, default=None, help="also write the tables into this file")
+    figures = "copy pictures here, linked in --markdown"
+    add("--figures", type=output_folder, default=None, help=figures)
+    add("--section", default="compare", help="its marks: <!-- SECTION:begin -->, …:end -->")
+    options = parser.read(arguments)
+    if options.figures and not options.markdown:
+        raise Mistake("--figures needs --markdown, which shows them")
+    if options.markdown is not None:
+        require_section(options.markdown, options.section)
+    return options
+
+
+def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
+    """Learning curves and final samples of one target, as far as they can be drawn."""
+    mine = [job for job in jobs if job.env == env and job.finished]
+    config = mine[0].config
+    draw = {"learning": _draw_learning, "samples": _draw_samples}
+    paths = []
+    for what, make in draw.items():
+        path = root / f"{env}-{what}.png"
+        path.unlink(missing_ok=True)  # an earlier comparison's
+
+        def write(make: Callable[..., Figure] = make, path: Path = path) -> None:
+            energy = find(config.env).make_energy(**config.env_args)
+            save_figure(make(energy, mine), path)
+
+        try_picture(str(path), write)
+        paths.append(path)
+    return [path for path in paths if path.is_file()]
+
+
+def _draw_learning(energy: Energy, jobs: Sequence[Job]) -> Figure:
+    config = jobs[0].config
+    if config.mdp.temperature != 1.0:  # what is known is known at 1
+        return plot_learning(jobs, None, None)
+    return plot_learning(jobs, energy.log_z, _curve_floor(energy, config.evaluation))
+
+
+@torch.no_grad()
+def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
+    """The samples of each agent's first seed; a file that cannot be read is left out, by name."""
+    exact = _exact(energy) if jobs[0].config.mdp.temperature == 1.0 else None
+    samples = {} if exact is None else {EXACT: exact}
+    for job in jobs:
+        if job.agent not in samples:
+            file = job.folder / "samples.pt"
+            found = try_picture(f"of {file}", lambda file=file: Samples.load(file).x)
+            if found is not None:
+                samples[job.agent] = spread_rows(found, SHOWN).float()
+    energies = {name: energy(x) for name, x in samples.items()}
+    return plot_samples(samples, energies, energy.symmetry, EXACT)
+
+
+def _curve_floor(energy: Energy, evaluation: EvaluationConfig) -> float | None:
+    """TVD-E of as many exact samples against what curves are measured with, where there are any."""
+    if not energy.can_sample:
+        return None
+    # The runs' own reference: its outermost energy sets the width of the bins, so also the floor.
+    progress = EnergyProgress(energy, torch.Generator().manual_seed(evaluation.seed + 5))
+    generator, n = torch.Generator().manual_seed(0), evaluation.validation_samples
+    draws = (energy(energy.sample(n, generator)) for _ in range(8))
+    return float(np.mean([progress.figures(e, None)["eval/tvd_energy"] for e in draws]))
+
+
+def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str:
+    """Copies pictures into a folder of the page's; the lines that show them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for env, paths in pictures.items():
+        for path in paths:
+            copy = folder / f"compare-{path.name.lower()}"
+            shutil.copyfile(path, copy)
+            what = path.stem.partition("-")[2]
+            lines.append(f"\n\n![{env}: {what}]({os.path.relpath(copy, page)})")
+    return "".join(lines)
+
+
+def _exact(energy: Energy) -> Tensor | None:
+    """Exact or reference samples for the pictures, shape (n, D), or None."""
+    if energy.can_sample:
+        return energy.sample(SHOWN, torch.Generator().manual_seed(0)).float()
+    try:
+        return energy.reference("validation")[:SHOWN].float()
+    except NotImplementedError:
+        return None

@@ -1,0 +1,202 @@
+"""Judges trained runs again: their figures beside the floors of exact samples.
+
+python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
+python scripts/evaluate.py --pretrained my_sampler.pt     an exported sampler, or a shipped name
+python scripts/evaluate.py RUN --export my_sampler.pt     one small file for load_sampler()
+python scripts/evaluate.py RUN [RUN ...] [--split validation]     detectors of train_ebm.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vgs_rl.agents import Agent, ValueGradientAgent
+from vgs_rl.evaluation.evaluate import Report, format_comparison
+from vgs_rl.experiments.cli import (
+    STANDARD,
+    Mistake,
+    Parser,
+    command,
+    device,
+    one_of,
+    output,
+    output_file,
+    switch,
+    whole,
+)
+from vgs_rl.experiments.detectors.report import is_detector, judge_runs
+from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
+from vgs_rl.experiments.run import RunConfig, ceilings, judge, judge_smc, open_run
+from vgs_rl.files.checkpoint import write_text
+from vgs_rl.registry import find
+from vgs_rl.samplers.base import Sampler
+from vgs_rl.samplers.oracle import require_exact_values
+from vgs_rl.training.config import TRUST_HELP
+
+FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling")
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parse(arguments)
+    if any(is_detector(run) for run in options.runs):
+        columns = _judge_detectors(options)
+    else:
+        loaded = _load(options)
+        chains = [(run.config.env, run.config.env_args, run.config.mdp) for run in loaded]
+        if options.ceiling and any(chain != chains[0] for chain in chains):
+            raise Mistake("--ceiling needs runs of one target and one chain: call it for each")
+        samplers = {run.title: _checked(options, run) for run in loaded}
+        columns = {}
+        for run in loaded:
+            columns |= _judge(options, run, samplers[run.title])
+        if options.ceiling:
+            columns |= ceilings(loaded[-1].config)
+    text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)
+    if options.json == STANDARD:
+        print(text)
+        return 0
+    print(format_comparison(columns))
+    for title, report in columns.items():
+        for note in report.details.get("notes", []):
+            print(f"note: {title}: {note}", file=sys.stderr)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.json, text + "\n")
+    return 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", help="run folders")
+    add("--pretrained", default=None, help="a shipped sampler, or an exported file")
+    add("--export", type=output_file, default=None, help="write the run's sampler to this file")
+    add("--n", type=whole(2), default=None, help="samples; the run's own number by default")
+    checkpoint = "best or last; best where there is one"
+    add("--checkpoint", type=one_of("best", "last"), default=None, help=checkpoint)
+    add("--resample", type=switch, default=False, help="importance-resample the samples")
+    add("--smc", type=switch, default=False, help="also judge SMC, the learned value as twist")
+    add("--compiled", type=switch, default=False, help="compile the drift of particles first")
+    add("--ceiling", type=switch, default=False, help="also judge the oracle with either drift")
+    split = "of a detector's data: test (by default) or validation"
+    add("--split", type=one_of("test", "validation"), default=None, help=split)
+    add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
+    add("--json", type=output, default=None, help="write the reports here; - is stdout")
+    add("--trust", type=switch, default=False, help=TRUST_HELP)
+    options = parser.read(arguments)
+    options.runs = list(dict.fromkeys(options.runs))
+    if not options.runs and not options.pretrained:
+        raise Mistake("give at least one run folder, or --pretrained NAME")
+    if options.export is not None and (len(options.runs) != 1 or options.pretrained):
+        raise Mistake(f"--export needs exactly one run folder, got {len(options.runs)}")
+    return options
+
+
+def _judge_detectors(options: Namespace) -> dict[str, Report]:
+    detectors = [run for run in options.runs if is_detector(run)]
+    if len(detectors) < len(options.runs) or options.pretrained:
+        raise Mistake("detectors and samplers are judged by different figures: call twice")
+    for name in FOR_SAMPLERS:
+        if getattr(options, name):
+            raise Mistake(f"--{name} is for samplers, got a detector: {detectors[0]}")
+    return judge_runs(
+        detectors,
+        checkpoint=options.checkpoint,
+        split=options.split or "test",
+        device=options.device,
+        trust=options.trust,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A trained sampler: `folder` is its run's, or None."""
+
+    title: str
+    config: RunConfig
+    agent: Agent
+    folder: Path | None
+
+
+def _load(options: Namespace) -> list[_Loaded]:
+    """Every sampler that is to be judged."""
+    loaded = []
+    alone = len(options.runs) + bool(options.pretrained) == 1
+    for run in options.runs:
+        config, agent = open_run(run, options.checkpoint, options.device, trust=options.trust)
+        done = run / "report.json"
+        if done.is_file():  # what the whole training has cost, not the checkpoint's part
+            trained = Report.load(done)
+            agent.counters = counters_of(trained)
+            skipped = trained.details.get("skipped_updates", 0)
+            agent.tally.skipped = torch.tensor(float(skipped))
+        title = "this run" if alone else str(run)
+        loaded.append(_Loaded(title=title, config=config, agent=agent, folder=run))
+    if options.pretrained:
+        if options.checkpoint is not None and alone:
+            raise Mistake("--checkpoint is for run folders, an exported sampler has but one")
+        config, agent, trained = load_pretrained(
+            options.pretrained, options.device or "auto", trust=options.trust
+        )
+        agent.counters = counters_of(trained)
+        title = "this run" if alone else options.pretrained
+        loaded.append(_Loaded(title=title, config=config, agent=agent, folder=None))
+    return loaded
+
+
+def _checked(options: Namespace, run: _Loaded) -> Sampler:
+    """What draws, after everything that is asked of it has been checked; nothing is drawn yet.
+
+    Raises:
+        Mistake: naming option and run.
+    """
+    agent, name = run.agent, run.config.agent.name
+    if options.split is not None:
+        raise Mistake(f"--split is for detectors, got a sampler: {run.folder or run.title}")
+    for option, given in (
+        ("--compiled", options.compiled),
+        ("--smc", options.smc),
+        ("--export", options.export is not None),
+    ):
+        if given and not isinstance(agent, ValueGradientAgent):
+            raise Mistake(f"{option} is for value gradients, got {name}: {run.folder}")
+    sampler: Sampler = agent.sampler()
+    if isinstance(agent, ValueGradientAgent) and options.compiled:
+        sampler = agent.sampler(compiled=True)
+    if options.resample and not sampler.has_weights:
+        raise Mistake(f"--resample needs log-weights, and {name} has none: {run.folder}")
+    if options.smc:
+        agent.mdp.start.require_density("--smc")
+    if options.ceiling:
+        require_exact_values(agent.mdp.energy, agent.mdp.temperature)
+    return sampler
+
+
+def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Report]:
+    """The run's columns; exports it, too, if that is asked for."""
+    config, agent = run.config, run.agent
+    report = judge(
+        config,
+        find(config.env),
+        agent,
+        n=options.n,
+        resample=options.resample,
+        sampler=sampler,
+        progress_bar=True,
+    )
+    columns = {run.title: report}
+    if options.export is not None and run.folder and isinstance(agent, ValueGradientAgent):
+        yaml = (run.folder / "config.yaml").read_text(encoding="utf-8")
+        options.export.parent.mkdir(parents=True, exist_ok=True)
+        export_sampler(yaml, agent, report, options.export)
+    if options.smc:
+        columns[f"{run.title}, SMC"] = judge_smc(config, agent, n=options.n)
+    return columns

@@ -1,0 +1,96 @@
+"""Trains an agent on a target, judges it and writes a run folder.
+
+    python scripts/train.py --config configs/gmm9.yaml --agent.lr 1e-3 --seed 1
+    python scripts/train.py --env my_module:Rings --mdp.num_steps 10 --budget.updates 1000
+    python scripts/train.py --resume runs/GMM9/vgs/0
+
+Every option is listed by --help; unknown or contradictory ones are refused by name. A file that
+names a module of your own needs --trust true; what you type yourself does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vgs_rl.agents.base import handling, interrupt
+from vgs_rl.envs.configured import tuned_config
+from vgs_rl.evaluation.evaluate import format_comparison
+from vgs_rl.experiments.cli import STANDARD, command, output, switch
+from vgs_rl.experiments.run import (
+    RunConfig,
+    ceilings,
+    config_of,
+    parse_run,
+    resolved_yaml,
+    run_parser,
+    train,
+)
+from vgs_rl.registry import find
+from vgs_rl.samplers.oracle import require_exact_values
+from vgs_rl.training.config import ConfigError, resumed
+from vgs_rl.trust import admit_typed
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = run_parser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--resume", type=Path, default=None, help="run folder to go on with")
+    add("--overwrite", type=switch, default=False, help="replace an existing run folder")
+    add("--ceiling", type=switch, default=False, help="also judge the oracle with either drift")
+    add("--progress", type=switch, default=True, help="show a progress bar")
+    add("--json", type=output, default=None, help="also write the report here; - is stdout")
+    folder, out = None, sys.stdout
+    own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
+    try:
+        arguments = resumed(arguments)
+        options = parse_run(arguments, parser)
+        if options.resume is not None and options.overwrite:
+            raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
+        config = config_of(options)
+        folder = options.resume or config.folder
+        if options.ceiling:
+            energy = find(config.env).make_energy(**config.env_args)
+            require_exact_values(energy, config.mdp.temperature)
+        text = resolved_yaml(arguments, parser, without=own)
+        out = sys.stderr if options.json == STANDARD else sys.stdout
+        if options.resume is None:
+            print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
+            tuned = None if options.config else tuned_config(config.env)
+            if tuned is not None:
+                print(
+                    f"note: chain and agent are defaults; those found for {config.env} are in "
+                    f"--config configs/{tuned}.yaml",
+                    file=out,
+                )
+        with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
+            report = train(
+                config,
+                text,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                progress_bar=options.progress,
+                trust=admit_typed(arguments, RunConfig),
+            )
+        if report is None:
+            raise KeyboardInterrupt
+        columns = {"this run": report}
+        if options.ceiling:
+            columns |= ceilings(config)
+        print(format_comparison(columns), file=out)
+        print(f"report    {folder / 'report.json'}", file=out)
+        for picture in sorted((folder / "figures").glob("*.png")):
+            print(f"picture   {picture}", file=out)
+        print(f"curves    tensorboard --logdir {config.output}", file=out)
+        if options.json == STANDARD:
+            print(report.as_json())
+        elif options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            report.save(options.json)
+    except KeyboardInterrupt:
+        begun = folder is not None and (folder / "config.yaml").is_file()
+        print(f"stopped; go on with: train.py --resume {folder}" if begun else "stopped", file=out)
+        return 130
+    return 0

@@ -1,0 +1,101 @@
+"""Trains an energy-based model as an anomaly detector, judges it, and compares it in one table.
+
+    python scripts/train_ebm.py --config configs/ebm_digits.yaml --seeds 3 --compare true
+    python scripts/train_ebm.py --config configs/ebm_textures.yaml --part gravel --seed 1
+    python scripts/train_ebm.py --config configs/mvtec.yaml --data.folder DIR
+    python scripts/train_ebm.py --resume runs/digits
+
+Every option is listed by --help; unknown or contradictory ones are refused by name. Ctrl-C stops
+every run at a checkpoint. `evaluate.py` judges single runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from vgs_rl.agents.base import handling, interrupt
+from vgs_rl.experiments.cli import STANDARD, command, output, switch, whole
+from vgs_rl.experiments.detectors.jobs import (
+    DetectorConfig,
+    config_of,
+    detector_parser,
+    make_jobs,
+    reopen,
+    run_all,
+    saved_config,
+)
+from vgs_rl.experiments.detectors.report import as_markdown, collect, write
+from vgs_rl.experiments.tables import machine, write_json
+from vgs_rl.files.lock import FolderLock
+from vgs_rl.training.config import ConfigError, as_yaml, parse, resumed
+from vgs_rl.training.folder import clear, make_folders, write_config
+from vgs_rl.training.resume import require_same_run
+from vgs_rl.trust import names_of
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = detector_parser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--resume", type=Path, default=None, help="experiment folder to go on with")
+    add("--overwrite", type=switch, default=False, help="replace an existing experiment folder")
+    add("--jobs", type=whole(0), default=0, help="trainings at a time; 0 is one for each core")
+    add("--progress", type=switch, default=True, help="show a progress bar")
+    add("--json", type=output, default=None, help="also write the table here; - is stdout")
+    folder, out = None, sys.stdout
+    own = ("config", "resume", "overwrite", "jobs", "progress", "json")
+    try:
+        arguments = resumed(arguments)
+        options = parse(parser, arguments)
+        if options.resume is not None and options.overwrite:
+            raise ConfigError(
+                "--overwrite true starts an experiment, and --resume goes on: give one"
+            )
+        config = config_of(options)
+        folder = options.resume or config.folder
+        text = as_yaml(parser, arguments, own)
+        trust = options.trust or names_of(text, DetectorConfig)
+        was = None if options.resume is None else saved_config(folder, trust)
+        if was is not None:
+            require_same_run(was, config, folder)
+        if folder != config.folder:
+            raise ConfigError(f"--resume {folder}: the folder was moved from {config.folder}")
+        for part in config.parts:
+            config.data.load(part, config.seed)  # what is missing is said before anything starts
+        out = sys.stderr if options.json == STANDARD else sys.stdout
+        size = machine(1)
+        jobs = make_jobs(config, trust=trust)
+        make_folders(folder, "experiment")
+        with FolderLock(folder), handling(interrupt):
+            if was is None:
+                clear(folder, overwrite=options.overwrite, what="experiment")
+            else:
+                reopen(was, config, jobs)
+            write_config(folder, text)
+            finished = sum(job.finished for job in jobs)
+            print(f"{len(jobs)} trainings into {folder}, {finished} finished before", file=out)
+            processes = options.jobs or os.cpu_count() or 1
+            failed = run_all(config, jobs, processes, bar=options.progress)
+            entries = collect(config, jobs)
+            if not entries:
+                reasons = "; ".join(failed.values())
+                print(f"error: no method has a report of every part: {reasons}", file=sys.stderr)
+                return 1
+            content = write(config, entries, size, failed)
+        print(f"\n{as_markdown(config, entries, failed)}\n", file=out)
+        print(f"table     {folder / 'table.md'}, {folder / 'table.json'}", file=out)
+        print(f"pictures  {jobs[0].folder / 'figures'} and so on", file=out)
+        print(f"curves    tensorboard --logdir {folder}", file=out)
+        if options.json == STANDARD:
+            print(json.dumps(content, indent=2))
+        else:
+            write_json(content, options.json)
+    except KeyboardInterrupt:
+        begun = folder is not None and (folder / "config.yaml").is_file()
+        print(f"stopped; go on with: train_ebm.py --resume {folder}" if begun else "stopped")
+        return 130
+    return 1 if failed else 0

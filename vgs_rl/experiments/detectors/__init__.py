@@ -1,0 +1,1 @@
+"""Energy-based models as anomaly detectors, side by side."""

@@ -1,0 +1,1 @@
+"""Pictures: of chains, particles, detections and comparisons."""

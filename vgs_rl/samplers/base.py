@@ -1,0 +1,296 @@
+"""Samplers: anything that draws x, with exact log-weights where it knows them."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vgs_rl.checks import count_of, generator_of
+from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.samplers.memory import keep_freed_memory
+from vgs_rl.threads import map_in_threads
+from vgs_rl.trust import Trust
+from vgs_rl.weights import cleaned, dead_paths, log_z_estimate, systematic_resample
+
+
+@dataclass(kw_only=True)
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        x: states, shape (n, D).
+        log_weight: log w with E[w] = Z, shape (n,), or None where the sampler has no weights. NaN
+            does not occur: a weight that is not known is 0.
+        energy_evaluations: states at which E or ∇E was evaluated to draw them.
+        temperature: tau of the density exp(-E/tau)/Z that they are samples of.
+        independent: whether each row is a path of its own. If not, as after resampling, the mean
+            weight is unbiased for Z still, but E[log w] and effective sample sizes mean nothing.
+    """
+
+    x: Tensor
+    log_weight: Tensor | None
+    energy_evaluations: int
+    temperature: float = 1.0
+    independent: bool = True
+
+    def save(self, path: Path | str) -> None:
+        """Writes them to a file for :meth:`load`."""
+        save_checkpoint(path, vars(self), kind="samples")
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Samples:
+        """Samples from a file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or holds something else.
+        """
+        state = load_checkpoint(path, device, kind="samples")
+        if state.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError(f"{path} holds no samples, but {', '.join(state)}")
+        return cls(**state)
+
+
+class Sampler(ABC):
+    """Draws samples of one target.
+
+    A subclass writes :meth:`_draw`; chunking (bounded memory) and resampling are done here.
+    Drawing moves no counter of an MDP, which is training's: what it costs is in the samples.
+
+    Attributes:
+        device: where the samples live and the generator must be.
+        temperature: tau of the density exp(-E/tau)/Z that is sampled. Exact samples, log Z and mode
+            weights of an energy are those at 1.
+        has_weights: whether samples have log-weights.
+        has_reverse_weights: whether :meth:`reverse_log_weight` works.
+        chunk_size: most samples drawn at once.
+        progress_bar: whether to show one over the chunks.
+    """
+
+    device: torch.device = torch.device("cpu")
+    temperature: float = 1.0
+    has_weights: bool = True
+    has_reverse_weights: bool = False
+    chunk_size: int = 16_384
+    progress_bar: bool = False
+
+    @abstractmethod
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        """N samples at once."""
+
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
+        for size in sizes:
+            yield self._draw(size, generator)
+
+    def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no reverse weights")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | int = 0,
+        *,
+        resample: bool = False,
+        oversample: int = 4,
+    ) -> Samples:
+        """Draws n samples, in chunks of at most ``chunk_size``.
+
+        Args:
+            n: number of samples.
+            generator: a generator on this sampler's device, or a seed.
+            resample: draw `oversample` times as many and keep n by systematic importance
+                resampling: asymptotically exact samples, with duplicates. Each kept sample then
+                carries the same log-weight, the estimate of log Z, which is still unbiased for Z.
+                States of weight 0 are never kept, and a warning says how many there were.
+            oversample: see `resample`.
+
+        Raises:
+            ValueError: if n or oversample is below 1, the generator is on another device, or
+                `resample` is asked of a sampler without weights, or of weights of which one is
+                infinite or all are 0.
+        """
+        n, oversample = count_of("n", n), count_of("oversample", oversample)
+        generator = generator_of(generator, self.device)
+        if resample and not self.has_weights:
+            raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
+        total = n * oversample if resample else n
+        sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
+        chunks = []
+        with tqdm(
+            total=total, unit="sample", leave=False, disable=not self.progress_bar
+        ) as progress:
+            for chunk in self._draw_chunks(sizes, generator):
+                chunks.append(chunk)
+                progress.update(len(chunk.x))
+        samples = Samples(
+            x=torch.cat([chunk.x for chunk in chunks]),
+            log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
+            energy_evaluations=sum(chunk.energy_evaluations for chunk in chunks),
+            temperature=self.temperature,
+            independent=all(chunk.independent for chunk in chunks),
+        )
+        return self._resampled(samples, n, generator) if resample else samples
+
+    def _resampled(self, samples: Samples, n: int, generator: torch.Generator) -> Samples:
+        if samples.log_weight is None:  # a sampler that does not say so
+            raise ValueError(f"resample needs log-weights, and {type(self).__name__} has none")
+        chosen = systematic_resample(samples.log_weight, n, generator)
+        if dead := dead_paths(samples.log_weight):
+            warnings.warn(
+                f"{dead:,} of {len(samples.x):,} log-weights are NaN or -inf: these states have "
+                "weight 0 and are not kept",
+                stacklevel=4,  # what called sample
+            )
+        return replace(
+            samples,
+            x=samples.x[chosen],
+            log_weight=log_z_estimate(samples.log_weight).expand(n),
+            independent=False,
+        )
+
+
+class DrawnSampler(Sampler):
+    """Hands out samples that were drawn before, in their order and each of them once.
+
+    Args:
+        samples: what was drawn.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples, self.device = samples, samples.x.device
+        self.temperature = samples.temperature
+        self.has_weights = samples.log_weight is not None
+        self.given = 0
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        rows = slice(self.given, self.given + n)
+        x, log_weight = self.samples.x[rows], self.samples.log_weight
+        if len(x) < n:
+            raise ValueError(f"n must be at most {len(x)}, as many samples are left, got {n}")
+        self.given += n
+        return replace(
+            self.samples,
+            x=x,
+            log_weight=None if log_weight is None else log_weight[rows],
+            energy_evaluations=round(self.samples.energy_evaluations * n / len(self.samples.x)),
+        )
+
+
+def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return cleaned(torch.cat(present)) if present else None
+
+
+def pilot_generator(device: torch.device, seed: int = 0) -> torch.Generator:
+    """A generator for a pilot run: no draw from `seed`, or from any other, shares its numbers."""
+    (stream,) = np.random.SeedSequence(seed).spawn(1)
+    state = int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(state)
+
+
+class ChainSampler(Sampler):
+    """Runs a policy through an MDP: every RL agent's sampler.
+
+    Its samples have weights unless the MDP's start has no density, or a step has no noise.
+
+    Args:
+        mdp: the chain.
+        policy: the control.
+        noise_scale: factor on every rho_t, or one for each, shape (T,). Less noise than the policy
+            is meant for gives states of too little energy, which some published tables report.
+    """
+
+    def __init__(
+        self, mdp: SamplingMDP, policy: Policy, *, noise_scale: float | Tensor = 1.0
+    ) -> None:
+        self.mdp, self.policy, self.noise_scale = mdp, policy, noise_scale
+        as_configured = isinstance(noise_scale, float) and noise_scale == 1.0
+        noisy = bool((torch.as_tensor(noise_scale) > 0).all())
+        self.has_weights = mdp.start.has_density and noisy
+        self.has_reverse_weights = mdp.start.has_density and as_configured
+        self.device, self.temperature = mdp.device, mdp.temperature
+        # A CPU's caches hold the activations of about this many rows; a GPU wants many.
+        few = min(2048, max(64, 80_000 // mdp.dim))
+        self.chunk_size = few if mdp.device.type == "cpu" else 65_536
+
+    def _draw(self, n: int, generator: torch.Generator) -> Samples:
+        with self.mdp.uncounted() as used:
+            return replace(self._episodes(n, generator), energy_evaluations=used())
+
+    def _episodes(self, n: int, generator: torch.Generator) -> Samples:
+        """N episodes at once; what they cost is not known to it."""
+        rollout = self.mdp.rollout(self.policy, n, generator, noise_scale=self.noise_scale)
+        log_weight = rollout.log_weight if self.has_weights else None
+        return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=0)
+
+    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
+        """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
+
+        Every chunk has a generator of its own, so the samples do not depend on the threads. The
+        threads have the calling one evaluate an energy that is not `thread_safe`; a policy that
+        may evaluate it in another way, since it does not say that it is `thread_safe`, runs in the
+        calling thread altogether.
+        """
+        if len(sizes) == 1 or self.device.type != "cpu":
+            yield from super()._draw_chunks(sizes, generator)
+            return
+        keep_freed_memory()
+        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
+
+        def draw(chunk: tuple[int, int]) -> Samples:
+            size, seed = chunk
+            with torch.no_grad():  # which is a thread's own
+                return self._episodes(size, torch.Generator().manual_seed(seed))
+
+        safe = self.mdp.energy.thread_safe or getattr(self.policy, "thread_safe", False)
+        with self.mdp.uncounted() as used:
+            chunks = map_in_threads(draw, list(zip(sizes, seeds, strict=True)), alone=not safe)
+            for i, chunk in enumerate(chunks, 1):
+                # Threads share the MDP's counter, so only the sum is known, at the end.
+                yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
+
+    @torch.no_grad()
+    def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """See :meth:`Sampler.reverse_log_weight`."""
+        parts = x.split(self.chunk_size)
+        with self.mdp.uncounted():
+            weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
+        return torch.cat(weights)
+
+
+def load_sampler(
+    name: str | Path, device: str = "auto", *, compiled: bool = False, trust: Trust = False
+) -> Sampler:
+    """A trained sampler that the package ships, or one from an exported file.
+
+    Args:
+        name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
+            of a shipped one (``vgs_rl.agents.shipped_samplers()`` lists them).
+        device: `auto`, `cpu` or `cuda`.
+        compiled: of a particle system: compile the drift at the first call, which takes about a
+            minute and halves what many samples take
+            (:class:`vgs_rl.networks.compiled.CompiledValue`).
+        trust: True imports what the file names, though it is not this package's, such as the
+            module of an energy of your own (:mod:`vgs_rl.trust`); False refuses it.
+
+    Raises:
+        FileNotFoundError: if there is none of that name.
+        ValueError: if the file is damaged, its drift cannot be compiled, or it names foreign code
+            without `trust`.
+    """
+    pretrained = importlib.import_module("vgs_rl.experiments.pretrained")
+    agent = pretrained.load_pretrained(name, device, trust=trust)[1]
+    sampler: Sampler = agent.sampler(compiled=compiled)
+    return sampler

@@ -1,0 +1,1 @@
+"""What a training needs around its algorithm: configuration, run folder, resuming, event files."""
