@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from vgs_rl.energy import Particles
 from vgs_rl.evaluation.particles import positions
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.plots import panels as draw
 from vgs_rl.plots.panels import View
 from vgs_rl.plots.particles import LIGHT, particle_radius, reference_states
-from vgs_rl.plots.plots import panels as draw
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]

@@ -36,12 +36,9 @@ def run_until_ctrl_c(script: str, *arguments: object, folder: Path, metrics: Pat
     return out
 
 
-def load(script: str) -> ModuleType:
-    """A script or a module beside the scripts, imported as they import each other."""
-    folder = str(ROOT / "scripts")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(script)
+def load(name: str) -> ModuleType:
+    """A module of the experiments, such as `commands.train`."""
+    return importlib.import_module(f"vgs_rl.experiments.{name}")
 
 
 def _start(script: str, *arguments: object, folder: Path) -> subprocess.Popen[Any]:

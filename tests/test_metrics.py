@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vgs_rl.evaluation.evaluate import metrics
+from vgs_rl.evaluation import metrics
 
 
 def normal(n: int, dim: int | None = None, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from springs import Springs
 from torch import Tensor
 
 from vgs_rl import Particles
-from vgs_rl.evaluation.evaluate import metrics, particles
+from vgs_rl.evaluation import metrics, particles
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_figures
 from vgs_rl.evaluation.particles import (
     geometric_cost,

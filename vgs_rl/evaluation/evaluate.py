@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy, Split
-from vgs_rl.evaluation.evaluate import metrics
+from vgs_rl.evaluation import metrics
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_figures
 from vgs_rl.evaluation.particles import pair_distances, transformed
 from vgs_rl.evaluation.path_metrics import log_z_figure, path_figures, upper_figures

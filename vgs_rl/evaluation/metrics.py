@@ -2,8 +2,8 @@
 
 None of them means much alone: each depends on sample counts, bins or regularisation, so
 :func:`vgs_rl.evaluation.evaluate.evaluate` puts every one beside its floor, the same figure for
-an equally large set of exact samples. Estimates that come from log-weights (log Z, ELBO, EUBO) are in
-:mod:`vgs_rl.weights`; only the path-ESS, which needs batches, is here.
+an equally large set of exact samples. Estimates that come from log-weights (log Z, ELBO, EUBO) are
+in :mod:`vgs_rl.weights`; only the path-ESS, which needs batches, is here.
 """
 
 from __future__ import annotations

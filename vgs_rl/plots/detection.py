@@ -19,7 +19,7 @@ from vgs_rl.evaluation.detection import (
     score_features,
     score_maps,
 )
-from vgs_rl.plots.plots import panels as draw
+from vgs_rl.plots import panels as draw
 
 ROWS = ("image", "mask", "score")
 COLOURS = {

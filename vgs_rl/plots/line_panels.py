@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.plots import panels as draw
 from vgs_rl.plots.panels import Array, Limits
-from vgs_rl.plots.plots import panels as draw
 
 BINS = 40
 CELLS = 300  # of a density that is known at every point

@@ -22,9 +22,9 @@ from torch import Tensor
 from vgs_rl.energy import Energy
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.plots import line_panels
+from vgs_rl.plots import panels as draw
 from vgs_rl.plots.panels import Limits, Records, View
-from vgs_rl.plots.plots import line_panels
-from vgs_rl.plots.plots import panels as draw
 
 T = TypeVar("T")
 Drawing = Callable[[], Figure]

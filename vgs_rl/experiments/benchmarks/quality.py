@@ -8,6 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import torch
+
+from vgs_rl import find
+from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.evaluation.report import OWN_FLOORS, format_value, own_floor
 from vgs_rl.experiments.benchmarks.runs import (
     COSTS,
     TrainedRun,
@@ -20,17 +26,7 @@ from vgs_rl.experiments.benchmarks.runs import (
     then_mala,
     trained_run,
 )
-from vgs_rl.files.shipped import CONFIGS
-from vgs_rl.training.config import read_yaml
-
-from vgs_rl.experiments.cli import Mistake, output_file  # isort: skip
-
-import numpy as np
-import torch
-
-from vgs_rl import find
-from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.evaluation.report import OWN_FLOORS, format_value, own_floor
+from vgs_rl.experiments.cli import Mistake, output_file
 from vgs_rl.experiments.comparison.jobs import check_jobs, make_jobs
 from vgs_rl.experiments.comparison.worker import run_job
 from vgs_rl.experiments.run import (
@@ -49,6 +45,8 @@ from vgs_rl.experiments.tables import (
     write_json,
     write_section,
 )
+from vgs_rl.files.shipped import CONFIGS
+from vgs_rl.training.config import read_yaml
 
 SAMPLED = ("gmm9", "gmm25", "gmm40", "funnel10", "manywell32")
 

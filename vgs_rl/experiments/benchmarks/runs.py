@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vgs_rl.experiments.cli import Mistake  # isort: skip
-
 import torch
 
 from vgs_rl import find
@@ -22,6 +20,7 @@ from vgs_rl.agents import (
 )
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol
+from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.pretrained import counters_of, load_pretrained, shipped_samplers
 from vgs_rl.experiments.run import (
     RunConfig,

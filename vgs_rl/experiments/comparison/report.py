@@ -23,7 +23,7 @@ from vgs_rl.evaluation.particles import pair_distances
 from vgs_rl.evaluation.report import OWN_FLOORS, format_value, own_floor
 from vgs_rl.experiments.comparison.jobs import BASELINES, CompareError, Job
 from vgs_rl.experiments.tables import Table, format_cell, markdown_table
-from vgs_rl.plots.plots import panels as draw
+from vgs_rl.plots import panels as draw
 
 # The figures shown, and whether more is better.
 FIGURES = {

@@ -1,0 +1,105 @@
+"""The architecture: rooms in layers, imports only downwards, nothing too large to read."""
+
+import ast
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for room in ("vgs_rl", "envs", "agents", "scripts") for path in (ROOT / room).rglob("*.py")
+)
+# Lowest first. A prefix stands for everything below it that has no prefix of its own.
+LAYERS = [
+    ("vgs_rl.checks",),
+    ("vgs_rl.files", "vgs_rl.configs"),
+    ("vgs_rl",),  # the theory's nouns: energy, chain, MDP, start, weights, registry
+    ("vgs_rl.networks",),
+    ("vgs_rl.samplers",),
+    ("vgs_rl.ebm",),
+    ("vgs_rl.evaluation",),
+    ("vgs_rl.plots",),
+    ("vgs_rl.training",),
+    ("vgs_rl.envs", "vgs_rl.agents"),
+    ("vgs_rl.experiments",),
+]
+LAYER = {prefix: level for level, prefixes in enumerate(LAYERS) for prefix in prefixes}
+# The package's face shows what is above it; importing it registers the targets.
+FACE = ROOT / "vgs_rl" / "__init__.py"
+
+
+def module_of(path: Path) -> str:
+    room, *rest = path.relative_to(ROOT).with_suffix("").parts
+    parts = [room] if room == "vgs_rl" else ["vgs_rl", room]
+    return ".".join([*parts, *(part for part in rest if part != "__init__")])
+
+
+def layer_of(module: str) -> int:
+    """The layer of the longest prefix that is in the list."""
+    parts = module.split(".")
+    known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next(LAYER[name] for name in known if name in LAYER)
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a module imports, at its top or within a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path.name}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith("vgs_rl.")}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name != "scripts"], ids=name)
+def test_imports_go_down_the_layers(path: Path) -> None:
+    if path == FACE:
+        return
+    here = layer_of(module_of(path))
+    assert not {each for each in own(imports_of(path)) if layer_of(each) > here}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name)
+def test_nothing_imports_a_second_copy_of_a_room(path: Path) -> None:
+    assert not {each for each in imports_of(path) if each.split(".")[0] in ("envs", "agents")}
+
+
+def test_the_tests_see_imports_within_functions_and_name_layers(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from vgs_rl import envs\n    import agents.base\n")
+    assert imports_of(path) == {"vgs_rl.envs", "agents.base"}
+    assert layer_of("vgs_rl.envs.targets.gaussian") > layer_of("vgs_rl.mdp.SamplingMDP")
+    assert layer_of("vgs_rl.checks.count_of") < layer_of("vgs_rl.files.lock")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_a_module_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_a_folder_is_seen_at_one_glance() -> None:
+    folders = {path.parent for path in SOURCES}
+    sizes = {name(each): len([*each.glob("[!_]*.py")]) for each in folders}
+    assert {folder: size for folder, size in sizes.items() if size > 13} == {}
+
+
+def test_scripts_are_faces() -> None:
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 66, path
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name != "scripts"], ids=name)
+def test_examples_in_docstrings_run(path: Path) -> None:
+    assert doctest.testmod(importlib.import_module(module_of(path))).failed == 0
