@@ -1,4 +1,4 @@
-"""Agents that learn to sample, and the samplers they are judged against."""
+"""Agents that learn to sample, and the samplers they are evaluated against."""
 
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.ebm.negatives import (
@@ -13,7 +13,7 @@ from vgs_rl.agents.path.trajectory_balance import LogVarianceConfig, TrajectoryB
 from vgs_rl.agents.rl.sb3 import SB3Agent, SB3Config
 from vgs_rl.agents.rl.tianshou_agent import TianshouAgent, TianshouConfig
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
-from vgs_rl.agents.value_gradient.rules import GradientMatching, ValueRule
+from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueObjective
 from vgs_rl.agents.value_gradient.td import TD0, SoftBellman
 from vgs_rl.networks.config import (
     ClusterNetwork,
@@ -22,19 +22,19 @@ from vgs_rl.networks.config import (
     PublishedNetwork,
 )
 from vgs_rl.networks.policies import ValueGradientPolicy
-from vgs_rl.samplers.annealed import AnnealedSampler
+from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.langevin import HMCSampler, ULASampler
 from vgs_rl.samplers.mala import MALASampler, RefinedSampler
 from vgs_rl.samplers.oracle import ExactSampler, oracle_sampler
 from vgs_rl.samplers.tempering import ParallelTempering
-from vgs_rl.samplers.twisted import SMCSampler
+from vgs_rl.samplers.twisted import TwistedSMC
 
 __all__ = [
     "TD0",
     "Agent",
     "AgentConfig",
     "AgentNegatives",
-    "AnnealedSampler",
+    "AnnealedSMC",
     "ClusterNetwork",
     "EBMConfig",
     "EBMTrainer",
@@ -54,15 +54,15 @@ __all__ = [
     "RefinedSampler",
     "SB3Agent",
     "SB3Config",
-    "SMCSampler",
     "SoftBellman",
     "TianshouAgent",
     "TianshouConfig",
     "TrajectoryBalanceConfig",
+    "TwistedSMC",
     "ULASampler",
     "ValueGradientAgent",
     "ValueGradientConfig",
     "ValueGradientPolicy",
-    "ValueRule",
+    "ValueObjective",
     "oracle_sampler",
 ]

@@ -309,7 +309,7 @@ class Agent(ABC):
                 self.mdp.generator(evaluation.seed + 5),
                 temperature=self.mdp.temperature,
             )
-        self._record(folder, self._energy_progress.figures(energies, samples.log_weight))
+        self._record(folder, self._energy_progress.metrics(energies, samples.log_weight))
         step = self.counters.env_steps
         for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
             folder.histogram(name, values, step)

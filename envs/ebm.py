@@ -1,7 +1,7 @@
 """Environments whose energy is a trainable network, which changes while agents act in them.
 
 They are the :class:`~vgs_rl.envs.sampling.SamplingEnv` and its vector form in all but the energy:
-rewards and figures are those of the energy as it is at the step that ends an episode. It changes
+rewards and metrics are those of the energy as it is at the step that ends an episode. It changes
 in one of two ways. Whoever trains it (`vgs_rl.agents.EBMTrainer`) shares the environment's MDP, or
 hands its parameters over (`update_energy`). Or the environment trains it itself, with `learner`:
 terminal states are negatives, and as soon as there are enough of them the energy takes a step of

@@ -20,7 +20,7 @@ ENERGY_LIMIT = 1e6  # in units of tau: up to here the reward holds E as it is
 
 
 class Outcome(NamedTuple):
-    """One step of a batch: rewards (n,), episodes that ended (n,), and their figures."""
+    """One step of a batch: rewards (n,), episodes that ended (n,), and their metrics."""
 
     reward: Array
     ended: Array

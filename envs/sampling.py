@@ -306,7 +306,7 @@ class SamplingVectorEnv(_Face, VectorEnv[Array, Array, Array]):
     Infos: in every autoreset mode `log_weight` and `energy`, float64 arrays of shape (num_envs,),
     with the masks `_log_weight` and `_energy` of the episodes that ended in this step. In
     SAME_STEP mode `final_obs`, shaped like the observations, holds those before the reset and
-    `final_info` the same figures again, both with masks.
+    `final_info` the same metrics again, both with masks.
 
     Attributes:
         mdp: the MDP underneath, shared with whoever fits its start or noise scales.
@@ -498,7 +498,7 @@ def _weight_key(episodes: Episodes) -> str:
 
 
 def _terminal_infos(outcome: Outcome, key: str) -> dict[str, Any]:
-    """The figures of episodes that ended, in new arrays, each with its mask."""
+    """The metrics of episodes that ended, in new arrays, each with its mask."""
     if outcome.energy is None or outcome.log_weight is None:
         return {}
     return {

@@ -27,7 +27,7 @@ from vgs_rl.agents import (
     TrajectoryBalanceConfig,
     ValueGradientAgent,
     ValueGradientConfig,
-    ValueRule,
+    ValueObjective,
     oracle_sampler,
 )
 from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
@@ -55,27 +55,27 @@ def small_mdp(energy: object = None, num_steps: int = 10) -> SamplingMDP:
 
 
 def small_agent(
-    rule: ValueRule | None = None, mdp: SamplingMDP | None = None, **options: object
+    objective: ValueObjective | None = None, mdp: SamplingMDP | None = None, **options: object
 ) -> ValueGradientAgent:
-    rule = rule or GradientMatching(
+    objective = objective or GradientMatching(
         batch_size=256, refresh_every=10, refresh_size=256, first_size=512, capacity=2048
     )
     options.setdefault("network", MLPNetwork(width=32, depth=2))
-    config = ValueGradientConfig(rule=rule, prior_std=2.0, **options)  # type: ignore[arg-type]
+    config = ValueGradientConfig(objective=objective, prior_std=2.0, **options)  # type: ignore[arg-type]
     return ValueGradientAgent(mdp or small_mdp(), config, seed=3)
 
 
 def matching(agent: ValueGradientAgent) -> GradientMatchingLearner:
-    assert isinstance(agent.rule, GradientMatchingLearner)
-    return agent.rule
+    assert isinstance(agent.objective, GradientMatchingLearner)
+    return agent.objective
 
 
 def trajectories(agent: ValueGradientAgent) -> TrajectoryLearner:
-    assert isinstance(agent.rule, TrajectoryLearner)
-    return agent.rule
+    assert isinstance(agent.objective, TrajectoryLearner)
+    return agent.objective
 
 
-def gaussian_agent(rule: ValueRule, drift: str) -> tuple[ValueGradientAgent, SamplingMDP]:
+def gaussian_agent(objective: ValueObjective, drift: str) -> tuple[ValueGradientAgent, SamplingMDP]:
     """An agent whose untrained network is the exact value, with the exact noise scales."""
     target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), 4.0))
     config = MDPConfig(num_steps=4, schedule=ScheduleConfig(kind="constant", first=0.3))
@@ -85,7 +85,7 @@ def gaussian_agent(rule: ValueRule, drift: str) -> tuple[ValueGradientAgent, Sam
         covariance = after / mdp.chain.a[t]
         mdp.rho[t] = ((after - covariance**2 / before) / mdp.chain.sigma[t] ** 2).sqrt()
     config = ValueGradientConfig(
-        rule=rule, prior_std=2.0, drift=drift, network=MLPNetwork(width=8, depth=1)
+        objective=objective, prior_std=2.0, drift=drift, network=MLPNetwork(width=8, depth=1)
     )  # type: ignore[arg-type]
     return ValueGradientAgent(mdp, config), mdp
 
@@ -96,37 +96,37 @@ def elbo(agent: ValueGradientAgent, n: int = 4000) -> float:
     return float(log_weight.mean())
 
 
-# --- the rules' targets, at the exact value -----------------------------------------------------
+# --- the objectives' targets, at the exact value -------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [SoftBellman(draws=3), TD0(control_variate=True)])
-def test_backup_reproduces_the_exact_value_without_variance(rule: TD0 | SoftBellman) -> None:
-    agent, mdp = gaussian_agent(rule, "posterior")
+@pytest.mark.parametrize("objective", [SoftBellman(draws=3), TD0(control_variate=True)])
+def test_backup_reproduces_the_exact_value_without_variance(objective: TD0 | SoftBellman) -> None:
+    agent, mdp = gaussian_agent(objective, "posterior")
     x = mdp.noise(200, mdp.generator(0)) * 2
     t = torch.arange(200) % mdp.num_steps
-    target = rule.target(agent, x, t)
+    target = objective.target(agent, x, t)
     torch.testing.assert_close(target, agent.average.value(x, t).detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_td_target_has_the_exact_value_as_its_mean() -> None:
-    rule = TD0()
-    agent, mdp = gaussian_agent(rule, "posterior")
+    objective = TD0()
+    agent, mdp = gaussian_agent(objective, "posterior")
     x = mdp.noise(5, mdp.generator(0)).repeat(20_000, 1)
     for step in range(mdp.num_steps):
         t = torch.full((len(x),), step)
-        draws = rule.target(agent, x, t).view(20_000, 5)
+        draws = objective.target(agent, x, t).view(20_000, 5)
         exact = agent.average.value(x[:5], step).detach()
         error = draws.std(0) / math.sqrt(len(draws))
         assert ((draws.mean(0) - exact).abs() < 4.5 * error + 1e-9).all()
 
 
 def test_soft_backup_is_exact_in_expectation_of_its_exponential_for_the_bellman_drift() -> None:
-    rule = SoftBellman(draws=1)
-    agent, mdp = gaussian_agent(rule, "bellman")
+    objective = SoftBellman(draws=1)
+    agent, mdp = gaussian_agent(objective, "bellman")
     x = (mdp.noise(4, mdp.generator(0)) * 0.5).repeat(50_000, 1)
     for step in (0, mdp.num_steps - 1):  # the last step reads the energy's own gradient
         t = torch.full((len(x),), step)
-        weights = torch.exp(-rule.target(agent, x, t)).view(50_000, 4)
+        weights = torch.exp(-objective.target(agent, x, t)).view(50_000, 4)
         exact = torch.exp(-agent.average.value(x[:4], step)).detach()
         error = weights.std(0) / math.sqrt(len(weights))
         assert ((weights.mean(0) - exact).abs() < 4.5 * error).all()
@@ -136,9 +136,11 @@ def test_soft_backup_is_exact_in_expectation_of_its_exponential_for_the_bellman_
 def test_score_targets_are_unbiased_for_the_value_gradient(
     references: int, posterior_steps: int
 ) -> None:
-    rule = GradientMatching(batch_size=256, references=references, posterior_steps=posterior_steps)
+    objective = GradientMatching(
+        batch_size=256, references=references, posterior_steps=posterior_steps
+    )
     mdp = small_mdp(GMM9(), num_steps=4)
-    agent = small_agent(rule, mdp)
+    agent = small_agent(objective, mdp)
     learner = matching(agent)
     if posterior_steps:  # both kinds of averages at once
         learner._share.fill_(0.6)
@@ -164,9 +166,9 @@ def test_score_targets_are_unbiased_for_the_value_gradient(
 def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() -> None:
     noise = []
     for references in (0, 1024):
-        rule = GradientMatching(batch_size=256, references=references)
+        objective = GradientMatching(batch_size=256, references=references)
         mdp = small_mdp(GMM9(), num_steps=4)
-        agent = small_agent(rule, mdp)
+        agent = small_agent(objective, mdp)
         learner = matching(agent)
         x_T = mdp.energy.sample(1024, mdp.generator(0))
         learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
@@ -177,10 +179,10 @@ def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() 
 
 
 def test_references_share_targets_only_where_many_of_them_count() -> None:
-    rule = GradientMatching(batch_size=64, references=256, posterior_steps=2)
+    objective = GradientMatching(batch_size=64, references=256, posterior_steps=2)
     schedule = ScheduleConfig(kind="geometric", first=500.0, last=1e-4)
     mdp = SamplingMDP(GMM9(), MDPConfig(chain="ve", num_steps=12, schedule=schedule))
-    agent = small_agent(rule, mdp)
+    agent = small_agent(objective, mdp)
     learner = matching(agent)
     learner._share.zero_()
     x_T = mdp.energy.sample(256, mdp.generator(0))
@@ -199,19 +201,19 @@ def test_references_fewer_than_the_batch_are_refused_by_name() -> None:
 
 def test_targets_of_a_gaussian_have_no_noise_once_the_mixture_is_right() -> None:
     agent, _ = gaussian_agent(GradientMatching(batch_size=256, first_size=512), "posterior")
-    assert float(agent.rule.loss(agent)[0].detach()) < 1e-9  # prior_std is the target's own
+    assert float(agent.objective.loss(agent)[0].detach()) < 1e-9  # prior_std is the target's own
     target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), 1.0))
     learner = small_agent(mdp=small_mdp(target), lr=1e-2)  # prior_std is twice the target's
-    before = float(learner.rule.loss(learner)[0].detach())
+    before = float(learner.objective.loss(learner)[0].detach())
     learner.learn(BudgetConfig(updates=200), **QUIET)
-    assert float(learner.rule.loss(learner)[0].detach()) < 0.1 * before
+    assert float(learner.objective.loss(learner)[0].detach()) < 0.1 * before
 
 
 def test_first_draws_are_weighted_exactly() -> None:
-    rule = GradientMatching(first_size=64_000, first_spread=4.0)
+    objective = GradientMatching(first_size=64_000, first_range=4.0)
     target = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 2.0]]))
     mdp = small_mdp(target)
-    agent = small_agent(rule, mdp)
+    agent = small_agent(objective, mdp)
     x, minus_log_density = matching(agent)._first_draws(agent)
     weights = (minus_log_density - mdp.energy.energy(x)).double().exp()
     error = float(weights.std()) / math.sqrt(len(x))
@@ -223,7 +225,7 @@ def test_first_draws_are_weighted_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "drift", "updates", "lr"),
+    ("objective", "drift", "updates", "lr"),
     [
         (None, "posterior", 200, 5e-3),
         (None, "bellman", 200, 5e-3),
@@ -232,19 +234,19 @@ def test_first_draws_are_weighted_exactly() -> None:
         (TD0(batch_size=256, noise_scale=1.0), "bellman", 1000, 3e-3),
     ],
 )
-def test_every_rule_improves_the_elbo(
-    rule: ValueRule | None, drift: str, updates: int, lr: float
+def test_every_objective_improves_the_elbo(
+    objective: ValueObjective | None, drift: str, updates: int, lr: float
 ) -> None:
     # The published schedule of this target: TD with the first-order drift needs its small steps.
     schedule = ScheduleConfig(kind="quadratic", first=0.1, last=0.01)
     config = MDPConfig(num_steps=10, schedule=schedule, start=StartConfig(scale=1.4))
     agent = small_agent(
-        rule,
+        objective,
         SamplingMDP(FourGauss(), config),
         drift=drift,
         lr=lr,
-        ema=0.98 if rule is None else 0.9,  # the others average once per iteration
-        fit_noise_scale=rule is None and drift == "posterior",
+        ema=0.98 if objective is None else 0.9,  # the others average once per iteration
+        fit_noise_scale=objective is None and drift == "posterior",
     )
     before = elbo(agent)
     agent.learn(BudgetConfig(updates=updates), **QUIET)
@@ -257,33 +259,33 @@ def test_every_rule_improves_the_elbo(
 
 
 def test_learning_s0_by_gradients_finds_the_best_gaussian_start() -> None:
-    rule = TD0(batch_size=512, start_lr=0.04)
-    agent, mdp = gaussian_agent(rule, "posterior")
+    objective = TD0(batch_size=512, start_lr=0.04)
+    agent, mdp = gaussian_agent(objective, "posterior")
     best = float((mdp.chain.S[0] + 4.0 / mdp.chain.A[0] ** 2).sqrt())
     with torch.no_grad():
         mdp.start.log_scale.fill_(math.log(3 * best))  # type: ignore[union-attr]
     for _ in range(200):
-        agent.rule.after_average(agent)
+        agent.objective.after_average(agent)
     assert float(mdp.start.scale.detach()) == pytest.approx(best, rel=0.05)  # type: ignore[arg-type]
 
 
 def test_the_published_network_learns_by_td_and_refuses_gradient_matching() -> None:
     schedule = ScheduleConfig(kind="quadratic", first=0.1, last=0.01)
     config = MDPConfig(num_steps=10, schedule=schedule, start=StartConfig(scale=1.0))
-    rule = TD0(batch_size=128, noise_scale=1.0, loss_kind="l2", scale_by_dim=True)
+    objective = TD0(batch_size=128, noise_scale=1.0, loss_kind="l2", scale_by_dim=True)
     options = {"drift": "bellman", "network": PublishedNetwork(width=64), "lr": 1e-3, "ema": 0.9}
     options |= {"final_lr": 1.0, "warmup": 0, "fit_noise_scale": False}
-    agent = small_agent(rule, SamplingMDP(FourGauss(), config), **options)
+    agent = small_agent(objective, SamplingMDP(FourGauss(), config), **options)
     before = elbo(agent)
     agent.learn(BudgetConfig(updates=1500), **QUIET)
     assert before + 1.0 < elbo(agent) < 0.02
-    with pytest.raises(ValueError, match="network PublishedNetwork needs a TD rule"):
+    with pytest.raises(ValueError, match="network PublishedNetwork needs a TD objective"):
         ValueGradientConfig(network=PublishedNetwork())
 
 
 def test_exploration_widens_the_start_only_while_trajectories_are_drawn() -> None:
-    rule = TD0(batch_size=4096, noise_scale=1.5, start_lr=0.0)
-    agent = small_agent(rule, fit_noise_scale=False)
+    objective = TD0(batch_size=4096, noise_scale=1.5, start_lr=0.0)
+    agent = small_agent(objective, fit_noise_scale=False)
     scale = float(agent.mdp.start.scale.detach())  # type: ignore[union-attr]
     trajectories(agent)._collect(agent)
     drawn = trajectories(agent)._states[:4096].std()
@@ -313,18 +315,18 @@ def test_non_finite_updates_are_skipped_and_counted() -> None:
     agent = small_agent()
     agent.learn(BudgetConfig(updates=3), **QUIET)
     before = copy.deepcopy(agent.network.state_dict())
-    real = agent.rule.loss
+    real = agent.objective.loss
 
     def broken(agent: ValueGradientAgent) -> object:
         loss, scalars = real(agent)
         return loss * float("nan"), scalars
 
-    agent.rule.loss = broken  # type: ignore[method-assign, assignment]
+    agent.objective.loss = broken  # type: ignore[method-assign, assignment]
     agent.learn(BudgetConfig(updates=6), **QUIET)
     after = agent.network.state_dict()
     assert agent.skipped == 3
     assert all(torch.equal(before[name], after[name]) for name in before)
-    agent.rule.loss = real  # type: ignore[method-assign]
+    agent.objective.loss = real  # type: ignore[method-assign]
     agent.learn(BudgetConfig(updates=7), **QUIET)
     assert any(not torch.equal(before[n], v) for n, v in agent.network.state_dict().items())
 
@@ -540,8 +542,8 @@ class Scripted(Sampler):
 
 
 def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = GradientMatching(batch_size=64, refresh_size=64, first_size=64)
-    agent = small_agent(rule, small_mdp())
+    objective = GradientMatching(batch_size=64, refresh_size=64, first_size=64)
+    agent = small_agent(objective, small_mdp())
     scripted = Scripted([9.0, 5.0, 1.0, 2.0, 1.5], agent.mdp.dim)
     monkeypatch.setattr(agent, "sampler", lambda: scripted)
     folder = RunFolder(tmp_path / "run", "x: 1\n")
@@ -559,8 +561,10 @@ def test_early_checkpoints_do_not_compete(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_a_target_much_narrower_than_the_prior_is_drawn_as_narrow_as_it_is(std: float) -> None:
     target = GaussianMixture(torch.zeros(1, 2), torch.full((1, 2), std**2))
-    rule = GradientMatching(batch_size=512, refresh_every=20)
-    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), lr=1e-2)
+    objective = GradientMatching(batch_size=512, refresh_every=20)
+    config = ValueGradientConfig(
+        objective=objective, network=MLPNetwork(width=32, depth=2), lr=1e-2
+    )
     agent = config.build(SamplingMDP(target, MDPConfig()))  # the default chain, prior_std 1
     agent.learn(BudgetConfig(updates=500), **QUIET)
     samples = agent.sampler().sample(4000, 7)
@@ -596,8 +600,10 @@ class Box(Energy):
 
 
 def jumping_agent(target: Energy, **options: object) -> ValueGradientAgent:
-    rule = GradientMatching(batch_size=512, refresh_every=20, **options)  # type: ignore[arg-type]
-    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), lr=1e-2)
+    objective = GradientMatching(batch_size=512, refresh_every=20, **options)  # type: ignore[arg-type]
+    config = ValueGradientConfig(
+        objective=objective, network=MLPNetwork(width=32, depth=2), lr=1e-2
+    )
     return config.build(SamplingMDP(target, MDPConfig()))
 
 
@@ -647,8 +653,10 @@ def test_the_targets_of_a_jump_may_be_chosen(targets: str) -> None:
 
 @pytest.mark.parametrize("target", [GMM9(), FourGauss(), Funnel(dim=3)])
 def test_continuous_densities_do_not_jump(target: Energy) -> None:
-    rule = GradientMatching(batch_size=256, refresh_every=10)
-    config = ValueGradientConfig(rule=rule, network=MLPNetwork(width=32, depth=2), prior_std=4.0)
+    objective = GradientMatching(batch_size=256, refresh_every=10)
+    config = ValueGradientConfig(
+        objective=objective, network=MLPNetwork(width=32, depth=2), prior_std=4.0
+    )
     agent = config.build(SamplingMDP(target, MDPConfig()))
     agent.learn(BudgetConfig(updates=100), **QUIET)
     assert matching(agent)._continuity.states > 50

@@ -150,7 +150,7 @@ def test_validation_defects_are_of_other_kinds_than_test_defects(brick):
     assert brick.test.masks.shape == brick.test.images.shape == (12, 112, 112)
 
 
-def test_joined_textures_are_judged_by_class():
+def test_joined_textures_are_evaluated_by_class():
     data = anomaly.load_textures(("brick", "grass"), SMALL, features=toy_grids)
     assert (
         data.class_name == "brick+grass" and data.train_classes == ("brick",) * 6 + ("grass",) * 6
@@ -466,7 +466,7 @@ def test_detections_are_drawn_with_masks_and_shared_colours(brick):
         plot_detections(score, anomaly.load_digits(0).test)
 
 
-def test_the_command_prints_every_detectors_figures(tmp_path):
+def test_the_command_prints_every_detectors_metrics(tmp_path):
     out, _ = run("detect.py", "digits", "--json", "-", folder=tmp_path)
     table = json.loads(out)
     assert set(table) == set(OUTLIER_METHODS)

@@ -13,7 +13,7 @@ from vgs_rl.agents import (
     MALASampler,
     MLPNetwork,
     RefinedSampler,
-    SMCSampler,
+    TwistedSMC,
     ValueGradientAgent,
     ValueGradientConfig,
 )
@@ -38,7 +38,7 @@ def small_mdp(energy: Energy, num_steps: int = 6, scale: float = 1.5) -> Samplin
     return SamplingMDP(energy, config)
 
 
-def z_estimates(sampler: SMCSampler, log_z: float, runs: int, n: int) -> torch.Tensor:
+def z_estimates(sampler: TwistedSMC, log_z: float, runs: int, n: int) -> torch.Tensor:
     """Ẑ/Z of independent runs of n particles."""
     weights = [sampler.sample(n, seed).log_weight for seed in range(runs)]
     return torch.stack([(w.double() - log_z).exp().mean() for w in weights if w is not None])
@@ -51,7 +51,7 @@ def test_smc_is_unbiased_for_z_even_with_a_poor_twist(energy: Energy, threshold:
     untrained = ValueGradientAgent(
         mdp, ValueGradientConfig(prior_std=1.5, network=MLPNetwork(width=8, depth=1))
     )
-    sampler = SMCSampler(mdp, untrained.policy, threshold)
+    sampler = TwistedSMC(mdp, untrained.policy, threshold)
     assert energy.log_z is not None
     ratios = z_estimates(sampler, energy.log_z, runs=300, n=64)
     error = ratios.std() / math.sqrt(len(ratios))
@@ -63,14 +63,14 @@ def test_smc_is_unbiased_for_z_even_with_a_poor_twist(energy: Energy, threshold:
 def test_smc_is_unbiased_for_z_with_exact_twists(drift: str) -> None:
     mdp = small_mdp(GMM9(), num_steps=10)
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), drift)  # type: ignore[arg-type]
-    ratios = z_estimates(SMCSampler(mdp, policy), 0.0, runs=100, n=200)
+    ratios = z_estimates(TwistedSMC(mdp, policy), 0.0, runs=100, n=200)
     assert abs(ratios.mean() - 1) < 4.5 * ratios.std() / math.sqrt(len(ratios))
 
 
 def test_without_resampling_smc_weights_are_the_path_weights() -> None:
     mdp = small_mdp(GMM9())
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
-    smc = SMCSampler(mdp, policy, threshold=0.0).sample(500, 3)
+    smc = TwistedSMC(mdp, policy, threshold=0.0).sample(500, 3)
     plain = mdp.rollout(policy, 500, mdp.generator(3))
     torch.testing.assert_close(smc.x, plain.x)
     torch.testing.assert_close(smc.log_weight, plain.log_weight, atol=1e-3, rtol=1e-4)
@@ -81,7 +81,7 @@ def test_resampling_with_exact_twists_raises_the_effective_sample_size() -> None
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
     ess = {}
     for threshold in (0.0, 0.9):
-        samples = SMCSampler(mdp, policy, threshold).sample(5000, 0)
+        samples = TwistedSMC(mdp, policy, threshold).sample(5000, 0)
         assert samples.log_weight is not None
         ess[threshold] = float(effective_sample_size(samples.log_weight))
     assert ess[0.9] > 2 * ess[0.0]
@@ -97,10 +97,10 @@ class WrongLevels(ExactValue):
 def test_a_twist_of_wrong_levels_is_not_believed() -> None:
     mdp = small_mdp(GMM9(), num_steps=20)
     policy = ValueGradientPolicy(mdp, WrongLevels(mdp.energy, mdp.chain), "posterior")
-    sampler = SMCSampler(mdp, policy)
+    sampler = TwistedSMC(mdp, policy)
     assert float(sampler.trust[:-1].max()) < 0.2 and float(sampler.trust[-1]) == 1
-    plain = SMCSampler(mdp, policy, threshold=0.0)
-    credulous = SMCSampler(mdp, policy, pilot=0)
+    plain = TwistedSMC(mdp, policy, threshold=0.0)
+    credulous = TwistedSMC(mdp, policy, pilot=0)
     believing, plain_error, credulous_error = (
         float((z_estimates(s, 0.0, runs=60, n=200) - 1).square().mean().sqrt())
         for s in (sampler, plain, credulous)
@@ -112,7 +112,7 @@ def test_a_twist_of_wrong_levels_is_not_believed() -> None:
 def test_an_exact_twist_is_believed_near_the_end() -> None:
     mdp = small_mdp(GMM9(), num_steps=20)
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
-    assert float(SMCSampler(mdp, policy).trust[10:].min()) > 0.8
+    assert float(TwistedSMC(mdp, policy).trust[10:].min()) > 0.8
 
 
 def test_mala_leaves_the_target_invariant() -> None:
@@ -143,9 +143,9 @@ def test_impossible_settings_are_refused_by_name() -> None:
     mdp = small_mdp(GMM9())
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
-        SMCSampler(mdp, policy, threshold=2)
+        TwistedSMC(mdp, policy, threshold=2)
     with pytest.raises(ValueError, match="pilot must be 0 or at least 2, got 1"):
-        SMCSampler(mdp, policy, pilot=1)
+        TwistedSMC(mdp, policy, pilot=1)
 
 
 class Biased(Sampler):

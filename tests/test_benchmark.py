@@ -19,7 +19,7 @@ agent:
   init_args:
     prior_std: 2.0
     network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
-    rule:
+    objective:
       class_path: GradientMatching
       init_args: {batch_size: 128, refresh_size: 128, first_size: 512, start_size: 256}
 budget: {updates: 30}
@@ -40,7 +40,7 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
     options += ["--agents=[pis]"]
     first, _ = run("benchmark.py", "quality", *options, folder=folder)
-    for column in ("vgs", "floor", "resampled", "SMC", "MALA alone", "oracle", "pis"):
+    for column in ("vgs", "ideal", "resampled", "twisted SMC", "MALA alone", "oracle", "pis"):
         assert column in first
     assert "training tiny.yaml" in first
     again, _ = run("benchmark.py", "quality", *options, folder=folder)
@@ -56,31 +56,31 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     assert mala["energy_evaluations"] == own["energy_evaluations"] + own["n_samples"]
 
 
-def test_quality_judges_shipped_samplers_without_training(folder: Path) -> None:
+def test_quality_evaluates_shipped_samplers_without_training(folder: Path) -> None:
     options = ["--pretrained=true", "--configs=[dw4]", "--n=40", "--markdown=page.md"]
-    beside = ["resampled", "then MALA", "less noise"]
-    first, _ = run("benchmark.py", "quality", *options, f"--beside={beside}", folder=folder)
-    again, _ = run("benchmark.py", "quality", *options, f"--beside={beside}", folder=folder)
-    assert "judging DW4" in first and "judging" not in again
+    beside = ["resampled", "+ MALA", "low noise"]
+    first, _ = run("benchmark.py", "quality", *options, f"--extra={beside}", folder=folder)
+    again, _ = run("benchmark.py", "quality", *options, f"--extra={beside}", folder=folder)
+    assert "evaluating DW4" in first and "evaluating" not in again
     assert "training" not in first.replace("train_seconds", "")
     text = (folder / "page.md").read_text()
     assert (
-        "**dw4, 40 samples, seed 0; in brackets: a sampler's own floor, where it differs**" in text
+        "**dw4, 40 samples, seed 0; in brackets: a sampler's own ideal, where it differs**" in text
     )
     assert "median of" not in text.split("| tvd_energy |")[0] and "range" not in text
     (tvd,) = (line for line in text.splitlines() if line.startswith("| tvd_energy |"))
-    assert tvd.count("(") == 3  # judged on 4 samples, whose floor is another
+    assert tvd.count("(") == 3  # evaluated on 4 samples, whose ideal is another
     assert f"| {' | '.join(beside)} |" in text
     reports = folder / "runs/benchmark/dw4/pretrained_40"
     own, quiet = (
         json.loads((reports / f"{name}.json").read_text())
-        for name in ("report", "report_less_noise")
+        for name in ("report", "report_low_noise")
     )
-    assert own["seed"] == 0 and own["train_seconds"] > 60 and "elbo" in own["figures"]
-    assert quiet["n_samples"] == 4 and "elbo" not in quiet["figures"]
+    assert own["seed"] == 0 and own["train_seconds"] > 60 and "elbo" in own["metrics"]
+    assert quiet["n_samples"] == 4 and "elbo" not in quiet["metrics"]
 
 
-def test_mala_alone_is_judged_at_the_runs_temperature() -> None:
+def test_mala_alone_is_evaluated_at_the_runs_temperature() -> None:
     benchmark = load("benchmarks.quality")
     mdp = SamplingMDP(FourGauss(), MDPConfig(num_steps=3, temperature=2.0))
     config = RunConfig(env="FourGauss", mdp=mdp.config, device="cpu")
@@ -93,12 +93,12 @@ def test_mala_alone_is_judged_at_the_runs_temperature() -> None:
         train_seconds=1.0,
         env_steps=0,
         energy_evaluations=2_000,
-        figures={},
+        metrics={},
     )
     run = benchmark._Run(report=report, folder=Path(), load=lambda: (config, agent))
     mala = benchmark._mala(run)
     assert mala.details["temperature"] == 2.0
-    assert not mala.figures  # neither exact samples nor mode weights apply, and it has no weights
+    assert not mala.metrics  # neither exact samples nor mode weights apply, and it has no weights
 
 
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:

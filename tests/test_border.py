@@ -151,7 +151,7 @@ def test_every_kind_of_energy_gives_the_same_numbers_as_a_plain_one(
 def test_every_kind_of_energy_trains_and_samples(kind: type[Energy]) -> None:
     losses = []
     for make in (Bowl, kind):
-        agent = ValueGradientConfig(rule=SMALL).build(SamplingMDP(make(), SHORT), seed=0)
+        agent = ValueGradientConfig(objective=SMALL).build(SamplingMDP(make(), SHORT), seed=0)
         losses += [float(agent.update()["train/loss"]) for _ in range(2)]
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-2, abs=1e-4)
     samples = agent.sampler().sample(100)
@@ -226,7 +226,7 @@ def test_targets_work_under_another_default_type(energy: type[Energy]) -> None:
         rollout = mdp.rollout(lambda x, t: 0 * x, 4, mdp.generator(0))
         assert rollout.log_weight.dtype == torch.float32
         agent = ValueGradientConfig(
-            rule=GradientMatching(
+            objective=GradientMatching(
                 batch_size=8, refresh_size=8, start_size=8, capacity=16, refine_steps=1,
                 first_anneal_steps=2,
             )

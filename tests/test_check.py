@@ -182,7 +182,7 @@ def test_check_vector_env_takes_other_peoples_environments(mode):
         vectorization_mode="sync",
         vector_kwargs={"autoreset_mode": mode},
     )
-    assert "figures of the sampling MDP" in check_vector_env(env).skipped
+    assert "metrics of the sampling MDP" in check_vector_env(env).skipped
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
@@ -211,7 +211,7 @@ def test_check_vector_env_takes_gymnasiums_own_vector_environments(mode):
 def test_check_vector_env_takes_wrappers_and_checks_the_environment_inside(wrapper):
     report = check_vector_env(wrapper(SamplingVectorEnv(GMM9(), num_envs=3, num_steps=4)))
     assert report.skipped.keys() == {"laws of the wrappers"}
-    assert "figures of the sampling MDP" in report.passed
+    assert "metrics of the sampling MDP" in report.passed
     broken = Doubled()
     broken.set_autoreset_mode("NEXT_STEP")
     with pytest.raises(CheckError, match="minus the return"):

@@ -19,7 +19,7 @@ from vgs_rl import (
     load_sampler,
 )
 from vgs_rl.agents import (
-    AnnealedSampler,
+    AnnealedSMC,
     HMCSampler,
     MALASampler,
     ParallelTempering,
@@ -34,7 +34,7 @@ from vgs_rl.envs import GMM9, check_energy
 from vgs_rl.evaluation.evaluate import evaluate
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments.run import RunConfig
-from vgs_rl.samplers.twisted import SMCSampler
+from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 
 MDP = SamplingMDP(GMM9(), MDPConfig(num_steps=3))
@@ -88,9 +88,9 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("energy_evaluations must be a whole number", lambda: MALASampler(ENERGY, "99")),  # type: ignore[arg-type]
     ("replicas must be at least 1", lambda: ParallelTempering(ENERGY, 99, replicas=0)),
     ("leapfrog_steps must be at least 1", lambda: HMCSampler(ENERGY, 99, leapfrog_steps=0)),
-    ("steps must be at least 1, got 0", lambda: AnnealedSampler(ENERGY, 0)),
+    ("steps must be at least 1, got 0", lambda: AnnealedSMC(ENERGY, 0)),
     ("steps must be at least 1, got 0", lambda: RefinedSampler(SAMPLER, ENERGY, 0)),
-    ("pilot must be 0 or at least 2, got 1", lambda: SMCSampler(MDP, AGENT.policy, pilot=1)),
+    ("pilot must be 0 or at least 2, got 1", lambda: TwistedSMC(MDP, AGENT.policy, pilot=1)),
     ("mdp.num_steps must be a whole number, got 2.5", lambda: MDPConfig(num_steps=2.5)),  # type: ignore[arg-type]
     ("mdp.num_steps must be a whole number, got '3'", lambda: MDPConfig(num_steps="3")),  # type: ignore[arg-type]
     ("mdp.chain must be one of vp, ve, got 'vq'", lambda: MDPConfig(chain="vq")),  # type: ignore[arg-type]

@@ -156,4 +156,4 @@ def test_readme_shows_how_to_judge_an_agent_of_any_origin(tmp_path, monkeypatch)
     run_readme_snippet('agent_name="cleanrl-ppo"')
     report = Report.load(tmp_path / "cleanrl-ppo.json")
     assert (report.target, report.agent, report.env_steps) == ("GMM9", "cleanrl-ppo", 1_000_000)
-    assert report.figures["elbo"].value < 0
+    assert report.metrics["elbo"].value < 0

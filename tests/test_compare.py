@@ -19,7 +19,7 @@ from vgs_rl import (
 )
 from vgs_rl.agents.base import Agent
 from vgs_rl.envs import FourGauss
-from vgs_rl.evaluation.evaluate import Figure, Report
+from vgs_rl.evaluation.evaluate import Metric, Report
 from vgs_rl.experiments.baselines import BASELINES, UNCONTROLLED, Baseline, run_baseline
 from vgs_rl.samplers.base import Samples
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
@@ -38,7 +38,7 @@ agent:
   init_args:
     prior_std: 2.0
     network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
-    rule:
+    objective:
       class_path: GradientMatching
       init_args: {batch_size: 128, refresh_size: 512, first_size: 512, start_size: 256}
 evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
@@ -67,7 +67,7 @@ def test_a_comparison_runs_reports_failures_and_repeats_nothing_finished(tiny: P
     in_the_way.write_text("a file")
     out, error = run("compare.py", *options, folder=tiny, status=1)
     assert "failed: FourGauss/tb/0: OSError" in error and "Traceback" not in out + error
-    for part in ("| *floor* |", "| uncontrolled |", "| vgs |", "| pis |", "| ais |", "Failed:"):
+    for part in ("| *ideal* |", "| uncontrolled |", "| vgs |", "| pis |", "| ais |", "Failed:"):
         assert part in out
     root = tiny / "runs/compare/energies=6000"
     text = page.read_text()
@@ -115,7 +115,7 @@ def test_ctrl_c_reaches_the_runs_and_they_go_on_to_the_numbers_of_an_undisturbed
     reports = [
         Report.load(job(root).folder / "report.json") for root in (folder.parents[2], "undisturbed")
     ]
-    assert reports[0].figures["elbo"] == reports[1].figures["elbo"]
+    assert reports[0].metrics["elbo"] == reports[1].metrics["elbo"]
 
 
 def test_a_stopped_run_of_a_users_energy_goes_on(
@@ -173,9 +173,9 @@ def test_a_baseline_spends_its_budget_and_has_a_curve(name: str, tmp_path: Path)
     assert report.agent == name and report.seed == 1 and report.train_seconds > 0
     used = [record["energy_evaluations"] for record in folder.records]
     assert len(used) > 1 and used == sorted(used) and used[-1] == report.energy_evaluations
-    assert ("elbo" in report.figures) == (name == "ais")  # particles of SMC interact
-    assert ("log_z_error" in report.figures) == (name in ("ais", "smc"))
-    assert report.figures["tvd_energy"].value < 0.6
+    assert ("elbo" in report.metrics) == (name == "ais")  # particles of SMC interact
+    assert ("log_z_error" in report.metrics) == (name in ("ais", "smc"))
+    assert report.metrics["tvd_energy"].value < 0.6
     assert (tmp_path / "run/report.json").is_file()
 
 
@@ -200,7 +200,7 @@ def test_the_uncontrolled_chain_costs_nothing_and_has_both_bounds(tmp_path: Path
     )
     folder.close()
     assert report.energy_evaluations == 0 and report.train_seconds == 0
-    assert report.figures["elbo"].value < 0 < report.figures["eubo"].value
+    assert report.metrics["elbo"].value < 0 < report.metrics["eubo"].value
 
 
 def test_too_small_a_budget_is_refused_by_name(tmp_path: Path) -> None:
@@ -288,16 +288,16 @@ def test_a_run_that_lost_a_file_is_finished_by_the_next_call(
         env, budget = str(tmp_path / "vgs.yaml"), parse_budget("updates=2")
         job = make_jobs([env], ["vgs"], [0], budget, tmp_path / "runs", device="cpu")[-1]
     assert run_job(job)
-    figures, x = job.report().figures, Samples.load(job.folder / "samples.pt").x
+    metrics, x = job.report().metrics, Samples.load(job.folder / "samples.pt").x
     (job.folder / "samples.pt").unlink()
     assert not job.finished and run_job(job) and job.finished
     assert torch.equal(Samples.load(job.folder / "samples.pt").x, x)
-    assert job.report().figures == figures
+    assert job.report().metrics == metrics
     for damaged in ("report.json", "metrics.jsonl"):
         text = (job.folder / damaged).read_text()
         (job.folder / damaged).write_text(text[: len(text) // 2])
     assert 0.0 <= job.fraction() <= 1.0
-    assert not job.finished and run_job(job) and job.report().figures == figures
+    assert not job.finished and run_job(job) and job.report().metrics == metrics
 
 
 VGS = """
@@ -305,7 +305,7 @@ agent:
   class_path: ValueGradientConfig
   init_args:
     network: {class_path: MLPNetwork, init_args: {width: 8, depth: 1}}
-    rule:
+    objective:
       class_path: GradientMatching
       init_args: {batch_size: 8, refresh_size: 16, first_size: 16, start_size: 16}
 """
@@ -408,9 +408,9 @@ def test_budgets_are_parsed_and_named() -> None:
 
 
 def report(agent: str, elbo: float, tvd: float | None, seed: int = 0) -> Report:
-    figures = {"elbo": Figure(value=elbo, floor=0.0, n=10)}
+    metrics = {"elbo": Metric(value=elbo, ideal=0.0, n=10)}
     if tvd is not None:
-        figures["tvd_energy"] = Figure(value=tvd, floor=0.03, n=10)
+        metrics["tvd_energy"] = Metric(value=tvd, ideal=0.03, n=10)
     return Report(
         target="GMM9",
         agent=agent,
@@ -419,30 +419,30 @@ def report(agent: str, elbo: float, tvd: float | None, seed: int = 0) -> Report:
         train_seconds=1.0,
         env_steps=100,
         energy_evaluations=10,
-        figures=figures,
+        metrics=metrics,
         details={"sampling_energy_evaluations": 30},
     )
 
 
-def test_tables_have_means_with_standard_errors_beside_floors() -> None:
+def test_tables_have_means_with_standard_errors_beside_ideals() -> None:
     results = {"vgs": [report("vgs", -0.1, 0.04), report("vgs", -0.3, 0.06, seed=1)]}
-    floor, row = compare_report.table(results)
-    assert floor["tvd_energy"] == "0.0300" and floor["elbo"] == "0.0000"
+    ideal, row = compare_report.table(results)
+    assert ideal["tvd_energy"] == "0.0300" and ideal["elbo"] == "0.0000"
     assert row["elbo"] == "-0.2000 ± 0.1000" and row["tvd_energy"] == "0.0500 ± 0.0100"
     assert row["seeds"] == 2 and row["energies per sample"] == "3"
     mean, error = compare_report.mean_and_error([2.0])
     assert mean == 2.0 and math.isnan(error)
 
 
-def test_a_row_judged_on_other_samples_shows_its_own_floor() -> None:
+def test_a_row_evaluated_on_other_samples_shows_its_own_ideal() -> None:
     few = report("pis", 163.1543, 0.15)
-    few.figures["tvd_energy"].floor = 0.143
+    few.metrics["tvd_energy"].ideal = 0.143
     results = {"vgs": [report("vgs", 163.1621, 0.04)], "pis": [few]}
     _, vgs, pis = compare_report.table(results)
     assert vgs["tvd_energy"] == "0.0400" and pis["tvd_energy"] == "0.1500 (0.1430)"
     assert vgs["elbo"] == "163.1621" and pis["elbo"] == "163.1543"  # the gap is seen
     text = compare_report.as_markdown({"GMM9": results}, "one seed", {})
-    assert "In brackets: a sampler's own floor" in text
+    assert "In brackets: a sampler's own ideal" in text
 
 
 def test_where_the_value_gradient_is_beaten_the_findings_say_so() -> None:
@@ -531,14 +531,14 @@ def test_samplers_that_were_evaluated_elsewhere_have_rows_in_the_tables(tmp_path
         train_seconds=1.0,
         env_steps=2,
         energy_evaluations=3,
-        figures={"elbo": Figure(value=-1.5, floor=0.0, n=100)},
+        metrics={"elbo": Metric(value=-1.5, ideal=0.0, n=100)},
     )
     made.save(file)
     ours = Report.from_json(made.as_json().replace("cleanrl-ppo", "vgs"))
     (read,) = compare_report.read_reports(str(file), jobs)
     assert read == made
     rows = compare_report.table({"vgs": [ours], "cleanrl-ppo": [read]})
-    assert [row["agent"] for row in rows] == ["*floor*", "vgs", "cleanrl-ppo"]
+    assert [row["agent"] for row in rows] == ["*ideal*", "vgs", "cleanrl-ppo"]
     assert rows[2]["elbo"].startswith("-1.5") and rows[2]["env steps"] == "2"
 
     def refused(change: tuple[str, str], message: str) -> None:

@@ -42,7 +42,10 @@ FILES = [
     ("agent: {class_path: PISConfig, init_args: null}", "agent.init_args must be a mapping"),
     ("agent: {init_args: {lrr: 3}}", r"agent.lrr is no field of .*; did you mean lr\?"),
     ("agent: {lr: on}", "agent.lr must be a number, got 'on'"),
-    ("agent: {rule: {class_path: TD7}}", r"no ValueRule is called 'TD7'; did you mean TD0\?"),
+    (
+        "agent: {objective: {class_path: TD7}}",
+        r"no ValueObjective is called 'TD7'; did you mean TD0\?",
+    ),
     ("agent: {network: {class_path: MLPNetwork, init_args: {width: 9.6}}}", "network.width must"),
     ("agent: {class_path: SB3Config, init_args: {hidden: 64}}", "agent.hidden must be a list"),
     ("agent: {fit_noise_scale: on}", "agent.fit_noise_scale must be true or false, got 'on'"),
@@ -78,7 +81,10 @@ OPTIONS = [
     (["--mdp.num_steps", "2.5"], "mdp.num_steps must be a whole number, got 2.5"),
     (["--mdp.num_steps"], "--mdp.num_steps: expected one argument"),
     (["--agent=vgs"], "agent: no AgentConfig is called 'vgs'"),
-    (["--agent.rule", "TD1"], r"agent.rule: no ValueRule is called 'TD1'; did you mean TD0\?"),
+    (
+        ["--agent.objective", "TD1"],
+        r"agent.objective: no ValueObjective is called 'TD1'; did you mean TD0\?",
+    ),
     (["--agent.network.width", "2.5"], "agent.network.width must be a whole number, got 2.5"),
     (["--agent.fit_noise_scale", "on"], "agent.fit_noise_scale must be true or false, got 'on'"),
     (["--agent={lr: {}}"], "agent.lr must be a number, got {}"),
@@ -105,10 +111,14 @@ def test_whole_numbers_may_be_written_as_floats_wherever_a_count_is_expected(
 ) -> None:
     text = "budget: {updates: 4e1}\nevaluation: {n_samples: 1e4}\nmdp: {num_steps: 2.0e1}\n"
     text += "agent: {init_args: {network: {class_path: MLPNetwork, init_args: {width: 64.}}}}\n"
-    options = ["--agent.rule.refresh_every=1e2", "--agent.warmup", "2e1", "--seed=1e1"]
+    options = ["--agent.objective.refresh_every=1e2", "--agent.warmup", "2e1", "--seed=1e1"]
     config: Any = from_file(tmp_path, text, *options)
     counts = [config.budget.updates, config.evaluation.n_samples, config.mdp.num_steps]
-    counts += [config.agent.network.width, config.agent.rule.refresh_every, config.agent.warmup]
+    counts += [
+        config.agent.network.width,
+        config.agent.objective.refresh_every,
+        config.agent.warmup,
+    ]
     counts += [config.seed]
     assert counts == [40, 10_000, 20, 64, 100, 20, 10]
     assert all(type(count) is int for count in counts)

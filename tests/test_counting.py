@@ -17,16 +17,16 @@ from vgs_rl import (
 )
 from vgs_rl.agents import (
     TD0,
-    AnnealedSampler,
+    AnnealedSMC,
     GradientMatching,
     HMCSampler,
     LogVarianceConfig,
     MALASampler,
     ParallelTempering,
     PISConfig,
-    SMCSampler,
     SoftBellman,
     TrajectoryBalanceConfig,
+    TwistedSMC,
     ULASampler,
     ValueGradientConfig,
 )
@@ -71,17 +71,17 @@ MATCHING: dict[str, Any] = {
     "capacity": 64,
 }
 AGENTS = {
-    "weighted": ValueGradientConfig(rule=GradientMatching(**MATCHING)),
-    "wide": ValueGradientConfig(rule=GradientMatching(**MATCHING, first_spread=3.0)),
+    "weighted": ValueGradientConfig(objective=GradientMatching(**MATCHING)),
+    "wide": ValueGradientConfig(objective=GradientMatching(**MATCHING, first_range=3.0)),
     "refined": ValueGradientConfig(
-        rule=GradientMatching(
+        objective=GradientMatching(
             **MATCHING, refine_steps=2, first_refine_steps=3, first_anneal_steps=3,
             posterior_steps=2,
         )
     ),
-    "bellman": ValueGradientConfig(rule=GradientMatching(**MATCHING), drift="bellman"),
-    "td": ValueGradientConfig(rule=TD0(batch_size=16), drift="bellman"),
-    "soft": ValueGradientConfig(rule=SoftBellman(batch_size=16, draws=3)),
+    "bellman": ValueGradientConfig(objective=GradientMatching(**MATCHING), drift="bellman"),
+    "td": ValueGradientConfig(objective=TD0(batch_size=16), drift="bellman"),
+    "soft": ValueGradientConfig(objective=SoftBellman(batch_size=16, draws=3)),
     "pis": PISConfig(batch_size=16, width=8),
     "pis without": PISConfig(batch_size=16, width=8, energy_term=False),
     "tb": TrajectoryBalanceConfig(batch_size=16, width=8),
@@ -110,8 +110,8 @@ SAMPLERS: dict[str, Callable[[Energy], Sampler]] = {
     "ula, given": lambda energy: ULASampler(energy, 2_000, chains=10, step_size=0.1),
     "hmc": lambda energy: HMCSampler(energy, 4_000, chains=10, leapfrog_steps=3),
     "pt": lambda energy: ParallelTempering(energy, 9_000, chains=5, replicas=3),
-    "ais": lambda energy: AnnealedSampler(energy, 4, pilot=10),
-    "annealed smc": lambda energy: AnnealedSampler(energy, 4, pilot=10, threshold=0.9),
+    "ais": lambda energy: AnnealedSMC(energy, 4, pilot=10),
+    "annealed smc": lambda energy: AnnealedSMC(energy, 4, pilot=10, threshold=0.9),
     "chain": lambda energy: ChainSampler(SamplingMDP(energy), lambda x, t: 0 * x),
 }
 
@@ -131,7 +131,7 @@ def test_twisted_smc_counts_the_states_that_an_energy_sees(kind: type[Counting])
     agent = AGENTS["bellman"].build(SamplingMDP(energy, MDPConfig(num_steps=3)), seed=0)
     assert isinstance(agent.sampler(), ChainSampler)
     energy.seen = 0  # the pilot belongs to the first draw
-    sampler = SMCSampler(agent.mdp, agent.policy, pilot=10)  # type: ignore[attr-defined]
+    sampler = TwistedSMC(agent.mdp, agent.policy, pilot=10)  # type: ignore[attr-defined]
     assert sampler.sample(30).energy_evaluations == energy.seen > 0
 
 

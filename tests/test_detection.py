@@ -7,9 +7,9 @@ from vgs_rl.agents.ebm.classical import OUTLIER_METHODS, OutlierConfig, OutlierD
 from vgs_rl.evaluation.detection import (
     LabelledFeatures,
     auroc,
-    detection_figures,
+    detection_metrics,
     image_scores,
-    mean_figures,
+    mean_metrics,
     score_features,
     score_maps,
 )
@@ -78,34 +78,34 @@ def test_scores_do_not_depend_on_chunks():
         score_features(lambda z: z, x)
 
 
-def test_figures_are_means_over_classes():
+def test_metrics_are_means_over_classes():
     x = torch.tensor([0.0, 1.0, 1.0, 0.0])[:, None]
     data = labelled(x, [0, 1, 0, 1], ("a", "a", "b", "b"))
-    figure = detection_figures(lambda z: z[:, 0], data)["auroc_image"]
-    assert figure.details["classes"] == {"a": 1.0, "b": 0.0}
-    assert (figure.value, figure.floor, figure.n) == (0.5, 1.0, 4)
+    metric = detection_metrics(lambda z: z[:, 0], data)["auroc_image"]
+    assert metric.details["classes"] == {"a": 1.0, "b": 0.0}
+    assert (metric.value, metric.ideal, metric.n) == (0.5, 1.0, 4)
 
 
-def test_pixel_figures_judge_the_upsampled_grid():
+def test_pixel_metrics_judge_the_upsampled_grid():
     x = torch.zeros(2, 14, 14, 1)
     x[1, 4:6, 4:6] = 1.0
     masks = torch.zeros(2, 28, 28, dtype=torch.bool)
     masks[1, 8:12, 8:12] = True
-    figures = detection_figures(lambda z: z[:, 0], labelled(x, [0, 1], masks=masks))
-    assert figures["auroc_image"].value == 1.0
-    assert figures["auroc_pixel"].value == pytest.approx(1.0)
+    metrics = detection_metrics(lambda z: z[:, 0], labelled(x, [0, 1], masks=masks))
+    assert metrics["auroc_image"].value == 1.0
+    assert metrics["auroc_pixel"].value == pytest.approx(1.0)
     moved = labelled(x, [0, 1], masks=masks.roll(14, 1))
-    assert detection_figures(lambda z: z[:, 0], moved)["auroc_pixel"].value < 0.5
+    assert detection_metrics(lambda z: z[:, 0], moved)["auroc_pixel"].value < 0.5
 
 
-def test_joined_figures_name_every_class_once():
+def test_joined_metrics_name_every_class_once():
     x = torch.tensor([[0.0], [1.0]])
-    each = [detection_figures(lambda z: z[:, 0], labelled(x, [0, 1], (c, c))) for c in "ab"]
-    figure = mean_figures(each)["auroc_image"]
-    assert figure.n == 4 and figure.details["classes"] == {"a": 1.0, "b": 1.0}
-    assert figure.note == "mean of 2 classes, images"
-    with pytest.raises(ValueError, match="class 'a' is judged twice"):
-        mean_figures([each[0], each[0]])
+    each = [detection_metrics(lambda z: z[:, 0], labelled(x, [0, 1], (c, c))) for c in "ab"]
+    metric = mean_metrics(each)["auroc_image"]
+    assert metric.n == 4 and metric.details["classes"] == {"a": 1.0, "b": 1.0}
+    assert metric.note == "mean of 2 classes, images"
+    with pytest.raises(ValueError, match="class 'a' is evaluated twice"):
+        mean_metrics([each[0], each[0]])
 
 
 def test_labelled_features_are_checked_by_name():

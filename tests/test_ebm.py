@@ -90,7 +90,7 @@ SAMPLERS = {
     "vgs": AgentNegatives(),
     "vgs-soft": AgentNegatives(
         agent=ValueGradientConfig(
-            rule=SoftBellman(batch_size=64), final_lr=1.0, ema=0.9, warmup=0, prior_std=2.0
+            objective=SoftBellman(batch_size=64), final_lr=1.0, ema=0.9, warmup=0, prior_std=2.0
         )
     ),
     "langevin": LangevinNegatives(steps=20, step_size=0.02),
@@ -422,7 +422,7 @@ def test_evaluations_of_sampler_and_energy_are_counted_apart():
     assert trainer.learner.counters.energy_evaluations == 4 * 20 + 10 + 3 * 20
     assert trainer.counters.energy_evaluations == 240 + 150
     assert trainer.counters.env_steps == 4 * 10 * 5 and trainer.counters.updates == 4
-    agent = ValueGradientConfig(drift="bellman", rule=SAMPLERS["vgs"].agent.rule)
+    agent = ValueGradientConfig(drift="bellman", objective=SAMPLERS["vgs"].agent.objective)
     trainer = EBMTrainer(eight(), plane(AgentNegatives(agent=agent), learner=learner))
     trainer.learn(BudgetConfig(updates=1), progress_bar=False)
     # Rollout: 128 + 128 by the last drift; target: as far as last steps were drawn; draw: 10 + 10.
@@ -478,7 +478,7 @@ def test_agent_and_energy_take_turns():
 
 @pytest.mark.parametrize("name", ["vgs", "persistent"])
 def test_a_collapse_restarts_the_sampler(name):
-    learner = ContrastiveConfig(batch_size=16, guard_every=1, min_spread=1e9)  # all is collapse
+    learner = ContrastiveConfig(batch_size=16, guard_every=1, min_std=1e9)  # all is collapse
     trainer = EBMTrainer(eight(), plane(SAMPLERS[name], learner=learner, agent_updates=1))
     old = getattr(trainer.negatives, "agent", None)
     scalars = trainer.update()
@@ -513,7 +513,7 @@ def test_a_run_folder_holds_records_and_a_checkpoint(tmp_path):
     folder.close()
     record = folder.records[-1]
     assert record["updates"] == 4 and record["env_steps"] == trainer.counters.env_steps
-    for name in ("energy_gap", "ebm_loss", "ebm_rollbacks", "collapses", "negatives_spread"):
+    for name in ("energy_gap", "ebm_loss", "ebm_rollbacks", "collapses", "negatives_std"):
         assert math.isfinite(record[f"train/{name}"])
     assert record["time/energy_evaluations_ebm"] == 4 * 512
     assert (tmp_path / "run/checkpoints/last.pt").is_file()
@@ -552,19 +552,19 @@ def test_a_configuration_names_energy_and_sampler_by_class_path(tmp_path):
         [
             "--negatives=AgentNegatives",
             "--negatives.agent=ValueGradientConfig",
-            "--negatives.agent.rule=SoftBellman",
+            "--negatives.agent.objective=SoftBellman",
             "--energy=AutoencoderEnergyConfig",
             "--energy.latent=7",
         ],
     )
-    assert options.energy.latent == 7 and isinstance(options.negatives.agent.rule, SoftBellman)
+    assert options.energy.latent == 7 and isinstance(options.negatives.agent.objective, SoftBellman)
     with pytest.raises(ConfigError, match="latents"):
         parse(parser, ["--energy=AutoencoderEnergyConfig", "--energy.latents=7"])
 
 
 def test_what_cannot_follow_a_moving_energy_is_refused():
-    with pytest.raises(ValueError, match="negatives.agent.rule must be TD0 or SoftBellman"):
-        AgentNegatives(agent=ValueGradientConfig(rule=GradientMatching()))
+    with pytest.raises(ValueError, match="negatives.agent.objective must be TD0 or SoftBellman"):
+        AgentNegatives(agent=ValueGradientConfig(objective=GradientMatching()))
     with pytest.raises(ValueError, match=r"data must have shape \(N, D\), got \(4,\)"):
         EBMTrainer(torch.ones(4))
     with pytest.raises(ValueError, match="ebm.agent_updates must be at least 0, got -1"):
@@ -600,7 +600,7 @@ def test_the_single_environment_passes_gymnasiums_check():
 def test_the_vector_environment_passes_our_check(mode):
     envs = gymnasium.make_vec(ID, num_envs=3, autoreset_mode=mode.name)
     assert isinstance(envs.unwrapped, EBMVectorEnv)
-    assert "figures of the sampling MDP" in check_vector_env(envs).passed
+    assert "metrics of the sampling MDP" in check_vector_env(envs).passed
 
 
 def step_through(envs, seed=0, episodes=1):

@@ -20,7 +20,7 @@ from vgs_rl import (
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
 from vgs_rl.evaluation.evaluate import (
-    Figure,
+    Metric,
     ParticleProtocol,
     Report,
     evaluate,
@@ -89,19 +89,19 @@ def report() -> Report:
 
 
 class TestEvaluate:
-    def test_exact_samples_are_at_every_floor(self) -> None:
+    def test_exact_samples_are_at_every_ideal(self) -> None:
         report = evaluate(Exact(GMM9()), GMM9(), 4_000)
-        assert list(report.figures) == ["tvd_energy", "sinkhorn", "std_error", "mode_weight_error"]
-        for name, figure in report.figures.items():
-            assert figure.floor is not None
-            assert figure.value < 2.5 * figure.floor + 1e-3, name
+        assert list(report.metrics) == ["tvd_energy", "sinkhorn", "std_error", "mode_weight_error"]
+        for name, metric in report.metrics.items():
+            assert metric.ideal is not None
+            assert metric.value < 2.5 * metric.ideal + 1e-3, name
 
-    def test_a_wrong_sampler_is_far_above_every_floor(self) -> None:
+    def test_a_wrong_sampler_is_far_above_every_ideal(self) -> None:
         report = evaluate(Exact(GMM9(), shift=1.5), GMM9(), 1_000)
         for name in ("tvd_energy", "sinkhorn"):
-            figure = report.figures[name]
-            assert figure.floor is not None
-            assert figure.value > 4 * figure.floor, name
+            metric = report.metrics[name]
+            assert metric.ideal is not None
+            assert metric.value > 4 * metric.ideal, name
 
     def test_a_narrow_sampler_is_seen_by_its_standard_deviations_and_modes(self) -> None:
         class OneMode(Exact):
@@ -110,27 +110,27 @@ class TestEvaluate:
                 return Samples(x=x, log_weight=None, energy_evaluations=0)
 
         report = evaluate(OneMode(GMM9()), GMM9(), 1_000)
-        assert report.figures["std_error"].value > 3.0
-        assert report.figures["mode_weight_error"].value == pytest.approx(8 / 9, abs=0.01)
+        assert report.metrics["std_error"].value > 3.0
+        assert report.metrics["mode_weight_error"].value == pytest.approx(8 / 9, abs=0.01)
 
     def test_elbo_and_eubo_enclose_log_z(self, report: Report) -> None:
-        elbo, eubo = report.figures["elbo"], report.figures["eubo"]
-        assert elbo.value < elbo.floor == GMM9().log_z == eubo.floor < eubo.value
+        elbo, eubo = report.metrics["elbo"], report.metrics["eubo"]
+        assert elbo.value < elbo.ideal == GMM9().log_z == eubo.ideal < eubo.value
         assert eubo.value - elbo.value < 3.0
-        gap = report.figures["gap"]
-        assert gap.value == eubo.value - elbo.value and gap.floor == 0.0
+        gap = report.metrics["gap"]
+        assert gap.value == eubo.value - elbo.value and gap.ideal == 0.0
         assert gap.error == pytest.approx(math.hypot(elbo.error or 0.0, eubo.error or 0.0))
-        error = report.figures["log_z_error"]
+        error = report.metrics["log_z_error"]
         assert error.value == pytest.approx(abs(elbo.details["log_z_estimate"]))
         assert error.value < 0.2
-        assert 0.05 < report.figures["path_ess"].value < 1.0
+        assert 0.05 < report.metrics["path_ess"].value < 1.0
 
     def test_the_report_names_its_settings_and_costs(self, report: Report) -> None:
         assert (report.target, report.agent, report.seed) == ("GMM9", "oracle", 3)
-        assert report.figures["tvd_energy"].details["bins"] == 200
-        assert report.figures["sinkhorn"].n == 2_000
-        assert report.figures["sinkhorn"].details["reg"] > 0
-        assert report.figures["path_ess"].details == {"batches": 2, "batch_size": 2_000}
+        assert report.metrics["tvd_energy"].details["bins"] == 200
+        assert report.metrics["sinkhorn"].n == 2_000
+        assert report.metrics["sinkhorn"].details["reg"] > 0
+        assert report.metrics["path_ess"].details == {"batches": 2, "batch_size": 2_000}
         assert report.details["evaluation_seed"] == 0
         assert report.details["sampling_energy_evaluations"] == 4_000
 
@@ -140,27 +140,27 @@ class TestEvaluate:
             evaluate(oracle(energy, num_steps=4), energy, 500, seed=seed) for seed in (5, 5, 6)
         )
         assert first == again
-        assert first.figures["tvd_energy"].value != other.figures["tvd_energy"].value
-        assert first.figures["elbo"].value != other.figures["elbo"].value
+        assert first.metrics["tvd_energy"].value != other.metrics["tvd_energy"].value
+        assert first.metrics["elbo"].value != other.metrics["elbo"].value
 
-    def test_the_floor_does_not_depend_on_the_sampler(self) -> None:
+    def test_the_ideal_does_not_depend_on_the_sampler(self) -> None:
         energy = Gaussian()
         good, bad = (evaluate(Exact(energy, shift), energy, 500) for shift in (0.0, 3.0))
-        for name, figure in good.figures.items():
-            assert figure.floor == bad.figures[name].floor
+        for name, metric in good.metrics.items():
+            assert metric.ideal == bad.metrics[name].ideal
 
-    def test_a_floor_is_the_mean_over_pairs_of_exact_sets_with_its_spread(self) -> None:
+    def test_an_ideal_is_the_mean_over_pairs_of_exact_sets_with_its_spread(self) -> None:
         report = evaluate(Exact(GMM9()), GMM9(), 500)
-        pairs = {name: figure.details["floor_pairs"] for name, figure in report.figures.items()}
+        pairs = {name: metric.details["ideal_pairs"] for name, metric in report.metrics.items()}
         assert pairs == {"tvd_energy": 5, "sinkhorn": 3, "std_error": 5, "mode_weight_error": 10}
-        for name, figure in report.figures.items():
-            spread = figure.floor_error
-            assert figure.floor is not None and spread is not None and spread > 0, name
-            assert abs(figure.value - figure.floor) < 5 * spread, name
-            assert " ± " in figure.floor_text(), name
+        for name, metric in report.metrics.items():
+            spread = metric.ideal_error
+            assert metric.ideal is not None and spread is not None and spread > 0, name
+            assert abs(metric.value - metric.ideal) < 5 * spread, name
+            assert " ± " in metric.ideal_text(), name
         again = evaluate(Exact(GMM9()), GMM9(), 500, seed=1)
-        tvd = [r.figures["tvd_energy"] for r in (report, again)]
-        assert abs((tvd[0].floor or 0.0) - (tvd[1].floor or 0.0)) < 4 * (tvd[0].floor_error or 0.0)
+        tvd = [r.metrics["tvd_energy"] for r in (report, again)]
+        assert abs((tvd[0].ideal or 0.0) - (tvd[1].ideal or 0.0)) < 4 * (tvd[0].ideal_error or 0.0)
 
     def test_neither_the_global_generator_nor_the_training_budget_is_touched(self) -> None:
         sampler = oracle(Gaussian(), num_steps=4)
@@ -170,38 +170,38 @@ class TestEvaluate:
         assert torch.equal(torch.get_rng_state(), state)
         assert sampler.mdp.energy_evaluations == 17
 
-    def test_figures_that_the_target_does_not_admit_are_left_out(self) -> None:
+    def test_metrics_that_the_target_does_not_admit_are_left_out(self) -> None:
         report = evaluate(oracle(Ring(), num_steps=4), Ring(), 500)
-        assert list(report.figures) == ["log_z", "elbo", *OF_WEIGHTS]
-        assert report.figures["elbo"].floor is report.figures["log_z"].floor is None
-        assert report.figures["log_z"].value == report.figures["elbo"].details["log_z_estimate"]
+        assert list(report.metrics) == ["log_z", "elbo", *OF_WEIGHTS]
+        assert report.metrics["elbo"].ideal is report.metrics["log_z"].ideal is None
+        assert report.metrics["log_z"].value == report.metrics["elbo"].details["log_z_estimate"]
 
-    def test_a_shipped_reference_is_split_into_reference_and_floor(self) -> None:
+    def test_a_shipped_reference_is_split_into_reference_and_ideal(self) -> None:
         energy = Shipped()
         report = evaluate(Exact(Gaussian()), energy, 2_000)
-        figure = report.figures["tvd_energy"]
-        assert figure.n == figure.details["reference_n"] == 500
-        assert figure.details["reference"] == "shipped"
-        assert figure.floor is not None
-        assert figure.value < 1.5 * figure.floor
-        assert "eubo" not in evaluate(oracle(energy, num_steps=4), energy, 500).figures
+        metric = report.metrics["tvd_energy"]
+        assert metric.n == metric.details["reference_n"] == 500
+        assert metric.details["reference"] == "shipped"
+        assert metric.ideal is not None
+        assert metric.value < 1.5 * metric.ideal
+        assert "eubo" not in evaluate(oracle(energy, num_steps=4), energy, 500).metrics
 
     def test_another_temperature_leaves_only_bounds(self) -> None:
         report = evaluate(oracle(Gaussian(), num_steps=4, temperature=2.0), Gaussian(), 500)
-        assert list(report.figures) == ["log_z", "elbo", *OF_WEIGHTS]
-        assert report.figures["elbo"].floor is None
+        assert list(report.metrics) == ["log_z", "elbo", *OF_WEIGHTS]
+        assert report.metrics["elbo"].ideal is None
         assert report.details["temperature"] == 2.0
 
-    def test_resampling_improves_samples_and_leaves_path_figures_alone(self) -> None:
+    def test_resampling_improves_samples_and_leaves_path_metrics_alone(self) -> None:
         energy = GMM9()
         plain, resampled = (
             evaluate(oracle(energy, num_steps=5), energy, 1_500, resample=resample)
             for resample in (False, True)
         )
-        assert resampled.figures["tvd_energy"].value < 0.6 * plain.figures["tvd_energy"].value
-        elbo = plain.figures["elbo"]
+        assert resampled.metrics["tvd_energy"].value < 0.6 * plain.metrics["tvd_energy"].value
+        elbo = plain.metrics["elbo"]
         allowed = 8 * elbo.details["standard_error"]
-        assert resampled.figures["elbo"].value == pytest.approx(elbo.value, abs=allowed)
+        assert resampled.metrics["elbo"].value == pytest.approx(elbo.value, abs=allowed)
         assert resampled.details["sampling_energy_evaluations"] == 5 * 1_500
 
     def test_resampling_needs_weights(self) -> None:
@@ -214,14 +214,14 @@ class TestEvaluate:
 
     def test_a_diverged_sampler_still_gets_a_report(self) -> None:
         report = evaluate(Exact(Gaussian(), shift=math.nan), Gaussian(), 100)
-        assert report.figures["tvd_energy"].value == 1.0
-        assert report.figures["sinkhorn"].value == math.inf
+        assert report.metrics["tvd_energy"].value == 1.0
+        assert report.metrics["sinkhorn"].value == math.inf
         assert report.details["non_finite_samples"] == 100
-        assert json.loads(report.as_json())["figures"]["sinkhorn"]["value"] is None
+        assert json.loads(report.as_json())["metrics"]["sinkhorn"]["value"] is None
 
 
 SMALL = ParticleProtocol(n=100, repeats=3, geometric_n=50, geometric_repeats=1)
-PARTICLE_FIGURES = [
+PARTICLE_METRICS = [
     "tvd_energy",
     "tvd_energy_published",
     "tvd_distance",
@@ -250,21 +250,21 @@ class Weighted(Sampler):
         )
 
 
-def weighted(log_weight: Tensor, **options: bool) -> dict[str, Figure]:
-    return evaluate(Weighted(log_weight, **options), Ring(), len(log_weight)).figures
+def weighted(log_weight: Tensor, **options: bool) -> dict[str, Metric]:
+    return evaluate(Weighted(log_weight, **options), Ring(), len(log_weight)).metrics
 
 
 NORMAL = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 class TestWeights:
-    """Figures of log-weights say what they are worth."""
+    """Metrics of log-weights say what they are worth."""
 
     def test_a_dead_path_makes_the_elbo_infinite_and_is_counted(self) -> None:
         log_weight = 0.1 * NORMAL
         log_weight[[1, 2]], log_weight[3] = math.nan, -math.inf
         report = evaluate(Weighted(log_weight), Ring(), 20_000)
-        elbo, live = report.figures["elbo"], report.figures["elbo_live"]
+        elbo, live = report.metrics["elbo"], report.metrics["elbo_live"]
         assert (
             elbo.value == -math.inf and elbo.error is None and "3 paths have weight 0" in elbo.note
         )
@@ -272,15 +272,15 @@ class TestWeights:
         assert live.value == pytest.approx(float(kept.mean()) + math.log(1 - 3 / 20_000))
         assert live.n == 19_997 and live.details["dead_paths"] == 3
         assert report.details["dead_paths"] == 3
-        assert report.figures["log_z"].value == pytest.approx(0.005, abs=0.01)
-        assert report.figures["ess"].value > 0.98
+        assert report.metrics["log_z"].value == pytest.approx(0.005, abs=0.01)
+        assert report.metrics["ess"].value > 0.98
 
     def test_a_sampler_without_any_weight_still_gets_a_report(self) -> None:
-        figures = weighted(torch.full((100,), math.nan))
-        assert figures["log_z"].value == figures["elbo"].value == -math.inf
-        assert figures["ess"].value == figures["path_ess"].value == 0.0
-        assert "every path has weight 0" in figures["log_z"].note
-        assert "k_hat" not in figures
+        metrics = weighted(torch.full((100,), math.nan))
+        assert metrics["log_z"].value == metrics["elbo"].value == -math.inf
+        assert metrics["ess"].value == metrics["path_ess"].value == 0.0
+        assert "every path has weight 0" in metrics["log_z"].note
+        assert "k_hat" not in metrics
 
     def test_an_infinite_weight_is_an_error_that_counts(self) -> None:
         log_weight = NORMAL.clone()
@@ -290,53 +290,53 @@ class TestWeights:
 
     @pytest.mark.parametrize("scale", [10.0, 3000.0])
     def test_no_standard_error_is_given_where_it_means_nothing(self, scale: float) -> None:
-        figures = weighted(scale * NORMAL)
-        log_z = figures["log_z"]
+        metrics = weighted(scale * NORMAL)
+        log_z = metrics["log_z"]
         assert log_z.error is None and "no standard error" in log_z.note
         assert "±" not in log_z.text()
-        assert figures["k_hat"].value > 0.7 and "cannot be believed" in figures["k_hat"].note
-        assert "not to be believed" in figures["ess"].note
+        assert metrics["k_hat"].value > 0.7 and "cannot be believed" in metrics["k_hat"].note
+        assert "not to be believed" in metrics["ess"].note
 
     def test_a_standard_error_is_given_where_it_holds(self) -> None:
-        figures = weighted(0.5 * NORMAL)
-        error = figures["log_z"].error
+        metrics = weighted(0.5 * NORMAL)
+        error = metrics["log_z"].error
         assert error == pytest.approx(log_z_standard_error(0.5 * NORMAL))
-        assert abs(figures["log_z"].value - 0.125) < 4 * (error or 0.0)
-        assert figures["elbo"].error == pytest.approx(0.5 / math.sqrt(20_000), rel=0.02)
-        assert "modes that no path visits are not seen" in figures["k_hat"].note
+        assert abs(metrics["log_z"].value - 0.125) < 4 * (error or 0.0)
+        assert metrics["elbo"].error == pytest.approx(0.5 / math.sqrt(20_000), rel=0.02)
+        assert "modes that no path visits are not seen" in metrics["k_hat"].note
 
     def test_ess_is_that_of_all_paths_and_sees_what_batches_hide(self) -> None:
         log_weight = torch.zeros(20_000)
         log_weight[7] = 9.9 + 5  # a mode that one path in 20,000 visits
-        figures = weighted(log_weight)
+        metrics = weighted(log_weight)
         w = log_weight.double().exp()
-        assert figures["ess"].value == pytest.approx(
+        assert metrics["ess"].value == pytest.approx(
             float(w.sum() ** 2 / w.square().sum()) / 20_000
         )
-        assert figures["ess"].value < 0.001 and figures["path_ess"].value > 0.999
-        assert figures["largest_weight"].value == pytest.approx(float(w[7] / w.sum()))
-        assert figures["log_z"].error is None
+        assert metrics["ess"].value < 0.001 and metrics["path_ess"].value > 0.999
+        assert metrics["largest_weight"].value == pytest.approx(float(w[7] / w.sum()))
+        assert metrics["log_z"].error is None
 
     def test_particles_that_interact_have_log_z_and_nothing_else(self) -> None:
-        figures = weighted(0.1 * NORMAL, independent=False)
-        assert list(figures) == ["log_z"]
-        assert figures["log_z"].error is None and "particles interact" in figures["log_z"].note
+        metrics = weighted(0.1 * NORMAL, independent=False)
+        assert list(metrics) == ["log_z"]
+        assert metrics["log_z"].error is None and "particles interact" in metrics["log_z"].note
 
 
 class TestParticles:
-    """Targets with a particle symmetry have figures of their own."""
+    """Targets with a particle symmetry have metrics of their own."""
 
     @pytest.mark.parametrize("energy", [Springs(), ShippedSprings()], ids=["exact", "shipped"])
-    def test_exact_samples_are_at_every_floor(self, energy: Springs) -> None:
+    def test_exact_samples_are_at_every_ideal(self, energy: Springs) -> None:
         report = evaluate(Exact(Springs()), energy, 600, protocol=SMALL)
-        assert list(report.figures) == PARTICLE_FIGURES
-        for name, figure in report.figures.items():
-            assert figure.floor is not None
-            assert 0.4 * figure.floor < figure.value < 2.5 * figure.floor, name
+        assert list(report.metrics) == PARTICLE_METRICS
+        for name, metric in report.metrics.items():
+            assert metric.ideal is not None
+            assert 0.4 * metric.ideal < metric.value < 2.5 * metric.ideal, name
 
-    def test_the_floor_is_mixed_over_the_symmetry_and_the_reference_is_not(self) -> None:
+    def test_the_ideal_is_mixed_over_the_symmetry_and_the_reference_is_not(self) -> None:
         energy = ShippedSprings()
-        value = evaluate(Exact(Springs()), energy, 600, protocol=SMALL).figures["w2"].floor
+        value = evaluate(Exact(Springs()), energy, 600, protocol=SMALL).metrics["w2"].ideal
         x = energy.reference()
         own = float(metrics.wasserstein(x[:100], x[600:700]))
         assert value is not None
@@ -345,10 +345,10 @@ class TestParticles:
     def test_samples_need_not_be_centred(self) -> None:
         energy = Springs()
         plain, moved = (
-            evaluate(Exact(energy, shift), energy, 400, protocol=SMALL).figures
+            evaluate(Exact(energy, shift), energy, 400, protocol=SMALL).metrics
             for shift in (0.0, 5.0)
         )
-        for name in PARTICLE_FIGURES:
+        for name in PARTICLE_METRICS:
             assert moved[name].value == pytest.approx(plain[name].value, abs=0.02), name
 
     def test_the_validation_split_is_used_when_asked(self) -> None:
@@ -358,7 +358,7 @@ class TestParticles:
                 return super().reference(split)
 
         report = evaluate(Exact(Springs()), Guarded(), 400, split="validation", protocol=SMALL)
-        kinds = {figure.details["reference"] for figure in report.figures.values()}
+        kinds = {metric.details["reference"] for metric in report.metrics.values()}
         assert kinds == {"shipped, validation"}
 
     def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_stays(self) -> None:
@@ -369,19 +369,19 @@ class TestParticles:
         assert first == again
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_floors_do_not_depend_on_the_sampler(self) -> None:
+    def test_ideals_do_not_depend_on_the_sampler(self) -> None:
         good, bad = (
-            evaluate(Exact(Springs(), shift), ShippedSprings(), 400, protocol=SMALL).figures
+            evaluate(Exact(Springs(), shift), ShippedSprings(), 400, protocol=SMALL).metrics
             for shift in (0.0, math.nan)
         )
-        for name in PARTICLE_FIGURES:
-            assert good[name].floor == bad[name].floor
+        for name in PARTICLE_METRICS:
+            assert good[name].ideal == bad[name].ideal
 
     def test_a_diverged_sampler_still_gets_a_report(self) -> None:
         report = evaluate(Exact(Springs(), math.nan), Springs(), 400, protocol=SMALL)
-        for name, figure in report.figures.items():
-            assert figure.value == (1.0 if name.startswith("tvd") else math.inf), name
-        assert json.loads(report.as_json())["figures"]["w2"]["value"] is None
+        for name, metric in report.metrics.items():
+            assert metric.value == (1.0 if name.startswith("tvd") else math.inf), name
+        assert json.loads(report.as_json())["metrics"]["w2"]["value"] is None
 
     def test_one_huge_energy_is_seen_by_w2_of_energies_alone(self) -> None:
         class Outlier(Exact):
@@ -390,14 +390,14 @@ class TestParticles:
                 samples.x[0] = samples.x[0] * 1e3
                 return samples
 
-        figures = evaluate(Outlier(Springs()), Springs(), 400, protocol=SMALL).figures
-        assert figures["w2_energy"].value > 1e3
-        assert figures["tvd_energy"].value < 2 * (figures["tvd_energy"].floor or 0.0)
+        metrics = evaluate(Outlier(Springs()), Springs(), 400, protocol=SMALL).metrics
+        assert metrics["w2_energy"].value > 1e3
+        assert metrics["tvd_energy"].value < 2 * (metrics["tvd_energy"].ideal or 0.0)
 
-    def test_a_chain_of_particles_gets_path_figures_too(self) -> None:
+    def test_a_chain_of_particles_gets_path_metrics_too(self) -> None:
         report = evaluate(oracle(Springs(), num_steps=3), Springs(), 400, protocol=SMALL)
-        names = [*PARTICLE_FIGURES, "log_z", "elbo", "eubo", "gap", *OF_WEIGHTS]
-        assert list(report.figures) == names
+        names = [*PARTICLE_METRICS, "log_z", "elbo", "eubo", "gap", *OF_WEIGHTS]
+        assert list(report.metrics) == names
 
 
 class TestReport:
@@ -407,8 +407,8 @@ class TestReport:
     def test_json_has_the_documented_keys(self, report: Report) -> None:
         content = json.loads(report.as_json())
         keys = ["target", "agent", "seed", "n_samples", "train_seconds", "env_steps"]
-        assert list(content) == [*keys, "energy_evaluations", "figures", "details"]
-        assert {"value", "floor", "n", "bins"} <= content["figures"]["tvd_energy"].keys()
+        assert list(content) == [*keys, "energy_evaluations", "metrics", "details"]
+        assert {"value", "ideal", "n", "bins"} <= content["metrics"]["tvd_energy"].keys()
 
     def test_what_is_no_report_is_refused_by_key(self, report: Report) -> None:
         content = json.loads(report.as_json())
@@ -417,8 +417,8 @@ class TestReport:
         with pytest.raises(ValueError, match=r"missing keys \['target'\], unknown keys \['colour'"):
             Report.from_json(json.dumps(content))
         content = json.loads(report.as_json())
-        del content["figures"]["elbo"]["n"]
-        with pytest.raises(ValueError, match="figure elbo must have the keys"):
+        del content["metrics"]["elbo"]["n"]
+        with pytest.raises(ValueError, match="metric elbo must have the keys"):
             Report.from_json(json.dumps(content))
 
     def test_saving_replaces_the_file_at_once(self, report: Report, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ class TestReport:
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["report.json"]
 
-    def test_tensorboard_gets_values_and_known_floors(self, report: Report) -> None:
+    def test_tensorboard_gets_values_and_known_ideals(self, report: Report) -> None:
         class Writer:
             def __init__(self) -> None:
                 self.scalars: dict[str, tuple[float, int]] = {}
@@ -453,13 +453,13 @@ class TestReport:
 
         writer = Writer()
         report.to_tensorboard(writer, 40)
-        figure = report.figures["tvd_energy"]
-        assert writer.scalars["report/tvd_energy"] == (figure.value, 40)
-        assert writer.scalars["report/tvd_energy_floor"] == (figure.floor, 40)
-        assert len(writer.scalars) == 2 * len(report.figures) - 1  # k_hat has no floor
+        metric = report.metrics["tvd_energy"]
+        assert writer.scalars["report/tvd_energy"] == (metric.value, 40)
+        assert writer.scalars["report/tvd_energy_ideal"] == (metric.ideal, 40)
+        assert len(writer.scalars) == 2 * len(report.metrics) - 1  # k_hat has no ideal
 
 
-def small(value: float, floor: float | None, name: str = "elbo") -> Report:
+def small(value: float, ideal: float | None, name: str = "elbo") -> Report:
     return Report(
         target="Two",
         agent="vgs",
@@ -468,7 +468,7 @@ def small(value: float, floor: float | None, name: str = "elbo") -> Report:
         train_seconds=1.0,
         env_steps=2,
         energy_evaluations=3,
-        figures={name: Figure(value=value, floor=floor, n=1_000, note="of ten")},
+        metrics={name: Metric(value=value, ideal=ideal, n=1_000, note="of ten")},
     )
 
 
@@ -493,11 +493,11 @@ def test_numbers_have_the_digits_that_gaps_need_and_no_error_below_them(
 
 
 class TestTables:
-    def test_the_table_is_aligned_with_value_beside_floor(self) -> None:
+    def test_the_table_is_aligned_with_value_beside_ideal(self) -> None:
         report = small(-123.45678, 0.5)
-        report.figures["path_ess"] = Figure(value=0.25, floor=1.0, n=20_000)
+        report.metrics["path_ess"] = Metric(value=0.25, ideal=1.0, n=20_000)
         assert report.to_table().splitlines() == [
-            "figure        value   floor       n  settings",
+            "metric        value   ideal       n  settings",
             "--------  ---------  ------  ------  --------",
             "elbo      -123.4568  0.5000   1,000  of ten",
             "path_ess     0.2500  1.0000  20,000",
@@ -509,17 +509,17 @@ class TestTables:
         assert lines[1] == "| ------ | -----: | ----: | ----: | -------- |"
         assert lines[2] == "| elbo   | 1.0000 |       | 1,000 | of ten   |"
 
-    def test_comparison_takes_the_floor_of_the_first_report(self) -> None:
+    def test_comparison_takes_the_ideal_of_the_first_report(self) -> None:
         reports = {"this run": small(1.0, 0.25), "oracle bellman": small(3.0, 0.75)}
         reports["other"] = small(7.0, None, name="eubo")
         header, _, elbo, eubo = format_comparison(reports).splitlines()[1:]
-        assert header.split() == ["figure", "this", "run", "floor", "oracle", "bellman", "other"]
+        assert header.split() == ["metric", "this", "run", "ideal", "oracle", "bellman", "other"]
         assert elbo.split() == ["elbo", "1.0000", "0.2500", "3.0000", "(0.7500)"]
         assert eubo.split() == ["eubo", "7.0000"]
-        assert "in brackets: a sampler's own floor" in format_comparison(reports)
+        assert "in brackets: a sampler's own ideal" in format_comparison(reports)
         assert "| this run |" in format_comparison(reports, markdown=True)
 
-    def test_equal_floors_are_shown_once(self) -> None:
+    def test_equal_ideals_are_shown_once(self) -> None:
         text = format_comparison({"this run": small(1.0, 0.25), "again": small(3.0, 0.25)})
         assert "(" not in text and "brackets" not in text
 

@@ -142,17 +142,17 @@ def test_a_guide_is_refused_where_it_cannot_serve() -> None:
         ClusterNetwork(guide=3)
     with pytest.raises(ValueError, match="at least 4 steps, got 2"):
         ModeGuide(CHAINS["ve"], ENERGIES["LJ"], steps=2, generator=torch.Generator())
-    with pytest.raises(ValueError, match="guide needs the rule GradientMatching, got TD0"):
-        ValueGradientConfig(network=ClusterNetwork(guide=8), rule=TD0())
+    with pytest.raises(ValueError, match="guide needs the objective GradientMatching, got TD0"):
+        ValueGradientConfig(network=ClusterNetwork(guide=8), objective=TD0())
 
 
 def test_a_guide_learns() -> None:
     schedule = ScheduleConfig(kind="geometric", first=1.0, last=0.005)
     mdp = SamplingMDP(DW4(), MDPConfig(chain="ve", num_steps=12, schedule=schedule))
     network = ClusterNetwork(near=1.0, reach=8.0, radial=8, width=16, knots=4, guide=4)
-    rule = GradientMatching(batch_size=120, refine_steps=5, capacity=256, posterior_steps=2)
-    agent = ValueGradientConfig(rule=rule, network=network, prior_std=2.0).build(mdp)
-    loss, _ = agent.rule.loss(agent)
+    objective = GradientMatching(batch_size=120, refine_steps=5, capacity=256, posterior_steps=2)
+    agent = ValueGradientConfig(objective=objective, network=network, prior_std=2.0).build(mdp)
+    loss, _ = agent.objective.loss(agent)
     loss.backward()
     guided = agent.network
     assert isinstance(guided, GuidedValue)

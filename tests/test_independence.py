@@ -39,9 +39,9 @@ PATHS = {"batch_size": 16, **SMALL}
 LIBRARY = {"num_envs": 8, "batch_size": 16, "epochs": 1, "hidden": (8,), "buffer_size": 200}
 
 
-def value_gradient(rule: object, **options: object) -> ValueGradientConfig:
+def value_gradient(objective: object, **options: object) -> ValueGradientConfig:
     options.setdefault("network", MLPNetwork(**SMALL))
-    return ValueGradientConfig(rule=rule, prior_std=2.0, **options)  # type: ignore[arg-type]
+    return ValueGradientConfig(objective=objective, prior_std=2.0, **options)  # type: ignore[arg-type]
 
 
 CONFIGS: dict[str, AgentConfig] = {

@@ -59,15 +59,15 @@ class TestTotalVariation:
         energies[:2_500] = bad
         assert metrics.total_variation(energies, reference) == pytest.approx(0.25, abs=1e-3)
 
-    def test_the_floor_falls_as_one_over_root_n_and_stays_below_its_bound(self) -> None:
-        def floor(n: int) -> float:
+    def test_the_ideal_falls_as_one_over_root_n_and_stays_below_its_bound(self) -> None:
+        def ideal(n: int) -> float:
             trials = [
                 metrics.total_variation(normal(n, seed=2 * i), normal(n, seed=2 * i + 1))
                 for i in range(10)
             ]
             return float(torch.stack(trials).mean())
 
-        few, many = floor(2_000), floor(32_000)
+        few, many = ideal(2_000), ideal(32_000)
         assert few / many == pytest.approx(4.0, rel=0.25)
         assert many < math.sqrt(200 / (math.pi * 32_000))
 
@@ -232,9 +232,9 @@ class TestSinkhorn:
 
 def test_spread_rows_takes_an_equal_share_of_every_part() -> None:
     x = torch.arange(1_000)
-    kept = metrics.spread_rows(x, 100)
+    kept = metrics.evenly_spaced_rows(x, 100)
     assert kept.tolist() == list(range(0, 1_000, 10))
-    assert metrics.spread_rows(x, 2_000) is x
+    assert metrics.evenly_spaced_rows(x, 2_000) is x
 
 
 class TestStdError:

@@ -28,7 +28,7 @@ def make_agent(seed: int = 0) -> ValueGradientAgent:
     schedule = ScheduleConfig(kind="geometric", first=1.0, last=0.005)
     start = StartConfig(kind="gaussian", scale=2.5)
     config = MDPConfig(chain="ve", num_steps=12, schedule=schedule, start=start)
-    rule = GradientMatching(
+    objective = GradientMatching(
         batch_size=240,
         refresh_every=40,
         refresh_size=64,
@@ -41,7 +41,9 @@ def make_agent(seed: int = 0) -> ValueGradientAgent:
         start_size=480,
     )
     network = ClusterNetwork(near=1.0, reach=8.0, radial=8, width=16, knots=4)
-    agent = ValueGradientConfig(rule=rule, network=network, prior_std=2.0, lr=8e-3, ema=0.97)
+    agent = ValueGradientConfig(
+        objective=objective, network=network, prior_std=2.0, lr=8e-3, ema=0.97
+    )
     return agent.build(SamplingMDP(DW4(), config), seed=seed)
 
 
@@ -71,7 +73,9 @@ def test_learning_raises_the_elbo_and_leaves_the_centre_of_mass() -> None:
 
 
 def test_states_that_cannot_show_every_step_are_refused() -> None:
-    config = ValueGradientConfig(rule=GradientMatching(start_size=11), network=ClusterNetwork())
+    config = ValueGradientConfig(
+        objective=GradientMatching(start_size=11), network=ClusterNetwork()
+    )
     with pytest.raises(ValueError, match=r"start_size must be at least mdp.num_steps 12 .* got 11"):
         config.build(make_agent().mdp)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vgs_rl import Particles
 from vgs_rl.evaluation import metrics, particles
-from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_figures
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_metrics
 from vgs_rl.evaluation.particles import (
     geometric_cost,
     geometric_wasserstein,
@@ -20,7 +20,7 @@ from vgs_rl.evaluation.particles import (
     published_geometric_wasserstein,
     transformed,
 )
-from vgs_rl.evaluation.report import Figure
+from vgs_rl.evaluation.report import Metric
 
 SYSTEMS = (Particles(2, 2), Particles(4, 2), Particles(6, 2), Particles(3, 3), Particles(7, 3))
 systems = st.sampled_from(SYSTEMS)
@@ -194,12 +194,12 @@ class TestGeometricWasserstein:
             assert float(compare(bad, x, symmetry)) == math.inf
 
 
-def figures(
+def found_metrics(
     x: Tensor, *, protocol: ParticleProtocol, energy: Springs, seed: int = 0
-) -> dict[str, Figure]:
+) -> dict[str, Metric]:
     generator = torch.Generator().manual_seed(seed)
     sets = [energy.sample(600, torch.Generator().manual_seed(90 + i)) for i in (0, 1)]
-    return particle_figures(
+    return particle_metrics(
         *((z, energy(z)) for z in (x, *sets)),
         symmetry=energy.symmetry,
         protocol=protocol,
@@ -211,10 +211,10 @@ def figures(
 SMALL = ParticleProtocol(n=100, repeats=5, geometric_n=50, geometric_repeats=2)
 
 
-class TestFigures:
-    def test_exact_samples_are_at_every_floor(self) -> None:
+class TestMetrics:
+    def test_exact_samples_are_at_every_ideal(self) -> None:
         energy = Springs()
-        found = figures(
+        found = found_metrics(
             energy.sample(600, torch.Generator().manual_seed(5)), protocol=SMALL, energy=energy
         )
         assert list(found) == [
@@ -226,16 +226,16 @@ class TestFigures:
             "w2_geometric",
             "w2_geometric_published",
         ]
-        for name, figure in found.items():
-            assert figure.floor is not None
-            assert 0.4 * figure.floor < figure.value < 2.5 * figure.floor, name
+        for name, metric in found.items():
+            assert metric.ideal is not None
+            assert 0.4 * metric.ideal < metric.value < 2.5 * metric.ideal, name
 
     def test_sizes_and_repeats_are_those_of_the_protocol(self) -> None:
         energy = Springs()
-        found = figures(
+        found = found_metrics(
             energy.sample(230, torch.Generator().manual_seed(5)), protocol=SMALL, energy=energy
         )
-        sizes = {name: (figure.n, figure.details["repeats"]) for name, figure in found.items()}
+        sizes = {name: (metric.n, metric.details["repeats"]) for name, metric in found.items()}
         assert sizes["w2"] == sizes["tvd_distance_published"] == (100, 2)
         assert sizes["w2_geometric"] == (50, 2)
         assert sizes["w2_geometric_published"] == (100, 1)
@@ -243,21 +243,21 @@ class TestFigures:
         assert found["w2_geometric_published"].details["std"] is None
         assert found["w2"].note == "mean of 2"
 
-    def test_a_swollen_sampler_is_above_every_floor(self) -> None:
+    def test_a_swollen_sampler_is_above_every_ideal(self) -> None:
         energy = Springs()
         x = 1.6 * energy.sample(600, torch.Generator().manual_seed(5))
-        for name, figure in figures(x, protocol=SMALL, energy=energy).items():
-            assert figure.floor is not None
-            assert figure.value > 1.2 * figure.floor, name
+        for name, metric in found_metrics(x, protocol=SMALL, energy=energy).items():
+            assert metric.ideal is not None
+            assert metric.value > 1.2 * metric.ideal, name
 
-    def test_costly_figures_are_cut_short_for_many_particles_unless_asked(self) -> None:
+    def test_costly_metrics_are_cut_short_for_many_particles_unless_asked(self) -> None:
         energy = Springs(21, 2)
         x = energy.sample(40, torch.Generator().manual_seed(5))
-        usual = figures(x, protocol=ParticleProtocol(n=20, geometric_n=8), energy=energy)
+        usual = found_metrics(x, protocol=ParticleProtocol(n=20, geometric_n=8), energy=energy)
         assert usual["w2_geometric"].n == 2 and usual["w2_geometric"].details["repeats"] == 10
         assert "w2_geometric_published" not in usual
         asked = ParticleProtocol(n=20, geometric_n=8, geometric_repeats=1)
-        assert figures(x, protocol=asked, energy=energy)["w2_geometric"].n == 8
+        assert found_metrics(x, protocol=asked, energy=energy)["w2_geometric"].n == 8
 
     def test_a_published_range_that_misses_the_reference_is_left_out(self) -> None:
         class Deep(Springs):
@@ -265,7 +265,7 @@ class TestFigures:
                 return super().energy(x) - 400.0
 
         x = Springs().sample(200, torch.Generator().manual_seed(5))
-        found = figures(x, protocol=SMALL, energy=Deep())
+        found = found_metrics(x, protocol=SMALL, energy=Deep())
         assert "tvd_energy_published" not in found and "tvd_distance_published" in found
 
     @pytest.mark.parametrize("wrong", [{"n": 0}, {"geometric_n": 0}, {"repeats": -1}])

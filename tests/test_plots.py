@@ -22,11 +22,11 @@ from vgs_rl import (
 from vgs_rl.envs import FourGauss, Gaussian
 from vgs_rl.geometry import Sphere
 from vgs_rl.plots.plots import (
-    hero,
     plot_chain,
     plot_energy_histogram,
     plot_learning_curves,
     plot_steps,
+    plot_summary,
     plot_value,
     save_figure,
     try_picture,
@@ -198,8 +198,8 @@ class TestLearningCurves:
         with pytest.raises(ValueError, match="x must be one of env_steps, .* got 'epochs'"):
             plot_learning_curves(RECORDS, "epochs")
 
-    def test_the_floor_of_a_figure_is_a_line(self) -> None:
-        records = [{**r, "eval/tvd_energy": 0.5, "eval/tvd_energy_floor": 0.04} for r in RECORDS]
+    def test_the_ideal_of_a_figure_is_a_line(self) -> None:
+        records = [{**r, "eval/tvd_energy": 0.5, "eval/tvd_energy_ideal": 0.04} for r in RECORDS]
         lines = every_axes(plot_learning_curves(records))[-1].get_lines()
         assert np.asarray(lines[1].get_ydata()).tolist() == [0.04, 0.04]
 
@@ -211,7 +211,7 @@ class TestLearningCurves:
 class TestHero:
     def test_all_parts_stand_together_where_the_target_admits_them(self) -> None:
         mdp = chain(FourGauss())
-        figure = hero(
+        figure = plot_summary(
             mdp, rest, mdp.generator(0), records=RECORDS, n=40, n_energy=300, title="Four"
         )
         labels = [axes.get_xlabel() for axes in every_axes(figure)]
@@ -223,14 +223,18 @@ class TestHero:
 
     def test_what_a_target_does_not_admit_is_left_out(self) -> None:
         mdp = chain(Ring())
-        assert len(every_axes(hero(mdp, rest, mdp.generator(0), n=40))) == 5
-        learned = hero(mdp, rest, mdp.generator(0), value=lambda x, t: x.square().sum(-1), n=40)
+        assert len(every_axes(plot_summary(mdp, rest, mdp.generator(0), n=40))) == 5
+        learned = plot_summary(
+            mdp, rest, mdp.generator(0), value=lambda x, t: x.square().sum(-1), n=40
+        )
         assert "drift, $t = 4$" in " ".join(a.get_title() for a in every_axes(learned))
 
     def test_the_same_generator_gives_the_same_picture(self, tmp_path: Path) -> None:
         for name in ("a.png", "b.png"):
             mdp = chain(FourGauss())
-            save_figure(hero(mdp, rest, mdp.generator(0), n=40, n_energy=300), tmp_path / name)
+            save_figure(
+                plot_summary(mdp, rest, mdp.generator(0), n=40, n_energy=300), tmp_path / name
+            )
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -311,7 +315,7 @@ class TestEveryTarget:
 
     def test_one_dimension_has_its_exact_density_at_every_time(self) -> None:
         mdp = chain(Gaussian(mean=[1.0], covariance=[0.5]))
-        figure = hero(mdp, rest, mdp.generator(0), records=RECORDS, n=300, n_energy=500)
+        figure = plot_summary(mdp, rest, mdp.generator(0), records=RECORDS, n=300, n_energy=500)
         axes = every_axes(figure)
         assert [len(panel.patches) for panel in axes[:5]] == [2] * 5
         for panel, t in zip(axes[:5], (0, 2, 3, 4, 6), strict=True):
@@ -330,7 +334,7 @@ class TestEveryTarget:
         mdp.energy.value_there = value  # which was not so when it was probed
         generator = mdp.generator(0)
         energy = mdp.energy.energy
-        hero(mdp, rest, generator, value=lambda x, t: energy(x), records=RECORDS, n=40)
+        plot_summary(mdp, rest, generator, value=lambda x, t: energy(x), records=RECORDS, n=40)
         x = torch.randn(30, dim, generator=generator)
         (axes,) = plot_energy_histogram(energy(x), energy(x[:1])).get_axes()
         assert len(axes.patches) == 2
@@ -343,7 +347,7 @@ class TestEveryTarget:
             asked.append(t)
             return torch.zeros_like(x)
 
-        hero(chain(Ring(), 1), drift, torch.Generator(), value=lambda x, t: x.norm(dim=-1))
+        plot_summary(chain(Ring(), 1), drift, torch.Generator(), value=lambda x, t: x.norm(dim=-1))
         assert set(asked) == {0}
 
     def test_a_circle_has_no_density_in_the_plane(self) -> None:

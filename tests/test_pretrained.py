@@ -22,4 +22,4 @@ def test_a_shipped_sampler_reaches_the_elbo_of_its_report(name: str) -> None:
     assert log_weight is not None and bool(torch.isfinite(log_weight).all())
     # Rare bad paths weigh on the ELBO of many samples: few may lie above it, not above log Z.
     mean, margin = float(log_weight.mean()), 5 * float(log_weight.std()) / math.sqrt(n)
-    assert report.figures["elbo"].value - margin < mean < report.figures["log_z"].value + margin
+    assert report.metrics["elbo"].value - margin < mean < report.metrics["log_z"].value + margin

@@ -114,16 +114,18 @@ MATCHING = {"batch_size": 32, "first_size": 200, "refresh_size": 100, "start_siz
 @pytest.mark.filterwarnings("ignore:Custom.energy is")
 @pytest.mark.parametrize("outside", [torch.inf, torch.nan])
 def test_rows_that_are_left_out_of_a_buffer_are_counted_and_reported(outside: float) -> None:
-    rule = GradientMatching(**MATCHING, refresh_every=1)  # type: ignore[arg-type]
+    objective = GradientMatching(**MATCHING, refresh_every=1)  # type: ignore[arg-type]
     mdp = SamplingMDP(box(-9.0, 0.3, outside), SHORT)
-    agent = ValueGradientConfig(rule=rule).build(mdp, seed=0)
+    agent = ValueGradientConfig(objective=objective).build(mdp, seed=0)
     scalars = [agent.update() for _ in range(2)][-1]
-    buffer = agent.rule._buffer  # type: ignore[attr-defined]
+    buffer = agent.objective._buffer  # type: ignore[attr-defined]
     dropped = 200 + 100 - len(buffer.x)
     assert dropped > 50
     assert float(scalars["train/dropped_rows"]) == dropped
     assert agent.report_details()["dropped_rows"] == dropped
-    again = ValueGradientConfig(rule=rule).build(SamplingMDP(box(-9.0, 0.3), SHORT), seed=0)
+    again = ValueGradientConfig(objective=objective).build(
+        SamplingMDP(box(-9.0, 0.3), SHORT), seed=0
+    )
     again.load_state_dict(agent.state_dict())
     assert again.report_details()["dropped_rows"] == dropped
 
@@ -146,8 +148,10 @@ def test_states_without_an_energy_are_no_rows_of_a_refined_buffer() -> None:
 @pytest.mark.filterwarnings("ignore:Custom.energy is")
 @pytest.mark.parametrize("refine_steps", [0, 1])
 def test_training_without_any_usable_state_ends_in_one_line(refine_steps: int) -> None:
-    rule = GradientMatching(**MATCHING, capacity=200, refine_steps=refine_steps)  # type: ignore[arg-type]
-    agent = ValueGradientConfig(rule=rule).build(SamplingMDP(box(9.0, 11.0), SHORT), seed=0)
+    objective = GradientMatching(**MATCHING, capacity=200, refine_steps=refine_steps)  # type: ignore[arg-type]
+    agent = ValueGradientConfig(objective=objective).build(
+        SamplingMDP(box(9.0, 11.0), SHORT), seed=0
+    )
     message = (
         r"^Custom.energy and its gradient are finite at none of 200 states with coordinates up to "
         r"[\d.]+: set agent.prior_std, 1 now, to the size of the region where they are$"

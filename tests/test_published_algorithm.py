@@ -43,13 +43,13 @@ def make(**options: object) -> ValueGradientAgent:
         schedule=ScheduleConfig(kind="quadratic", first=0.3, last=0.1),
         start=StartConfig(kind="gaussian", scale=1.0),
     )
-    rule = TD0(batch_size=BATCH, passes=2, noise_scale=1.2, energy_clip=CLIP, start_lr=0.01)
+    objective = TD0(batch_size=BATCH, passes=2, noise_scale=1.2, energy_clip=CLIP, start_lr=0.01)
     settings = {"drift_clip": CLIP, "ema": 0.9, "lr": 1e-4, **options}
     agent = ValueGradientConfig(
         drift="bellman",
         fit_noise_scale=False,
         network=PublishedNetwork(width=8, over_dim=True),
-        rule=rule,
+        objective=objective,
         final_lr=1.0,
         warmup=0,
         **settings,  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_targets_are_the_published_ones_state_by_state() -> None:
     x = 2.0 * torch.randn(40, DIM, dtype=torch.float64, generator=agent.mdp.generator(2))
     t = torch.arange(40) % STEPS
     before = agent.generator.get_state()
-    target = agent.config.rule.target(agent, x, t)  # type: ignore[attr-defined]
+    target = agent.config.objective.target(agent, x, t)  # type: ignore[attr-defined]
     agent.generator.set_state(before)
     noise = torch.randn(40, DIM, dtype=torch.float64, generator=agent.generator)
     s2 = torch.linspace(math.sqrt(0.3), math.sqrt(0.1), STEPS, dtype=torch.float64) ** 2
@@ -114,7 +114,7 @@ def test_the_policys_step_is_the_published_one_and_stands_still_beyond_the_clip(
 def test_the_loss_is_the_mean_square_of_what_is_learned_divided_by_dimension() -> None:
     agent = make()
     twin = copy.deepcopy(agent)
-    loss, _ = agent.rule.loss(agent)
+    loss, _ = agent.objective.loss(agent)
     # The same draws once more: states of widened noise, an order, then the next states' noise.
     mdp = twin.mdp
     start = 1.2 * torch.randn(BATCH, DIM, dtype=torch.float64, generator=twin.generator)
@@ -127,7 +127,7 @@ def test_the_loss_is_the_mean_square_of_what_is_learned_divided_by_dimension() -
     order = torch.cat([torch.randperm(STEPS * BATCH, generator=twin.generator) for _ in range(2)])
     rows = order[:BATCH]
     x, t_rows = torch.cat(states)[rows], rows // BATCH
-    target = twin.config.rule.target(twin, x, t_rows)  # type: ignore[attr-defined]
+    target = twin.config.objective.target(twin, x, t_rows)  # type: ignore[attr-defined]
     expected = ((twin.network.value(x, t_rows) - target) / DIM).square().mean()
     torch.testing.assert_close(loss, expected)
 
@@ -153,12 +153,21 @@ def test_an_iteration_ends_with_one_average_and_then_one_step_of_adam_on_s0_itse
     assert moved * slope < 0
 
 
-def test_td0_by_default_is_the_published_rule_of_the_mixtures() -> None:
-    rule = TD0()
-    assert (rule.batch_size, rule.passes, rule.noise_scale, rule.start_lr) == (128, 1, 1.2, 1e-3)
-    assert (rule.loss_kind, rule.scale_by_dim, rule.control_variate) == ("l2", True, False)
+def test_td0_by_default_is_the_published_objective_of_the_mixtures() -> None:
+    objective = TD0()
+    assert (objective.batch_size, objective.passes, objective.noise_scale, objective.start_lr) == (
+        128,
+        1,
+        1.2,
+        1e-3,
+    )
+    assert (objective.loss_kind, objective.scale_by_dim, objective.control_variate) == (
+        "l2",
+        True,
+        False,
+    )
     config = config_of(parse_run(["--config", "configs/paper/gmm9.yaml"]))
-    assert config.agent.rule == rule  # type: ignore[attr-defined]
+    assert config.agent.objective == objective  # type: ignore[attr-defined]
 
 
 def test_no_target_of_the_published_funnel_is_beyond_its_clip_by_more_than_the_drift_costs() -> (
@@ -172,7 +181,7 @@ def test_no_target_of_the_published_funnel_is_beyond_its_clip_by_more_than_the_d
     x = 2.5 * torch.randn(2_000, 10, generator=agent.mdp.generator(0))
     x[:, 0] -= 5.0
     last = torch.full((2_000,), agent.mdp.num_steps - 1)
-    target = agent.config.rule.target(agent, x, last)  # type: ignore[attr-defined]
+    target = agent.config.objective.target(agent, x, last)  # type: ignore[attr-defined]
     assert target.max().item() < 101.0
 
 
@@ -180,13 +189,13 @@ def test_the_published_settings_of_mvtec_train_the_authors_network_in_their_prop
     jobs = load("detectors.jobs")
     options = jobs.parse(jobs.detector_parser(), ["--config", "configs/paper/mvtec.yaml"])
     config = jobs.config_of(options)
-    rule = config.ebm.negatives.agent.rule
+    objective = config.ebm.negatives.agent.objective
     # Each of T x 784 states three times, in minibatches of 784, for one update of the energy.
-    assert config.ebm.agent_updates == config.ebm.mdp.num_steps * rule.passes
-    assert rule.batch_size == config.ebm.learner.batch_size == 4 * 14 * 14
+    assert config.ebm.agent_updates == config.ebm.mdp.num_steps * objective.passes
+    assert objective.batch_size == config.ebm.learner.batch_size == 4 * 14 * 14
     data = torch.nn.functional.normalize(torch.randn(64, 272, generator=torch.Generator()), dim=1)
     config.ebm.pretrain_steps, config.ebm.agent_updates = 0, 1
-    rule.batch_size = config.ebm.learner.batch_size = 16  # of the same networks, for speed
+    objective.batch_size = config.ebm.learner.batch_size = 16  # of the same networks, for speed
     trainer = EBMTrainer(data, config.ebm, seed=0)
     network = trainer.negatives.agent.network  # type: ignore[attr-defined]
     assert sum(p.numel() for p in network.parameters()) == 2_206_721 + (272 - 78) * 512

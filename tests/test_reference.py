@@ -64,9 +64,9 @@ def test_the_file_says_how_it_was_made_and_that_its_chains_agree(energy):
     assert {"target", "method", "recipe", "seed", "command", "versions"} <= provenance.keys()
     assert "/" not in provenance["command"].replace("scripts/", "")
     for part, n in zip(("validation", "test"), SIZES[type(energy)], strict=True):
-        for name, figures in diagnostics[part].items():
-            assert figures["split_r_hat"] < 1.02, name
-            assert figures["effective_samples"] > 0.5 * n, name
+        for name, metrics in diagnostics[part].items():
+            assert metrics["split_r_hat"] < 1.02, name
+            assert metrics["effective_samples"] > 0.5 * n, name
     assert min(diagnostics["swap_rates"]) > 0.2
     assert diagnostics["round_trips"] > 1000
 

@@ -85,7 +85,7 @@ def test_annealed_first_states_have_the_modes_shares() -> None:
     mdp = SamplingMDP(target, MDPConfig(num_steps=4))
 
     def share(anneal: int) -> float:
-        rule = GradientMatching(
+        objective = GradientMatching(
             capacity=4_000,
             refine_steps=1,
             first_anneal_steps=anneal,
@@ -93,11 +93,11 @@ def test_annealed_first_states_have_the_modes_shares() -> None:
             batch_size=8,
             start_size=64,
         )
-        agent = ValueGradientConfig(rule=rule, prior_std=4.0).build(mdp, seed=0)
+        agent = ValueGradientConfig(objective=objective, prior_std=4.0).build(mdp, seed=0)
         agent.learn(BudgetConfig(updates=1), progress_bar=False)
         assert agent.counters.energy_evaluations > 4_000 * (anneal + 60)
-        assert isinstance(agent.rule, GradientMatchingLearner)
-        return float((agent.rule._refined.x[:, 0] < 0).float().mean())
+        assert isinstance(agent.objective, GradientMatchingLearner)
+        return float((agent.objective._refined.x[:, 0] < 0).float().mean())
 
     assert abs(share(80) - 0.85) < 0.04
     assert share(0) < 0.6  # MALA alone leaves them where they began
@@ -115,7 +115,7 @@ def test_resampling_leaves_out_what_is_not_finite() -> None:
     ("options", "message"),
     [
         (
-            {"refine_steps": 5, "start_spread": 1.3},
+            {"refine_steps": 5, "start_widening": 1.3},
             r"must be 1 with refine_steps, got 1\.0 and 1\.3",
         ),
         ({"first_refine_steps": 5}, "first_refine_steps needs refine_steps above 0"),

@@ -19,8 +19,8 @@ from vgs_rl.envs import GMM9
 from vgs_rl.files.restore import load_generator, load_optimizer
 
 
-def agent(rule: Any) -> ValueGradientAgent:
-    config = ValueGradientConfig(network=MLPNetwork(width=8, depth=2), rule=rule)
+def agent(objective: Any) -> ValueGradientAgent:
+    config = ValueGradientConfig(network=MLPNetwork(width=8, depth=2), objective=objective)
     return ValueGradientAgent(SamplingMDP(GMM9(), MDPConfig(num_steps=4)), config)
 
 
@@ -29,11 +29,11 @@ MATCHING = GradientMatching(batch_size=16, refresh_size=16, first_size=32, start
 
 @pytest.fixture(scope="module", params=["matching", "td"])
 def trained(request: pytest.FixtureRequest) -> tuple[Callable[[], ValueGradientAgent], Any]:
-    rule = MATCHING if request.param == "matching" else TD0(batch_size=16)
-    mine = agent(rule)
+    objective = MATCHING if request.param == "matching" else TD0(batch_size=16)
+    mine = agent(objective)
     for _ in range(2):
         mine.update()
-    return lambda: agent(rule), mine.state_dict()
+    return lambda: agent(objective), mine.state_dict()
 
 
 def leaves(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

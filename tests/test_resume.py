@@ -28,7 +28,7 @@ from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments import run as runs
-from vgs_rl.experiments.run import RunConfig, build, judge, open_run, train
+from vgs_rl.experiments.run import RunConfig, build, evaluate_agent, open_run, train
 from vgs_rl.files import checkpoint
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderInUse, FolderLock
@@ -62,13 +62,13 @@ register("test/Holes-v0", energy=Holes)
 
 
 def tiny(output: Path, **changes: Any) -> RunConfig:
-    rule = GradientMatching(
+    objective = GradientMatching(
         batch_size=32, refresh_every=1, refresh_size=32, first_size=64, start_size=64
     )
     config = RunConfig(
         env="GMM9",
         mdp=MDPConfig(num_steps=3),
-        agent=ValueGradientConfig(rule=rule, network=MLPNetwork(width=8, depth=1)),
+        agent=ValueGradientConfig(objective=objective, network=MLPNetwork(width=8, depth=1)),
         budget=BudgetConfig(updates=6),
         evaluation=EvaluationConfig(
             n_samples=64, validation_samples=32, validate_every=3, log_every=2, figures_every=0
@@ -80,7 +80,7 @@ def tiny(output: Path, **changes: Any) -> RunConfig:
 
 
 def command_line(config: RunConfig) -> list[str]:
-    rule, network = config.agent.rule, config.agent.network  # type: ignore[attr-defined]
+    objective, network = config.agent.objective, config.agent.network  # type: ignore[attr-defined]
     return [
         f"--env={config.env}",
         f"--output={config.output}",
@@ -88,7 +88,7 @@ def command_line(config: RunConfig) -> list[str]:
         f"--agent.network.width={network.width}",
         f"--agent.network.depth={network.depth}",
         *(
-            f"--agent.rule.{name}={getattr(rule, name)}"
+            f"--agent.objective.{name}={getattr(objective, name)}"
             for name in ("batch_size", "refresh_every", "refresh_size", "first_size", "start_size")
         ),
         *(
@@ -135,12 +135,12 @@ def report(path: Path) -> Report:
 def evaluated(path: Path) -> dict[str, float]:
     """What evaluate.py finds."""
     config, agent = open_run(path)
-    again = judge(config, runs.find(config.env), agent)
-    return {name: figure.value for name, figure in again.figures.items()}
+    again = evaluate_agent(config, runs.find(config.env), agent)
+    return {name: metric.value for name, metric in again.metrics.items()}
 
 
 def values(found: Report) -> dict[str, float]:
-    return {name: figure.value for name, figure in found.figures.items()}
+    return {name: metric.value for name, metric in found.metrics.items()}
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_a_digest_depends_on_what_defines_a_run_and_on_nothing_else(tmp_path: Pa
 def test_settings_are_named_and_numbers_written_differently_are_the_same() -> None:
     one, other = RunConfig(env_args={"a": 2, "b": [1.0]}), RunConfig(env_args={"b": [1], "a": 2.0})
     assert digest(settings_of(one)) == digest(settings_of(other))
-    assert settings_of(one)["agent.rule"] == "GradientMatching"
+    assert settings_of(one)["agent.objective"] == "GradientMatching"
     assert settings_of(one)["agent.lr"] == 2e-3
 
 
@@ -190,7 +190,7 @@ def test_settings_are_named_and_numbers_written_differently_are_the_same() -> No
         (["--mdp.temperature=2"], "mdp.temperature: the run has 1, got 2"),
         (["--mdp.schedule.total_noise=0.8"], "mdp.schedule.total_noise: the run has null, got 0.8"),
         (["--agent.network.width=9"], "agent.network.width: the run has 8, got 9"),
-        (["--agent.rule.batch_size=33"], "agent.rule.batch_size: the run has 32, got 33"),
+        (["--agent.objective.batch_size=33"], "agent.objective.batch_size: the run has 32, got 33"),
         (["--agent.ema=0.5"], "agent.ema: the run has 0.995, got 0.5"),
         (["--agent=PISConfig"], "agent: the run has ValueGradientConfig, got PISConfig"),
         (["--output=elsewhere"], "output: the run lies in"),
@@ -400,17 +400,17 @@ def test_a_signal_ends_training_at_a_checkpoint(
     assert records(config.folder) == records(whole.folder)
 
 
-@pytest.mark.parametrize("moment", ["judging", "second signal"])
+@pytest.mark.parametrize("moment", ["evaluating", "second signal"])
 def test_a_signal_elsewhere_ends_without_a_traceback(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def press(*_: object, **__: object) -> None:
-        for _each in range(1 if moment == "judging" else 2):
+        for _each in range(1 if moment == "evaluating" else 2):
             signal.raise_signal(signal.SIGTERM)
 
     config = tiny(tmp_path)
-    if moment == "judging":
-        monkeypatch.setattr(runs, "judge", press)
+    if moment == "evaluating":
+        monkeypatch.setattr(runs, "evaluate", press)
     else:
         monkeypatch.setattr(Agent, "update", press)
     assert command(*command_line(config)) == 130
@@ -568,7 +568,7 @@ def test_where_no_validation_has_a_weight_the_last_agent_is_taken_and_said_so(
     config = tiny(tmp_path)
     monkeypatch.setattr("vgs_rl.agents.base.live_elbo", lambda w: torch.tensor(-math.inf))
     assert command(*command_line(config)) == 0
-    assert "the last agent is judged" in capsys.readouterr().err
+    assert "the last agent is evaluated" in capsys.readouterr().err
     assert not (config.folder / "checkpoints/best.pt").exists()
     assert report(config.folder).details["checkpoint"] == "last"
     assert evaluated(config.folder) == pytest.approx(values(report(config.folder)), nan_ok=True)
@@ -609,9 +609,9 @@ def test_no_evaluation_moves_a_training_counter(tmp_path: Path) -> None:
     config, agent = often, build(often)[1]
     agent.update()
     used = agent.counters.energy_evaluations, agent.counters.env_steps
-    judge(config, runs.find("GMM9"), agent)
-    judge(config, runs.find("GMM9"), agent, sampler=oracle_sampler(agent.mdp, "posterior"))
-    runs.judge_smc(config, agent)
+    evaluate_agent(config, runs.find("GMM9"), agent)
+    evaluate_agent(config, runs.find("GMM9"), agent, sampler=oracle_sampler(agent.mdp, "posterior"))
+    runs.evaluate_smc(config, agent)
     agent.sampler().sample(100, 0)
     assert (agent.counters.energy_evaluations, agent.counters.env_steps) == used
     before = agent.mdp.energy_evaluations
@@ -635,7 +635,7 @@ def test_curves_begin_at_zero_have_one_point_a_step_and_appear_while_training(
             if tag.startswith("eval"):
                 assert steps[0] == 0 or "milliseconds" in tag, tag
         assert {"eval/elbo", "eval_by_energies/elbo", "eval_by_milliseconds/elbo"} < set(scalars)
-        assert {"report/elbo", "report/tvd_energy_floor"} < set(scalars)
+        assert {"report/elbo", "report/tvd_energy_ideal"} < set(scalars)
         counts = [
             len(events.Scalars(f"eval{by}/elbo")) for by in ("", "_by_energies", "_by_milliseconds")
         ]

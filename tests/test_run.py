@@ -142,14 +142,14 @@ def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_
     def fail(*_: object, **__: object) -> Figure:
         raise FloatingPointError("the summary is too wide")
 
-    monkeypatch.setattr("vgs_rl.experiments.run.hero", fail)
+    monkeypatch.setattr("vgs_rl.experiments.run.plot_summary", fail)
     vgs_rl.register("tests/Steep-v0", energy=Steep)
-    rule = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
+    objective = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
     network = MLPNetwork(width=8, depth=1)
     config = RunConfig(
         env="tests/Steep-v0",
         mdp=MDPConfig(num_steps=1),
-        agent=ValueGradientConfig(network=network, rule=rule),
+        agent=ValueGradientConfig(network=network, objective=objective),
         budget=BudgetConfig(updates=2),
         evaluation=EvaluationConfig(
             n_samples=64, validation_samples=64, validate_every=1, figures_every=1

@@ -14,13 +14,13 @@ from vgs_rl import (
     SamplingMDP,
 )
 from vgs_rl.agents import (
-    AnnealedSampler,
+    AnnealedSMC,
     ExactSampler,
     HMCSampler,
     MALASampler,
     ParallelTempering,
     RefinedSampler,
-    SMCSampler,
+    TwistedSMC,
     ULASampler,
 )
 from vgs_rl.envs import FourGauss
@@ -35,9 +35,9 @@ def chain(temperature: float = 1.0) -> ChainSampler:
     return ChainSampler(mdp, lambda x, t: torch.zeros_like(x))
 
 
-def twisted(temperature: float) -> SMCSampler:
+def twisted(temperature: float) -> TwistedSMC:
     mdp = chain(temperature).mdp
-    return SMCSampler(mdp, ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior"))
+    return TwistedSMC(mdp, ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior"))
 
 
 def on_the_target(kind: Callable[..., Sampler], *numbers: float, **options: float):
@@ -50,8 +50,8 @@ SAMPLERS: dict[str, Callable[[float], Sampler]] = {
     "ULA": on_the_target(ULASampler, 400, chains=20),
     "HMC": on_the_target(HMCSampler, 2_000, chains=20),
     "PT": on_the_target(ParallelTempering, 4_000, chains=5),
-    "AIS": on_the_target(AnnealedSampler, 3, pilot=10),
-    "annealed SMC": on_the_target(AnnealedSampler, 3, pilot=10, threshold=0.9),
+    "AIS": on_the_target(AnnealedSMC, 3, pilot=10),
+    "annealed SMC": on_the_target(AnnealedSMC, 3, pilot=10, threshold=0.9),
     "twisted SMC": twisted,
     "refined": lambda tau: RefinedSampler(chain(tau), FourGauss(), 2, pilot=10),
     "drawn": lambda tau: DrawnSampler(chain(tau).sample(60)),
@@ -76,9 +76,9 @@ def test_every_sampler_is_evaluated_at_its_own_temperature(name: str) -> None:
     assert sampler.temperature == 2.0
     report = evaluate(sampler, FourGauss(), 60)
     assert report.details["temperature"] == 2.0 and report.details["log_z"] is None
-    assert not report.figures.keys() & OF_TRUTH
-    assert all(f.floor is None for k, f in report.figures.items() if k in ("elbo", "log_z"))
-    assert report.figures.keys() <= {
+    assert not report.metrics.keys() & OF_TRUTH
+    assert all(f.ideal is None for k, f in report.metrics.items() if k in ("elbo", "log_z"))
+    assert report.metrics.keys() <= {
         *("log_z", "elbo", "ess", "largest_weight", "k_hat", "path_ess")
     }
 
@@ -86,10 +86,10 @@ def test_every_sampler_is_evaluated_at_its_own_temperature(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_at_temperature_one_exact_samples_apply(name: str) -> None:
     sampler = SAMPLERS[name](1.0)
-    figures = evaluate(sampler, FourGauss(), 60).figures
-    assert {"tvd_energy", "mode_weight_error"} <= figures.keys()
-    assert ("elbo" in figures) == (name in ("chain", "AIS", "drawn"))
-    assert ("log_z_error" in figures) == ("SMC" in name or "elbo" in figures)
+    metrics = evaluate(sampler, FourGauss(), 60).metrics
+    assert {"tvd_energy", "mode_weight_error"} <= metrics.keys()
+    assert ("elbo" in metrics) == (name in ("chain", "AIS", "drawn"))
+    assert ("log_z_error" in metrics) == ("SMC" in name or "elbo" in metrics)
 
 
 def test_the_exact_sampler_is_at_temperature_one() -> None:
@@ -132,7 +132,7 @@ def test_no_evaluation_moves_a_training_counter(kind: str, resample: bool) -> No
 def test_the_pilot_of_twisted_smc_is_counted_in_its_first_draw() -> None:
     mdp = chain().mdp
     policy = ValueGradientPolicy(mdp, ExactValue(mdp.energy, mdp.chain), "posterior")
-    sampler = SMCSampler(mdp, policy, pilot=300)
+    sampler = TwistedSMC(mdp, policy, pilot=300)
     assert mdp.energy_evaluations == 0
     assert [sampler.sample(40).energy_evaluations for _ in range(2)] == [340, 40]
 
@@ -157,7 +157,7 @@ class Recorded(FourGauss):
 def test_no_pilot_shares_rows_with_the_draw_of_any_small_seed(name: str) -> None:
     if name == "AIS":
         energy = Recorded()
-        AnnealedSampler(energy, 2, pilot=20).sample(20)
+        AnnealedSMC(energy, 2, pilot=20).sample(20)
         pilot, start = energy.seen[0], energy.seen[3 * (1 + 2 * 5)]
         assert pilot.shape == start.shape and not bool(torch.isin(pilot, start).any())
     for seed in range(3):

@@ -218,8 +218,8 @@ def test_the_adapter_passes_on_what_the_environment_does():
                 )
                 assert info["log_weight"] == raw_infos["log_weight"][i]
                 assert info["TimeLimit.truncated"] is False
-    figures = env.adapter.statistics.pop(2.0)
-    assert figures["clipped_fraction"] == 0.0 and figures["return"] < 0
+    metrics = env.adapter.statistics.pop(2.0)
+    assert metrics["clipped_fraction"] == 0.0 and metrics["return"] < 0
 
 
 def test_the_adapter_goes_under_sb3s_own_wrappers():
@@ -251,7 +251,7 @@ def test_the_adapter_asks_for_the_mode_it_needs_and_refuses_what_it_cannot_chang
         SB3VecEnv(RecordEpisodeStatistics(SamplingVectorEnv(small_mdp())))
 
 
-def test_the_adapter_over_gymnasiums_own_vector_environment_gives_the_same_figures():
+def test_the_adapter_over_gymnasiums_own_vector_environment_gives_the_same_metrics():
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
     env = SB3VecEnv(
         gymnasium.make_vec(

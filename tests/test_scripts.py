@@ -19,11 +19,11 @@ from vgs_rl.samplers.base import Samples
 TINY = [
     "--agent.network.init_args.width=16",
     "--agent.network.init_args.depth=2",
-    "--agent.rule.batch_size=128",
-    "--agent.rule.refresh_every=10",
-    "--agent.rule.refresh_size=128",
-    "--agent.rule.first_size=256",
-    "--agent.rule.start_size=256",
+    "--agent.objective.batch_size=128",
+    "--agent.objective.refresh_every=10",
+    "--agent.objective.refresh_size=128",
+    "--agent.objective.first_size=256",
+    "--agent.objective.start_size=256",
     "--evaluation.n_samples=400",
     "--evaluation.validation_samples=100",
     "--evaluation.validate_every=20",
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--ceiling=true",
         folder=folder,
     )
-    assert "oracle posterior" in out and "oracle bellman" in out and "floor" in out
+    assert "oracle posterior" in out and "oracle bellman" in out and "ideal" in out
     assert "summary.png" in out
     return folder
 
@@ -62,13 +62,13 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
     path = trained / "runs/GMM9/vgs/0"
     report = json.loads((path / "report.json").read_text())
     assert {"target", "agent", "seed", "n_samples", "train_seconds"} < report.keys()
-    assert {"env_steps", "energy_evaluations", "figures"} < report.keys()
+    assert {"env_steps", "energy_evaluations", "metrics"} < report.keys()
     assert report["target"] == "GMM9" and report["agent"] == "vgs" and report["seed"] == 0
     names = {"tvd_energy", "sinkhorn", "std_error", "mode_weight_error"}
     names |= {"log_z_error", "elbo", "eubo", "gap"}
     names |= {"ess", "largest_weight", "k_hat", "path_ess"}
-    assert report["figures"].keys() == names
-    assert all({"value", "floor", "n"} < figure.keys() for figure in report["figures"].values())
+    assert report["metrics"].keys() == names
+    assert all({"value", "ideal", "n"} < metric.keys() for metric in report["metrics"].values())
     pictures = {"chain", "value", "energy", "learning_curves", "summary"}
     assert {p.stem for p in (path / "figures").glob("*.png")} == pictures
     assert {p.stem for p in (path / "checkpoints").glob("*.pt")} == {"best", "last"}
@@ -94,7 +94,7 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
     out, _ = run("evaluate.py", "--pretrained", file, "--json", "-", folder=tmp_path)
     (again,) = json.loads(out)
     report = json.loads((path / "report.json").read_text())
-    assert again["figures"] == report["figures"]
+    assert again["metrics"] == report["metrics"]
     assert again["train_seconds"] == report["train_seconds"]
 
 
@@ -107,12 +107,12 @@ def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> Non
     assert "no trained sampler 'nothing'" in err
 
 
-def test_a_run_keeps_the_samples_that_were_judged(trained: Path) -> None:
+def test_a_run_keeps_the_samples_that_were_evaluated(trained: Path) -> None:
     path = trained / "runs/GMM9/vgs/0"
     samples = Samples.load(path / "samples.pt")
     report = json.loads((path / "report.json").read_text())
     assert samples.x.shape == (report["n_samples"], 2) and samples.log_weight is not None
-    elbo = report["figures"]["elbo"]["value"]
+    elbo = report["metrics"]["elbo"]["value"]
     assert float(samples.log_weight.double().mean()) == pytest.approx(elbo)
 
 
@@ -131,7 +131,7 @@ def test_tensorboard_has_scalars_histograms_pictures_and_hyper_parameters(traine
     groups = {tag.split("/")[0] for tag in tags["scalars"]}
     groups -= {"eval_by_energies", "eval_by_milliseconds"}
     assert groups == {"train", "rollout", "eval", "time", "report"}
-    assert {"train/loss", "eval/elbo", "report/tvd_energy_floor", "time/seconds"} < set(
+    assert {"train/loss", "eval/elbo", "report/tvd_energy_ideal", "time/seconds"} < set(
         tags["scalars"]
     )
     assert {"figures/chain", "figures/value", "figures/energy"} < set(tags["images"])
@@ -144,8 +144,8 @@ def test_evaluate_reproduces_the_report(trained: Path) -> None:
     out, _ = run("evaluate.py", "runs/GMM9/vgs/0", "--json", "-", folder=trained)
     (again,) = json.loads(out)
     report = json.loads((trained / "runs/GMM9/vgs/0/report.json").read_text())
-    for name, figure in report["figures"].items():
-        assert again["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6), name
+    for name, metric in report["metrics"].items():
+        assert again["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-6), name
     out, _ = run("evaluate.py", "runs/GMM9/vgs/0", "--resample", "true", folder=trained)
     assert "tvd_energy" in out
 
@@ -166,7 +166,7 @@ def test_readme_example_registers_an_energy_from_another_folder(tmp_path: Path) 
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
     names = {"log_z", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}
-    assert all(names == report["figures"].keys() for report in reports)
+    assert all(names == report["metrics"].keys() for report in reports)
 
 
 def test_readme_python_examples_run(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_ctrl_c_then_resume_gives_the_same_run_bit_for_bit(tmp_path: Path) -> No
 
     assert records("stopped") == records("whole")
     one, other = (
-        json.loads((tmp_path / name / "GMM9/vgs/0/report.json").read_text())["figures"]
+        json.loads((tmp_path / name / "GMM9/vgs/0/report.json").read_text())["metrics"]
         for name in ("stopped", "whole")
     )
     assert one == other

@@ -24,8 +24,8 @@ from vgs_rl.agents import (
     LogVarianceConfig,
     MALASampler,
     PISConfig,
-    SMCSampler,
     SoftBellman,
+    TwistedSMC,
     ValueGradientAgent,
     ValueGradientConfig,
 )
@@ -269,9 +269,9 @@ def test_without_a_density_there_are_no_weights_anywhere():
     with pytest.raises(ValueError, match="reverse_log_weight needs a start with a density"):
         sampler.reverse_log_weight(torch.zeros(1, 2), mdp.generator(0))
     for build in (
-        lambda: ValueGradientConfig(rule=GradientMatching()).build(mdp),
+        lambda: ValueGradientConfig(objective=GradientMatching()).build(mdp),
         lambda: LogVarianceConfig().build(mdp),
-        lambda: SMCSampler(mdp, None),  # type: ignore[arg-type]
+        lambda: TwistedSMC(mdp, None),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match="needs a start with a density, got DataStart"):
             build()
@@ -285,7 +285,7 @@ def test_an_agent_learns_without_weights(tmp_path):
     from vgs_rl.training.folder import RunFolder
 
     mdp = SamplingMDP(Bowl(), config(5, start="data"))
-    agent = ValueGradientAgent(mdp, ValueGradientConfig(rule=TD0(batch_size=32)), seed=0)
+    agent = ValueGradientAgent(mdp, ValueGradientConfig(objective=TD0(batch_size=32)), seed=0)
     evaluation = EvaluationConfig(validation_samples=50, validate_every=5, log_every=5)
     folder = RunFolder(tmp_path / "run", "")
     budget = BudgetConfig(updates=10)
@@ -296,10 +296,10 @@ def test_an_agent_learns_without_weights(tmp_path):
 
 
 @pytest.mark.parametrize("energy", [Digits(), Bowl()], ids=["sphere", "plane"])
-def test_environments_with_a_start_at_data_pass_the_check_and_call_the_figure_log_path(energy):
+def test_environments_with_a_start_at_data_pass_the_check_and_call_the_metric_log_path(energy):
     envs = SamplingVectorEnv(energy, num_envs=3, mdp=config(3, start="data"))
     report = check_vector_env(envs)
-    assert "figures of the sampling MDP" in report.passed
+    assert "metrics of the sampling MDP" in report.passed
     envs.reset(seed=0)
     for _ in range(3):
         infos = envs.step(envs.action_space.sample())[-1]
@@ -309,7 +309,7 @@ def test_environments_with_a_start_at_data_pass_the_check_and_call_the_figure_lo
 def test_the_sphere_environment_passes_the_check_and_its_weights_are_unbiased():
     energy = VonMisesFisher()
     assert (
-        "figures of the sampling MDP"
+        "metrics of the sampling MDP"
         in check_vector_env(SamplingVectorEnv(energy, num_envs=4, mdp=config(3))).passed
     )
     envs = SamplingVectorEnv(energy, num_envs=100_000, mdp=config(3))
@@ -328,12 +328,12 @@ def test_check_energy_knows_the_sphere():
 
 
 @pytest.mark.parametrize("drift", ["posterior", "bellman"])
-@pytest.mark.parametrize("rule", [TD0, SoftBellman])
-def test_the_value_gradient_agent_improves_the_elbo_on_the_sphere(drift, rule):
+@pytest.mark.parametrize("objective", [TD0, SoftBellman])
+def test_the_value_gradient_agent_improves_the_elbo_on_the_sphere(drift, objective):
     energy = VonMisesFisher(4.0)
     mdp = SamplingMDP(energy, config(8, variance=0.15))
-    rule = rule(batch_size=128, noise_scale=1.0, passes=2)
-    options = ValueGradientConfig(drift=drift, rule=rule, ema=0.9, final_lr=1.0)
+    objective = objective(batch_size=128, noise_scale=1.0, passes=2)
+    options = ValueGradientConfig(drift=drift, objective=objective, ema=0.9, final_lr=1.0)
     agent = ValueGradientAgent(mdp, options, seed=0)
     before = ChainSampler(mdp, lambda x, t: torch.zeros_like(x)).sample(4000).log_weight.mean()
     agent.learn(BudgetConfig(updates=600), progress_bar=False)

@@ -165,7 +165,7 @@ def test_states_of_infinite_energy_are_never_accepted() -> None:
     assert abs(float(kernel.x.var()) - 1 / 3) < 0.05
 
 
-def test_convergence_figures_of_known_series() -> None:
+def test_convergence_metrics_of_known_series() -> None:
     normal = torch.randn(40, 2000, generator=generator(), dtype=torch.float64)
     assert split_r_hat(normal) == pytest.approx(1, abs=2e-3)
     assert effective_draws(normal) == pytest.approx(80_000, rel=0.05)

@@ -75,8 +75,8 @@ class Free(Bound):
 
 def value_gradient(drift: str) -> Callable[[SamplingMDP], ChainSampler]:
     def make(mdp: SamplingMDP) -> ChainSampler:
-        rule = GradientMatching(batch_size=16, first_size=64, refresh_size=64, start_size=64)
-        agent = ValueGradientConfig(rule=rule, drift=drift).build(mdp, seed=0)  # type: ignore[arg-type]
+        objective = GradientMatching(batch_size=16, first_size=64, refresh_size=64, start_size=64)
+        agent = ValueGradientConfig(objective=objective, drift=drift).build(mdp, seed=0)  # type: ignore[arg-type]
         agent.update()
         return agent.sampler()
 

@@ -1,4 +1,4 @@
-"""Detectors trained as energy-based models: choice by validation, resuming, tables, figures."""
+"""Detectors trained as energy-based models: choice by validation, resuming, tables, metrics."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from vgs_rl.ebm.contrastive import ContrastiveConfig
 from vgs_rl.ebm.energies import AutoencoderEnergy, AutoencoderEnergyConfig
 from vgs_rl.envs import anomaly
 from vgs_rl.evaluation.detection import LabelledFeatures
-from vgs_rl.evaluation.report import Figure, Report
+from vgs_rl.evaluation.report import Metric, Report
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.plots.detection import plot_detector_curves, plot_projection, plot_scores
@@ -39,7 +39,7 @@ TINY = [
     "--ebm.warmup=1",
     "--ebm.learner.batch_size=32",
     "--ebm.negatives.agent.network.width=16",
-    "--ebm.negatives.agent.rule.batch_size=16",
+    "--ebm.negatives.agent.objective.batch_size=16",
     "--watch.validate_every=4",
     "--watch.save_every=4",
     "--watch.log_every=2",
@@ -73,9 +73,9 @@ def test_the_table_has_every_method_and_seed(compared):
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
     assert all(row["seeds"] == 2 and "±" in row["auroc_image"] for row in content["rows"])
     for entry in content["reports"]:
-        figure = entry["figures"]["auroc_image"]
-        assert set(figure["classes"]) == {"3", "5"}
-        assert figure["value"] == pytest.approx(np.mean(list(figure["classes"].values())))
+        metric = entry["metrics"]["auroc_image"]
+        assert set(metric["classes"]) == {"3", "5"}
+        assert metric["value"] == pytest.approx(np.mean(list(metric["classes"].values())))
     assert "| local_outlier_factor |" in (compared / "table.md").read_text()
 
 
@@ -141,7 +141,7 @@ def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     out, _ = run("evaluate.py", *runs, "--json", "-", folder=compared.parent)
     for path, again in zip(runs, json.loads(out), strict=True):
         report = json.loads((compared.parent / path / "report.json").read_text())
-        assert again["figures"] == report["figures"]
+        assert again["metrics"] == report["metrics"]
         assert again["train_seconds"] == report["train_seconds"]
     out, _ = run("evaluate.py", runs[0], "--split=validation", folder=compared.parent)
     best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
@@ -161,8 +161,8 @@ def reports_in(folder):
     found = {}
     for path in sorted(folder.rglob("report.json")):
         content = json.loads(path.read_text())
-        figures, evaluations = content["figures"], content["energy_evaluations"]
-        found[str(path.relative_to(folder))] = (figures, evaluations, content["details"])
+        metrics, evaluations = content["metrics"], content["energy_evaluations"]
+        found[str(path.relative_to(folder))] = (metrics, evaluations, content["details"])
     return found
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, mon
         if job.part == "3":
             raise OSError(28, "No space left on device")
         job.folder.mkdir(parents=True)
-        figure = Figure(value=0.5, floor=1.0, n=1, details={"classes": {job.part: 0.5}})
+        metric = Metric(value=0.5, ideal=1.0, n=1, details={"classes": {job.part: 0.5}})
         report = Report(
             target=job.part,
             agent=job.method,
@@ -197,7 +197,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, mon
             train_seconds=0.0,
             env_steps=0,
             energy_evaluations=0,
-            figures={"auroc_image": figure},
+            metrics={"auroc_image": metric},
         )
         report.save(job.folder / "report.json")
         return True
@@ -279,8 +279,8 @@ def test_resume_honours_budget_learning_rates_and_seeds_and_writes_them_back(exp
     for path in runs:
         report = Report.load(path / "report.json")
         assert report.details["updates"] == 8
-        (again,) = load("detectors.report").judge_runs([path]).values()
-        assert again.figures == report.figures
+        (again,) = load("detectors.report").evaluate_runs([path]).values()
+        assert again.metrics == report.metrics
     lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
     rates = {r["updates"]: r["train/ebm_learning_rate"] for r in lines if "train/ebm_loss" in r}
     assert rates[4] < 0.5 and rates[8] == 0.5
@@ -304,11 +304,11 @@ def test_an_experiment_in_use_is_refused(done, capsys):
 
 def test_a_damaged_report_is_made_again(experiment, capsys):
     file = experiment / "3/vgs/0/report.json"
-    figures = Report.load(file).figures
+    metrics = Report.load(file).metrics
     file.write_text(file.read_text()[:-40])
     assert command("--resume", experiment) == 0
     assert "report.json is damaged: it is made again" in capsys.readouterr().err
-    assert Report.load(file).figures == figures
+    assert Report.load(file).metrics == metrics
 
 
 def test_a_signal_while_pretraining_keeps_the_checkpoint_of_the_beginning(tmp_path, monkeypatch):
@@ -400,14 +400,14 @@ def small(negatives=None, **options):
     )
 
 
-def test_grids_are_judged_by_images_and_pixels_with_heat_maps(tmp_path):
+def test_grids_are_evaluated_by_images_and_pixels_with_heat_maps(tmp_path):
     crops = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
     data = anomaly.load_texture("brick", crops, features=toy_grids)
     trainer = EBMTrainer(data.rows, small())
     watch = WatchConfig(validate_every=2, figures_every=1, choose_by="mean")
     training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
     report = training.run(BudgetConfig(updates=4), target="brick", seed=0, progress_bar=False)
-    assert set(report.figures) == {"auroc_image", "auroc_pixel"}
+    assert set(report.metrics) == {"auroc_image", "auroc_pixel"}
     assert (tmp_path / "run/figures/heat_maps.png").is_file()
     records = training.folder.records
     both = [r for r in records if "eval/auroc_pixel" in r]
@@ -430,13 +430,13 @@ def test_the_test_split_does_not_choose(tmp_path):
             yaml="",
         )
         report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
-        energies.append((trainer.energy.state_dict(), report.figures["auroc_image"].value))
+        energies.append((trainer.energy.state_dict(), report.metrics["auroc_image"].value))
     (one, value), (other, opposite) = energies
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert value == pytest.approx(1 - opposite)
 
 
-def test_the_judged_energy_is_the_best_validated_one(tmp_path):
+def test_the_evaluated_energy_is_the_best_validated_one(tmp_path):
     data = anomaly.load_digits(3)
     trainer = EBMTrainer(data.rows, small())
     watch = WatchConfig(validate_every=1, figures_every=0)
@@ -471,13 +471,13 @@ def test_without_negatives_the_energy_learns_its_own_loss_alone():
 
 
 def test_what_chooses_is_images_pixels_or_their_mean():
-    figures = {
-        "auroc_image": Figure(value=0.5, floor=1.0, n=1),
-        "auroc_pixel": Figure(value=1.0, floor=1.0, n=1),
+    metrics = {
+        "auroc_image": Metric(value=0.5, ideal=1.0, n=1),
+        "auroc_pixel": Metric(value=1.0, ideal=1.0, n=1),
     }
-    assert [chosen_by(c, figures) for c in ("image", "pixel", "mean")] == [0.5, 1.0, 0.75]
-    del figures["auroc_pixel"]
-    assert chosen_by("pixel", figures) == 0.5
+    assert [chosen_by(c, metrics) for c in ("image", "pixel", "mean")] == [0.5, 1.0, 0.75]
+    del metrics["auroc_pixel"]
+    assert chosen_by("pixel", metrics) == 0.5
 
 
 def test_pictures_take_any_kinds_and_refuse_what_has_no_plane():
@@ -549,5 +549,5 @@ def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
     for entry in content["reports"]:
         for name in ("auroc_image", "auroc_pixel"):
-            assert set(entry["figures"][name]["classes"]) == {"bottle", "tile"}
+            assert set(entry["metrics"][name]["classes"]) == {"bottle", "tile"}
     assert Path("runs/mvtec/all/vgs/0/figures/heat_maps.png").is_file()

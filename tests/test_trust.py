@@ -56,8 +56,8 @@ RUN_FILES: list[tuple[dict[str, Any], str, str]] = [
     ({"agent": {"class_path": "posix.system"}}, "agent.class_path", "posix.system"),
     ({"agent": {"class_path": "evil.Agent"}}, "agent.class_path", "evil.Agent"),
     (
-        {"agent": {"class_path": "ValueGradientConfig", "init_args": {"rule": "evil.Rule"}}},
-        "agent.init_args.rule",
+        {"agent": {"class_path": "ValueGradientConfig", "init_args": {"objective": "evil.Rule"}}},
+        "agent.init_args.objective",
         "evil.Rule",
     ),
     (
@@ -65,7 +65,11 @@ RUN_FILES: list[tuple[dict[str, Any], str, str]] = [
         "agent.init_args.network.class_path",
         "evil.Network",
     ),
-    ({"agent": {"rule": {"class_path": "evil.Rule"}}}, "agent.rule.class_path", "evil.Rule"),
+    (
+        {"agent": {"objective": {"class_path": "evil.Rule"}}},
+        "agent.objective.class_path",
+        "evil.Rule",
+    ),
     ({"agent": "{class_path: evil.Agent}"}, "agent.class_path", "evil.Agent"),
     ({"agent.class_path": "evil.Agent"}, "agent.class_path", "evil.Agent"),
     (
@@ -297,7 +301,7 @@ def test_a_class_path_within_the_package_names_what_its_field_expects(path: str)
 def test_what_is_typed_is_trusted_by_that_name_alone(folder: Path) -> None:
     schema = RunConfig
     assert admit_typed(["--env", "evil:Energy"], schema) == {"evil:Energy"}
-    assert admit_typed(["--agent.rule=evil.Rule", "--config", "a.b"], schema) == {"evil.Rule"}
+    assert admit_typed(["--agent.objective=evil.Rule", "--config", "a.b"], schema) == {"evil.Rule"}
     assert admit_typed(["--trust", "true"], schema) is True
     assert admit_typed(["--trust=true", "--trust=false"], schema) == frozenset()
     with pytest.raises(match="'evil:annotated'"):
@@ -393,7 +397,7 @@ def test_other_files_given_as_samplers_are_called_what_they_are(
 
 def test_values_that_contain_themselves_are_walked_once() -> None:
     loop: dict[str, Any] = {"class_path": "a.B"}
-    loop["init_args"] = {"rule": loop, "x": [loop, loop]}
+    loop["init_args"] = {"objective": loop, "x": [loop, loop]}
     names = {name.text for name in names_in({"agent": loop}, RunConfig)}
     assert names == {"a.B"}
 

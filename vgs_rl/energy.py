@@ -33,7 +33,7 @@ class Energy(nn.Module, ABC):
     """Base class of every target.
 
     A subclass sets ``dim`` and writes :meth:`energy`; the rest is optional and switches on the
-    figures that need it (exact samples, log Z, exact values, mode weights). It keeps its constants
+    metrics that need it (exact samples, log Z, exact values, mode weights). It keeps its constants
     as buffers, and never touches the global RNG.
 
     A subclass writes :meth:`energy` and, where it has one, :meth:`energy_and_gradient`. Everybody
@@ -284,7 +284,7 @@ class Energy(nn.Module, ABC):
         """Shipped reference samples, shape (n, D), for targets without an exact sampler.
 
         Args:
-            split: "validation" samples may guide choices, "test" samples only judge.
+            split: "validation" samples may guide choices, "test" samples only evaluate.
 
         Raises:
             NotImplementedError: if none are shipped.

@@ -364,7 +364,7 @@ def _loaded(text: str) -> Any:
 
 
 def _nested(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """`{"agent.rule": x}` as `{"agent": {"rule": x}}`."""
+    """`{"agent.objective": x}` as `{"agent": {"objective": x}}`."""
     result: dict[str, Any] = {}
     for key, each in value.items():
         first, dot, rest = str(key).removesuffix("+").partition(".")

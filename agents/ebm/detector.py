@@ -1,4 +1,4 @@
-"""An anomaly detector trained as an energy-based model: watched, chosen by validation, judged.
+"""An anomaly detector trained as an energy-based model: watched, chosen by validation, evaluated.
 
 Validation alone chooses the checkpoint; the test split is scored once, at the end.
 """
@@ -17,11 +17,11 @@ from vgs_rl.agents.ebm.trainer import EBMTrainer
 from vgs_rl.checks import require_at_least
 from vgs_rl.evaluation.detection import (
     LabelledFeatures,
-    detection_figures,
+    detection_metrics,
     image_scores,
     score_features,
 )
-from vgs_rl.evaluation.report import Figure, Report
+from vgs_rl.evaluation.report import Metric, Report
 from vgs_rl.fields import settle
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderLock
@@ -42,7 +42,7 @@ Choice = Literal["image", "pixel", "mean"]
 
 
 class DetectionData(Protocol):
-    """What a detector is trained, chosen and judged on."""
+    """What a detector is trained, chosen and evaluated on."""
 
     @property
     def rows(self) -> Tensor:
@@ -54,7 +54,7 @@ class DetectionData(Protocol):
 
     @property
     def test(self) -> LabelledFeatures:
-        """Judges."""
+        """Evaluates."""
 
 
 @dataclass(kw_only=True)
@@ -169,7 +169,7 @@ class DetectorTraining:
         seed: int,
         progress_bar: bool = True,
     ) -> Report | None:
-        """Trains, takes the best checkpoint, judges it on the test split, writes report.json.
+        """Trains, takes the best checkpoint, evaluates it on the test split, writes report.json.
 
         Args:
             budget: when training ends.
@@ -206,16 +206,16 @@ class DetectorTraining:
     # --- validation ---------------------------------------------------------------------------
 
     def validate(self, *, competes: bool = True) -> float:
-        """Records figures of the validation split; keeps the checkpoint if none was better.
+        """Records metrics of the validation split; keeps the checkpoint if none was better.
 
         Args:
             competes: whether it may be kept; an untrained one may not.
         """
         trainer, folder, validation = self.trainer, self.folder, self.data.validation
-        figures = detection_figures(trainer.score, validation)
-        chosen = chosen_by(self.watch.choose_by, figures)
+        metrics = detection_metrics(trainer.score, validation)
+        chosen = chosen_by(self.watch.choose_by, metrics)
         scores = image_scores(score_features(trainer.score, validation.x))
-        scalars = {f"eval/{name}": figure.value for name, figure in figures.items()}
+        scalars = {f"eval/{name}": metric.value for name, metric in metrics.items()}
         scalars |= {
             "eval/validation": chosen,
             "eval/energy_normal": float(scores[~validation.labels].mean()),
@@ -243,11 +243,11 @@ class DetectorTraining:
         """Energies of every kind, negatives beside data, and heat maps over images of grids."""
         trainer, data = self.trainer, self.data
         negatives = trainer.drawn.cpu()
-        judged = image_scores(score_features(trainer.score, split.x))
+        evaluated = image_scores(score_features(trainer.score, split.x))
         scores = {
             "data": trainer.score(_some(data.rows, 4_000)),
-            "normal": judged[~split.labels],
-            "anomalies": judged[split.labels],
+            "normal": evaluated[~split.labels],
+            "anomalies": evaluated[split.labels],
         }
         clouds = {
             "data": _some(data.rows, self.watch.projected),
@@ -273,9 +273,9 @@ class DetectorTraining:
         counters = trainer.counters
         chosen = chosen_checkpoint(folder.path)
         if chosen != "best":
-            notice(f"no validation of {folder.path} is a number: the last energy is judged")
+            notice(f"no validation of {folder.path} is a number: the last energy is evaluated")
         load_energy(folder.path, trainer, chosen)
-        report = judge_detector(
+        report = evaluate_detector(
             trainer, self.data.test, target=target, seed=seed, validation=self.best
         )
         report.details["checkpoint"] = chosen
@@ -291,7 +291,7 @@ class DetectorTraining:
         return report
 
 
-def judge_detector(
+def evaluate_detector(
     trainer: EBMTrainer,
     split: LabelledFeatures,
     *,
@@ -303,7 +303,7 @@ def judge_detector(
 
     Args:
         trainer: whose energy scores.
-        split: what to judge.
+        split: what to evaluate.
         target: the data's name in the report.
         seed: training seed, for the report.
         validation: the validation AUROC by which the energy was chosen.
@@ -322,7 +322,7 @@ def judge_detector(
         train_seconds=counters.seconds,
         env_steps=counters.env_steps,
         energy_evaluations=counters.energy_evaluations,
-        figures=detection_figures(trainer.score, split),
+        metrics=detection_metrics(trainer.score, split),
         details=guards | {"updates": counters.updates, "validation": validation},
     )
 
@@ -352,10 +352,10 @@ def load_energy(
     return state
 
 
-def chosen_by(choice: Choice, figures: dict[str, Figure]) -> float:
+def chosen_by(choice: Choice, metrics: dict[str, Metric]) -> float:
     """The number that chooses checkpoints: the AUROC of images, of pixels, or their mean."""
-    image = figures["auroc_image"].value
-    pixel = figures["auroc_pixel"].value if "auroc_pixel" in figures else image
+    image = metrics["auroc_image"].value
+    pixel = metrics["auroc_pixel"].value if "auroc_pixel" in metrics else image
     return {"image": image, "pixel": pixel, "mean": 0.5 * (image + pixel)}[choice]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
-from vgs_rl.agents.value_gradient.rules import GradientMatching
+from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.agents.value_gradient.td import TD0
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
@@ -84,14 +84,16 @@ class NegativesConfig(ABC):
 
 def _td_agent() -> ValueGradientConfig:
     """The value-gradient agent as it follows a moving energy: TD(0), a constant rate."""
-    rule = TD0(
+    objective = TD0(
         batch_size=128,
         noise_scale=1.0,
         loss_kind="huber",
         scale_by_dim=False,
         control_variate=True,
     )
-    return ValueGradientConfig(drift="bellman", rule=rule, ema=0.9, lr=3e-3, final_lr=1.0, warmup=0)
+    return ValueGradientConfig(
+        drift="bellman", objective=objective, ema=0.9, lr=3e-3, final_lr=1.0, warmup=0
+    )
 
 
 @dataclass(kw_only=True)
@@ -100,18 +102,18 @@ class AgentNegatives(NegativesConfig):
 
     Args:
         agent: the agent; by default the value-gradient sampler with TD(0), whose `prior_std`
-            should be about the data's own per coordinate (1/√D on the sphere). A rule that keeps
-            energies or their gradients in a buffer cannot follow an energy that moves.
+            should be about the data's own per coordinate (1/√D on the sphere). An objective that
+            keeps energies or their gradients in a buffer cannot follow an energy that moves.
     """
 
     agent: AgentConfig = field(default_factory=_td_agent)
 
     def __post_init__(self) -> None:
         settle(self, "negatives")
-        rule = getattr(self.agent, "rule", None)
-        if isinstance(rule, GradientMatching):
+        objective = getattr(self.agent, "objective", None)
+        if isinstance(objective, GradientMatching):
             raise ValueError(
-                "negatives.agent.rule must be TD0 or SoftBellman, got GradientMatching, whose "
+                "negatives.agent.objective must be TD0 or SoftBellman, got GradientMatching, whose "
                 "buffer holds gradients of energies that are past"
             )
 

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 class EpisodeStatistics:
-    """Figures of training episodes and actions, gathered in whole arrays."""
+    """Metrics of training episodes and actions, gathered in whole arrays."""
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
@@ -32,7 +32,7 @@ class EpisodeStatistics:
         self._actions += total
 
     def add_episodes(self, n: int, **sums: float) -> None:
-        """Counts n episodes that ended, with sums of figures over them."""
+        """Counts n episodes that ended, with sums of metrics over them."""
         self._episodes += n
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -45,13 +45,13 @@ class EpisodeStatistics:
         `elbo` is that of the exploring policy; it is missing where the MDP's noise is off, since
         the policy's density is not the environment's to know.
         """
-        figures = {name: total / self._episodes for name, total in self._sums.items()}
-        if "return" in figures:
-            figures["return"] /= reward_scale
+        metrics = {name: total / self._episodes for name, total in self._sums.items()}
+        if "return" in metrics:
+            metrics["return"] /= reward_scale
         if self._actions:
-            figures["clipped_fraction"] = self._clipped / self._actions
+            metrics["clipped_fraction"] = self._clipped / self._actions
         self._clear()
-        self.latest |= figures
+        self.latest |= metrics
         return self.latest.copy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class EpisodeStatistics:
         self._sums, self.latest = dict(state["sums"]), dict(state["latest"])
 
 
-def terminal_figures(infos: dict[str, Any]) -> dict[str, Array]:
-    """The figures of the episodes that ended, by name, each of shape (num_envs,).
+def terminal_metrics(infos: dict[str, Any]) -> dict[str, Array]:
+    """The metrics of the episodes that ended, by name, each of shape (num_envs,).
 
     Gymnasium's own SyncVectorEnv and AsyncVectorEnv have them in `final_info` alone.
     """
@@ -84,7 +84,7 @@ class VectorAdapter:
             read its mode already.
         mode: the autoreset mode that the library needs.
         reward_scale: factor on every reward.
-        statistics: where to gather figures of episodes and actions.
+        statistics: where to gather metrics of episodes and actions.
 
     Raises:
         ValueError: if the environment resets in another way, or its actions are not a bounded Box.
@@ -135,10 +135,10 @@ class VectorAdapter:
 
     def _gather(self, ended: Array, infos: dict[str, Any]) -> None:
         sums = {"return": float(self._returns[ended].sum())}
-        figures = terminal_figures(infos)
+        metrics = terminal_metrics(infos)
         for key, name in (("energy", "energy"), ("log_weight", "elbo")):
-            if key in figures:
-                sums[name] = float(figures[key][ended].sum())
+            if key in metrics:
+                sums[name] = float(metrics[key][ended].sum())
         self.statistics.add_episodes(int(ended.sum()), **sums)
         self._returns[ended] = 0.0
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from vgs_rl.agents.rl.adapter import EpisodeStatistics, VectorAdapter, terminal_figures
+from vgs_rl.agents.rl.adapter import EpisodeStatistics, VectorAdapter, terminal_metrics
 from vgs_rl.envs.sampling import SamplingVectorEnv
 
 Array = NDArray[Any]
@@ -24,13 +24,13 @@ class SB3VecEnv(VecEnv):
     """A SAME_STEP vector environment as a VecEnv: one batched step, no loop over environments.
 
     SB3 wants one info dict per environment: on most steps all share an empty one; where an episode
-    ends each holds `terminal_observation`, `TimeLimit.truncated` and the environment's own figures
+    ends each holds `terminal_observation`, `TimeLimit.truncated` and the environment's own metrics
     (made by C loops). Actions beyond the bound are clipped, and counted in ``adapter.statistics``.
 
     Args:
         env: the environment, such as ``gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=256)``.
         reward_scale: factor on every reward.
-        statistics: where to gather figures of episodes and actions.
+        statistics: where to gather metrics of episodes and actions.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SB3VecEnv(VecEnv):
             return observations, rewards, dones, self._no_infos
         columns = {"terminal_observation": infos["final_obs"]}
         columns["TimeLimit.truncated"] = (truncated & ~terminated).tolist()
-        columns |= {name: values.tolist() for name, values in terminal_figures(infos).items()}
+        columns |= {name: values.tolist() for name, values in terminal_metrics(infos).items()}
         rows = map(dict, map(zip, repeat(tuple(columns)), zip(*columns.values(), strict=True)))
         if dones.all():
             return observations, rewards, dones, list(rows)

@@ -2,7 +2,7 @@
 
 Between a model and the MDP may lie wrappers that change what the policy sees and what is done with
 its actions. They are read off the model's environment, from the outermost inwards; one that is not
-known here is refused by name, since leaving it out would judge another policy. Needs the extra
+known here is refused by name, since leaving it out would evaluate another policy. Needs the extra
 `sb3`.
 """
 

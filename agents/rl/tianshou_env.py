@@ -25,7 +25,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         env: the environment, such as ``gymnasium.make_vec("vgs_rl/GMM9-v0", num_envs=256,
             autoreset_mode="DISABLED")``.
         reward_scale: factor on every reward.
-        statistics: where to gather figures of episodes and actions.
+        statistics: where to gather metrics of episodes and actions.
     """
 
     is_async = False

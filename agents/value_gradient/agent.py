@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.base import Agent, AgentConfig
-from vgs_rl.agents.value_gradient.rules import GradientMatching, ValueLearner, ValueRule
+from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
 from vgs_rl.mdp import Rollout, SamplingMDP
@@ -50,7 +50,7 @@ class ValueGradientConfig(AgentConfig):
         drift: how the control is read off the value: `posterior`, or `bellman` as published.
         drift_clip: bound of E in the last step of the `bellman` drift, which is the gradient of
             min(E, bound) there (published for the funnel); None leaves E as it is.
-        rule: how the value is learned.
+        objective: how the value is learned.
         network: what V is; its fields are its own.
         prior_std: rough standard deviation of the target per coordinate: an untrained sampler with
             an `MLPNetwork` and `GradientMatching` is the exact one of N(0, prior_std² I), so it
@@ -69,7 +69,7 @@ class ValueGradientConfig(AgentConfig):
 
     drift: Drift = "posterior"
     drift_clip: float | None = None
-    rule: ValueRule = field(default_factory=GradientMatching)
+    objective: ValueObjective = field(default_factory=GradientMatching)
     network: NetworkConfig = field(default_factory=MLPNetwork)
     prior_std: float = 1.0
     lr: float = 2e-3
@@ -92,12 +92,18 @@ class ValueGradientConfig(AgentConfig):
         for name in ("ema", "final_lr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"agent.{name} must be in [0, 1], got {getattr(self, name)}")
-        if isinstance(self.network, PublishedNetwork) and isinstance(self.rule, GradientMatching):
-            raise ValueError("agent.network PublishedNetwork needs a TD rule, got GradientMatching")
+        if isinstance(self.network, PublishedNetwork) and isinstance(
+            self.objective, GradientMatching
+        ):
+            raise ValueError(
+                "agent.network PublishedNetwork needs a TD objective, got GradientMatching"
+            )
         guided = isinstance(self.network, ClusterNetwork) and self.network.guide
-        if guided and not isinstance(self.rule, GradientMatching):
-            name = type(self.rule).__name__
-            raise ValueError(f"agent.network.guide needs the rule GradientMatching, got {name}")
+        if guided and not isinstance(self.objective, GradientMatching):
+            name = type(self.objective).__name__
+            raise ValueError(
+                f"agent.network.guide needs the objective GradientMatching, got {name}"
+            )
 
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> ValueGradientAgent:
         """The untrained agent."""
@@ -105,17 +111,17 @@ class ValueGradientConfig(AgentConfig):
 
 
 class ValueGradientAgent(Agent):
-    """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueRule`; u_t is its scaled gradient.
+    """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueObjective`; u_t is its scaled gradient.
 
     Attributes:
         network: V, trained.
-        rule: the configured rule at work: its state and its loss.
+        objective: the configured objective at work: its state and its loss.
         average: V, exponential moving average of the network: what acts and evaluates.
     """
 
     TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
-    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "rule")
+    saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
 
     def __init__(
         self,
@@ -140,7 +146,7 @@ class ValueGradientAgent(Agent):
         )
         self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
-        self.rule: ValueLearner = config.rule.build(self)
+        self.objective: ValueLearner = config.objective.build(self)
 
     @property
     def average(self) -> LearnedValue:
@@ -229,8 +235,8 @@ class ValueGradientAgent(Agent):
             self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
 
     def notes(self) -> list[str]:
-        """See :meth:`Agent.notes`; also noise scales at their bound, and what the rule knows."""
-        notes = [*super().notes(), *self.rule.notes()]
+        """See :meth:`Agent.notes`; also noise scales at their bound, and the objective's notes."""
+        notes = [*super().notes(), *self.objective.notes()]
         bound = self.mdp.rho <= 1.05 * self.mdp.LEAST_RHO
         if bool(bound[-1]) or 2 * int(bound.sum()) > len(bound):
             notes.append(
@@ -241,7 +247,7 @@ class ValueGradientAgent(Agent):
         return notes
 
     def _train_step(self) -> dict[str, Tensor]:
-        loss, scalars = self.rule.loss(self)
+        loss, scalars = self.objective.loss(self)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(self.network.parameters())
@@ -254,9 +260,9 @@ class ValueGradientAgent(Agent):
         # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
         self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
         self.optimizer.step()
-        if self.rule.averages_now():
+        if self.objective.averages_now():
             self.averaged.update_parameters(self.network)
-            self.rule.after_average(self)
+            self.objective.after_average(self)
         return {
             **scalars,
             "train/gradient_norm": norm,
@@ -265,8 +271,8 @@ class ValueGradientAgent(Agent):
         }
 
     def report_details(self) -> dict[str, Any]:
-        """See :meth:`Agent.report_details`; with what the rule says."""
-        return super().report_details() | self.rule.report_details()
+        """See :meth:`Agent.report_details`; with what the objective says."""
+        return super().report_details() | self.objective.report_details()
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine over the budget."""

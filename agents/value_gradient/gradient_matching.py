@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
 from vgs_rl.agents.value_gradient.continuity import ContinuityTest
+from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner
 from vgs_rl.agents.value_gradient.refinement import PosteriorAverage, RefinedBuffer, resample
-from vgs_rl.agents.value_gradient.rules import GradientMatching, ValueLearner
 from vgs_rl.files.restore import check_like, check_rows
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.guide import GuidedValue
 from vgs_rl.networks.paper import PublishedMLP
-from vgs_rl.samplers.annealed import AnnealedSampler
+from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.start import widened
 from vgs_rl.weights import dead_paths
 
@@ -30,7 +30,7 @@ class GradientMatchingLearner(ValueLearner):
     """The buffer of terminal states and the loss on it, see :class:`GradientMatching`.
 
     Args:
-        config: the rule.
+        config: the objective.
         agent: whose value it teaches.
     """
 
@@ -195,7 +195,7 @@ class GradientMatchingLearner(ValueLearner):
         mdp, scale = agent.mdp, agent.config.prior_std
         if not self.config.first_anneal_steps:
             return scale * mdp.noise(self.config.capacity, agent.generator)
-        sampler = AnnealedSampler(
+        sampler = AnnealedSMC(
             mdp.energy,
             self.config.first_anneal_steps,
             scale=scale,
@@ -208,13 +208,13 @@ class GradientMatchingLearner(ValueLearner):
         return samples.x.to(mdp.dtype)
 
     def _refresh_weighted(self, agent: ValueGradientAgent) -> None:
-        if self.config.first_spread > 1 and not self._refreshes:
+        if self.config.first_range > 1 and not self._refreshes:
             x, log_weight = self._first_draws(agent)
             energy, gradient = agent.mdp.evaluate_gradient(x)
             log_weight = log_weight - energy / agent.mdp.temperature
         else:
             size = self.config.refresh_size if len(self._buffer) else self.config.first_size
-            with widened(agent.mdp.start, self.config.start_spread):
+            with widened(agent.mdp.start, self.config.start_widening):
                 rollout = agent.rollout(size, with_gradient=True)
             assert rollout.gradient is not None
             x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
@@ -235,8 +235,8 @@ class GradientMatchingLearner(ValueLearner):
             return []
         return [
             "the target's density jumps: ∇E does not tell where its mass is, so the value learns "
-            "from denoising targets alone (rule.targets); samples of its edges are blurred by the "
-            "last step's noise, weights stay exact"
+            "from denoising targets alone (objective.targets); samples of its edges are blurred by "
+            "the last step's noise, weights stay exact"
         ]
 
     def _require_rows(
@@ -259,7 +259,7 @@ class GradientMatchingLearner(ValueLearner):
 
     def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
         """Draws of a mixture of Gaussians of many widths, with minus their log density."""
-        mdp, reach = agent.mdp, math.log(self.config.first_spread)
+        mdp, reach = agent.mdp, math.log(self.config.first_range)
         dim = mdp.effective_dim
         log_r = torch.linspace(-reach, reach, 64, device=mdp.device, dtype=mdp.dtype)
         log_r = log_r + math.log(agent.config.prior_std)
@@ -287,10 +287,12 @@ class GradientMatchingLearner(ValueLearner):
         """Restores :meth:`state_dict`.
 
         Raises:
-            ValueError: if it does not fit the rule and its MDP.
+            ValueError: if it does not fit the objective and its MDP.
         """
-        check_like(state, {**self.state_dict(), "buffer": {}, "refined": {}, "scalars": {}}, "rule")
-        check_rows(state["buffer"], {"x": 2}, "rule.buffer", width=self._refined.mdp.dim)
+        check_like(
+            state, {**self.state_dict(), "buffer": {}, "refined": {}, "scalars": {}}, "objective"
+        )
+        check_rows(state["buffer"], {"x": 2}, "objective.buffer", width=self._refined.mdp.dim)
         self._buffer.load_state_dict(state["buffer"])
         self._refined.load_state_dict(state["refined"])
         self._posterior.log_step = state["posterior_log_step"].clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgs_rl.agents.base import rollout_scalars
-from vgs_rl.agents.value_gradient.rules import ValueLearner, ValueRule
+from vgs_rl.agents.value_gradient.objectives import ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.files.restore import check_like, check_rows, load_optimizer
 from vgs_rl.start import GaussianStart, widened
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class TrajectoryRule(ValueRule):
+class TrajectoryObjective(ValueObjective):
     """Regresses V_t(x_t) on a bootstrapped target, on states of the agent's own trajectories.
 
     One iteration: a batch of trajectories with exploration noise, then `passes` passes over its
@@ -50,13 +50,13 @@ class TrajectoryRule(ValueRule):
     energy_clip: float | None = None
 
     def __post_init__(self) -> None:
-        rule = type(self).__name__
-        require_at_least(rule, 1, batch_size=self.batch_size, passes=self.passes)
-        require_positive(rule, noise_scale=self.noise_scale)
-        require_at_least(rule, 0, start_lr=self.start_lr)
+        objective = type(self).__name__
+        require_at_least(objective, 1, batch_size=self.batch_size, passes=self.passes)
+        require_positive(objective, noise_scale=self.noise_scale)
+        require_at_least(objective, 0, start_lr=self.start_lr)
 
     def build(self, agent: ValueGradientAgent) -> TrajectoryLearner:
-        """See :meth:`ValueRule.build`."""
+        """See :meth:`ValueObjective.build`."""
         return TrajectoryLearner(self, agent)
 
     @abstractmethod
@@ -107,8 +107,8 @@ class TrajectoryRule(ValueRule):
 
 
 @dataclass(kw_only=True)
-class TD0(TrajectoryRule):
-    """The published rule, with u the control that the average implies and one next state each.
+class TD0(TrajectoryObjective):
+    """The published objective, with u the control that the average implies and one next state each.
 
     V_t(x) ← V_{t+1}(x') + tau (½‖u‖² + ½ D (rho_t² - 1) - D log rho_t - D log a_t).
 
@@ -135,7 +135,7 @@ class TD0(TrajectoryRule):
 
 
 @dataclass(kw_only=True)
-class SoftBellman(TrajectoryRule):
+class SoftBellman(TrajectoryObjective):
     """The soft Bellman backup with K importance-corrected draws of the agent's own kernel.
 
     V_t(x) ≈ -tau log (1/K) Σ_k exp( -V_{t+1}(x'_k)/tau + D log a_t + D log rho_t
@@ -163,14 +163,14 @@ class SoftBellman(TrajectoryRule):
 
 
 class TrajectoryLearner(ValueLearner):
-    """The iteration in progress of a :class:`TrajectoryRule`, and the start's optimiser.
+    """The iteration in progress of a :class:`TrajectoryObjective`, and the start's optimiser.
 
     Args:
-        config: the rule.
+        config: the objective.
         agent: whose value it teaches.
     """
 
-    def __init__(self, config: TrajectoryRule, agent: ValueGradientAgent) -> None:
+    def __init__(self, config: TrajectoryObjective, agent: ValueGradientAgent) -> None:
         self.config = config
         self._states = torch.empty(0)  # (T · batch, D), row t · batch + i
         self._order = torch.empty(0, dtype=torch.long)
@@ -183,13 +183,13 @@ class TrajectoryLearner(ValueLearner):
             self._start_optimizer = torch.optim.Adam([self._scale], lr=self.config.start_lr)
 
     def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`TrajectoryRule`."""
+        """See :class:`TrajectoryObjective`."""
         if self._cursor >= len(self._order):
             self._collect(agent)
         rows = self._order[self._cursor : self._cursor + self.config.batch_size]
         self._cursor += self.config.batch_size
         x = self._states[rows]
-        t = torch.div(rows, self.config.batch_size, rounding_mode="floor")
+        t = torch.div(rows, self.config.batch_size, rounding_mode="ideal")
         with torch.no_grad():
             target = self.config.target(agent, x, t)
         error = agent.network.value(x, t) - target
@@ -257,15 +257,17 @@ class TrajectoryLearner(ValueLearner):
         """Restores :meth:`state_dict`.
 
         Raises:
-            ValueError: if it does not fit the rule.
+            ValueError: if it does not fit the objective.
         """
         open_ended = {"states": self._states[:0], "order": self._order[:0], "scalars": {}}
-        check_like(state, {**self.state_dict(), **open_ended, "start_optimizer": None}, "rule")
-        check_rows(state, {"states": 2}, "rule")
+        check_like(state, {**self.state_dict(), **open_ended, "start_optimizer": None}, "objective")
+        check_rows(state, {"states": 2}, "objective")
         rows, order = len(state["states"]), state["order"]
         if order.ndim != 1 or (len(order) and not 0 <= order.min() <= order.max() < rows):
-            raise ValueError(f"rule.order must be a list of rows below {rows}")
+            raise ValueError(f"objective.order must be a list of rows below {rows}")
         self._states, self._order = state["states"], state["order"]
         self._cursor, self._scalars = state["cursor"], state["scalars"]
         if self._start_optimizer is not None:
-            load_optimizer(self._start_optimizer, state["start_optimizer"], "rule.start_optimizer")
+            load_optimizer(
+                self._start_optimizer, state["start_optimizer"], "objective.start_optimizer"
+            )

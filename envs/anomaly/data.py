@@ -15,12 +15,12 @@ NORM_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class AnomalyData:
-    """Normal features to learn from, a split to choose by and a split to judge by.
+    """Normal features to learn from, a split to choose by and a split to evaluate by.
 
     Test anomalies are never seen before the end. The validation split chooses checkpoints and
     settings: it holds normal data that training does not see, and pseudo-anomalies made from
     normal data alone, of other kinds than those of the test split. So whatever is chosen there
-    has not looked at what it will be judged by.
+    has not looked at what it will be evaluated by.
 
     Attributes:
         name: of the data set, such as "digits" or "mvtec".
@@ -28,7 +28,7 @@ class AnomalyData:
         train: normal features, shape (N, D), or grids (N, H, W, D).
         train_classes: the class of each training image, N names.
         validation: chooses.
-        test: judges.
+        test: evaluates.
         unit_norm: whether every feature vector has norm 1.
     """
 
@@ -80,7 +80,7 @@ class AnomalyData:
 
 
 def join(parts: Sequence[AnomalyData], class_name: str = "all") -> AnomalyData:
-    """Several classes learned as one; figures are still computed by class.
+    """Several classes learned as one; metrics are still computed by class.
 
     Raises:
         ValueError: if there are none, or they differ in name, shape of features or unit norm.

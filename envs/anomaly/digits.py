@@ -2,7 +2,7 @@
 
 1,797 images of 8x8 pixels (the test set of the UCI data "Optical Recognition of Handwritten
 Digits"). Trained on nine classes, a detector must find the tenth: ten rotations, whose mean is the
-figure to report.
+metric to report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vgs_rl.envs.anomaly.data import AnomalyData, unit
 from vgs_rl.evaluation.detection import LabelledFeatures
 
 DIGITS = tuple(range(10))
-TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2  # of the normal images; the rest judges
+TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2  # of the normal images; the rest evaluates
 
 
 def load_digits(held_out: int, *, centred: bool = True, seed: int = 0) -> AnomalyData:

@@ -162,7 +162,7 @@ def load_textures(
     seed: int = 0,
     features: FeatureGrids = lite0_grids,
 ) -> AnomalyData:
-    """Several textures learned as one set, judged by class; see :func:`load_texture`."""
+    """Several textures learned as one set, evaluated by class; see :func:`load_texture`."""
     parts = [load_texture(each, config, seed=seed, features=features) for each in textures]
     return join(parts, "+".join(textures))
 

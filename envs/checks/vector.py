@@ -37,7 +37,7 @@ def check_vector_env(
 
     Spaces, shapes and types, seeding, independence of rows, memory, infos and their masks, and
     the autoreset mode that the metadata declare. Environments of this package are also held to
-    episode length, rewards and terminal figures. Actions are drawn from the whole action space;
+    episode length, rewards and terminal metrics. Actions are drawn from the whole action space;
     in bounded Box spaces a third of them are corners. The environment is left reset.
 
     Wrappers are held to spaces, shapes, types and infos only, since they may keep statistics that
@@ -111,10 +111,10 @@ def _check_laws(env: VectorEnv[Any, Any, Any], report: CheckReport, steps: int, 
             _check_reset_mask(env, seed)
     mdp = getattr(env, "mdp", None)
     if isinstance(mdp, SamplingMDP) and getattr(env, "is_default", False):
-        with report.check("figures of the sampling MDP"):
+        with report.check("metrics of the sampling MDP"):
             _check_sampling(env, mdp, mode, seed)
     else:
-        report.skipped["figures of the sampling MDP"] = "another environment, or other options"
+        report.skipped["metrics of the sampling MDP"] = "another environment, or other options"
 
 
 def _check_spaces(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
@@ -455,7 +455,7 @@ def _check_reset_mask(env: VectorEnv[Any, Any, Any], seed: int) -> None:
 def _check_sampling(
     env: VectorEnv[Any, Any, Any], mdp: SamplingMDP, mode: AutoresetMode, seed: int
 ) -> None:
-    """Length, rewards and figures of one episode, computed again from actions and states."""
+    """Length, rewards and metrics of one episode, computed again from actions and states."""
     actions, total = _Actions(env, seed), mdp.num_steps
     expected_cost = np.zeros(env.num_envs)
     cost = np.zeros(env.num_envs)

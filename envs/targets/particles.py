@@ -208,7 +208,7 @@ class LennardJones(ParticleEnergy):
     -2 at its minimum r_m = 1 with ε = 1, k = 1 and d = 3 for LJ-13 and LJ-55. So do iDEM
     (arXiv:2402.06121) and the samples published with it, which satisfy the virial identity with
     this sum only. Köhler, Klein and Noé (arXiv:2006.02425) state the sum over ordered pairs with
-    prefactor ε/(2τ), half of this; figures for the two are not comparable.
+    prefactor ε/(2τ), half of this; metrics for the two are not comparable.
     At r = core = 0.7 the pair's energy is 112 above its minimum.
 
     Args:

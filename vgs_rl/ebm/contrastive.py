@@ -37,10 +37,10 @@ class ContrastiveConfig:
 
     Three guards. A step whose gradient is not finite or longer than `max_gradient_norm` is skipped
     (on the device, without a host round trip). Every `guard_every` updates the host looks: a gap
-    |mean e- - mean e+| above `max_gap`, a figure that is not finite, or nothing but skipped steps
+    |mean e- - mean e+| above `max_gap`, a metric that is not finite, or nothing but skipped steps
     means explosion: energy and optimiser go back to the last good state, the learning rate is
     halved, the replay is emptied and the negatives start anew. Negatives in one place (spread below
-    `min_spread` of the data's), or all of one energy, mean collapse: the replay is emptied and the
+    `min_std` of the data's), or all of one energy, mean collapse: the replay is emptied and the
     negatives start anew. Everything is counted.
 
     Args:
@@ -54,7 +54,7 @@ class ContrastiveConfig:
         clip_norm: bound of the gradient's norm; None leaves it.
         max_gradient_norm: see above.
         max_gap: see above; the regulariser alone keeps the gap below 1/gamma.
-        min_spread: see above; spread is the root of the summed variances.
+        min_std: see above; spread is the root of the summed variances.
         guard_every: updates between the host's looks.
     """
 
@@ -69,14 +69,14 @@ class ContrastiveConfig:
     clip_norm: float | None = None
     max_gradient_norm: float = 1e3
     max_gap: float = 20.0
-    min_spread: float = 0.01
+    min_std: float = 0.01
     guard_every: int = 10
 
     def __post_init__(self) -> None:
         settle(self, "learner")
         require_at_least("learner", 2, batch_size=self.batch_size)
         require_at_least("learner", 1, guard_every=self.guard_every)
-        for name in ("gamma", "data_noise", "replay_size", "min_spread"):
+        for name in ("gamma", "data_noise", "replay_size", "min_std"):
             require_at_least("learner", 0, **{name: getattr(self, name)})
         for name in ("lr", "max_gradient_norm", "max_gap"):
             require_positive("learner", **{name: getattr(self, name)})
@@ -155,7 +155,7 @@ class EnergyLearner:
         self.optimizer = torch.optim.Adam(energy.parameters(), lr=self.lr, fused=True)
         self.counters = LearnerCounters()
         self.replay = self.data[:0]
-        self._data_spread = float(_spread(self.data))
+        self._data_std = float(_spread(self.data))
         self._skipped = torch.zeros((), device=self.data.device)
         self._lost = torch.zeros((), device=self.data.device)
         self._skipped_before = 0.0
@@ -192,7 +192,7 @@ class EnergyLearner:
         with torch.no_grad():
             gap = away.mean() - data.mean()
             fresh = len(negatives)  # the replay would hide a collapse
-            spread = _spread(x[:fresh]) / self._data_spread
+            spread = _spread(x[:fresh]) / self._data_std
             same = away[:fresh].std() <= SAME_ENERGY * away[:fresh].abs().max()
             if self.counters.updates % config.guard_every == 0:
                 self._guard(torch.stack([gap, spread, same.to(gap), self._skipped]))
@@ -201,7 +201,7 @@ class EnergyLearner:
             "train/energy_gap": gap,
             "train/energy_data": data.detach().mean(),
             "train/energy_negatives": away.detach().mean(),
-            "train/negatives_spread": spread,
+            "train/negatives_std": spread,
             "train/ebm_gradient_norm": norm,
             "train/ebm_learning_rate": torch.tensor(self.lr),
             "train/ebm_skipped_updates": self._skipped.clone(),
@@ -282,14 +282,14 @@ class EnergyLearner:
 
     # --- guards -------------------------------------------------------------------------------
 
-    def _guard(self, figures: Tensor) -> None:
+    def _guard(self, metrics: Tensor) -> None:
         """The host's look: goes back after an explosion, asks for a restart after a collapse."""
-        gap, spread, same, skipped = figures.tolist()
+        gap, spread, same, skipped = metrics.tolist()
         all_skipped = skipped - self._skipped_before >= self.config.guard_every
         self._skipped_before = skipped
         if not abs(gap) <= self.config.max_gap or all_skipped:  # NaN too
             self._roll_back()
-        elif not spread >= self.config.min_spread or same:
+        elif not spread >= self.config.min_std or same:
             self.counters.collapses += 1
             self._start_anew()
         else:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vgs_rl.evaluation.report import Figure
+from vgs_rl.evaluation.report import Metric
 
 Score = Callable[[Tensor], Tensor]
 CHUNK = 8_192  # rows scored at once
@@ -31,7 +31,7 @@ class LabelledFeatures:
     Attributes:
         x: features, shape (N, D) or (N, H, W, D), floating.
         labels: whether each is an anomaly, shape (N,), bool.
-        classes: the class of each image, N names; figures are computed by class.
+        classes: the class of each image, N names; metrics are computed by class.
         kinds: what each image is, N names: "good", or the kind of its defect.
         masks: which pixels are defective, shape (N, h, w), bool, or None.
         images: the images, shape (N, h, w) or (N, h, w, 3), uint8, or None.
@@ -161,9 +161,9 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
     return float(roc_auc_score(truth, np.clip(values, -largest, largest)))
 
 
-def detection_figures(
+def detection_metrics(
     score: Score, data: LabelledFeatures, chunk: int = CHUNK
-) -> dict[str, Figure]:
+) -> dict[str, Metric]:
     """`auroc_image` and, where there are masks, `auroc_pixel`: by class, and their mean.
 
     Of a class with several kinds of defects, all of them are anomalies. Pixels of all its images,
@@ -171,12 +171,12 @@ def detection_figures(
 
     Args:
         score: maps features (B, D) to (B,).
-        data: what to judge.
+        data: what to evaluate.
         chunk: rows scored at once.
 
     Returns:
-        Figures whose value is the mean over classes; ``details["classes"]`` has each class. The
-        floor, what a perfect detector scores, is 1.
+        Metrics whose value is the mean over classes; ``details["classes"]`` has each class. The
+        ideal, what a perfect detector scores, is 1.
 
     Raises:
         ValueError: if a class lacks normal images or anomalies.
@@ -185,32 +185,32 @@ def detection_figures(
     rows = [(name, _of_class(data.classes, name)) for name in dict.fromkeys(data.classes)]
     images = image_scores(scores)
     by_class = {name: auroc(images[chosen], data.labels[chosen]) for name, chosen in rows}
-    figures = {"auroc_image": _mean(by_class, len(data), "images")}
+    metrics = {"auroc_image": _mean(by_class, len(data), "images")}
     if data.masks is not None and data.is_grid:
         masks, by_class = data.masks, {}
         size = (int(masks.shape[1]), int(masks.shape[2]))
         for name, chosen in rows:
             by_class[name] = auroc(score_maps(scores[chosen], size), masks[chosen])
-        figures["auroc_pixel"] = _mean(by_class, masks.numel(), f"pixels of {size[0]}x{size[1]}")
-    return figures
+        metrics["auroc_pixel"] = _mean(by_class, masks.numel(), f"pixels of {size[0]}x{size[1]}")
+    return metrics
 
 
-def mean_figures(each: Sequence[dict[str, Figure]]) -> dict[str, Figure]:
-    """Joins figures of several data sets, such as one for each held-out class: means over classes.
+def mean_metrics(each: Sequence[dict[str, Metric]]) -> dict[str, Metric]:
+    """Joins metrics of several data sets, such as one for each held-out class: means over classes.
 
     Raises:
-        ValueError: if there are none, or two of them judge a class of the same name.
+        ValueError: if there are none, or two of them evaluate a class of the same name.
     """
     if not each:
-        raise ValueError("each must hold at least one data set's figures, got none")
+        raise ValueError("each must hold at least one data set's metrics, got none")
     joined = {}
     for name, first in each[0].items():
-        parts = [figures[name] for figures in each]
+        parts = [metrics[name] for metrics in each]
         classes: dict[str, float] = {}
         for part in parts:
             twice = classes.keys() & part.details["classes"].keys()
             if twice:
-                raise ValueError(f"class {sorted(twice)[0]!r} is judged twice")
+                raise ValueError(f"class {sorted(twice)[0]!r} is evaluated twice")
             classes |= part.details["classes"]
         unit = first.note.partition(", ")[2]
         joined[name] = _mean(classes, sum(part.n for part in parts), unit)
@@ -221,11 +221,11 @@ def _of_class(classes: Sequence[str], name: str) -> Tensor:
     return torch.tensor([each == name for each in classes])
 
 
-def _mean(by_class: dict[str, float], n: int, unit: str) -> Figure:
+def _mean(by_class: dict[str, float], n: int, unit: str) -> Metric:
     classes = "class" if len(by_class) == 1 else "classes"
-    return Figure(
+    return Metric(
         value=sum(by_class.values()) / len(by_class),
-        floor=1.0,
+        ideal=1.0,
         n=n,
         note=f"mean of {len(by_class)} {classes}, {unit}",
         details={"classes": by_class},

@@ -1,7 +1,7 @@
-"""One evaluation for all samplers: every figure beside its floor (DESIGN: Evaluation).
+"""One evaluation for all samplers: every metric beside its ideal (DESIGN: Evaluation).
 
-A figure's floor is what a perfect sampler would score: the mean of the same figure over pairs of
-equally large sets of exact samples, with its standard deviation (`floor_std`), or the value at
+A metric's ideal is what a perfect sampler would score: the mean of the same metric over pairs of
+equally large sets of exact samples, with its standard deviation (`ideal_std`), or the value at
 which a bound is tight.
 """
 
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy, Split
-from vgs_rl.evaluation import metrics
-from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_figures
+from vgs_rl.evaluation import metrics as distances
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_metrics
 from vgs_rl.evaluation.particles import pair_distances, transformed
-from vgs_rl.evaluation.path_metrics import log_z_figure, path_figures, upper_figures
-from vgs_rl.evaluation.report import Figure, Report, format_comparison
+from vgs_rl.evaluation.path_metrics import log_z_metrics, path_metrics, upper_metrics
+from vgs_rl.evaluation.report import Metric, Report, format_comparison
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.weights import dead_paths
 
-__all__ = ["Figure", "ParticleProtocol", "Report", "evaluate", "format_comparison"]
+__all__ = ["Metric", "ParticleProtocol", "Report", "evaluate", "format_comparison"]
 
 BINS = 200
 SINKHORN_SAMPLES = 2_000
-IDEAL_PAIRS = 5  # of sets of exact samples, whose figures give the floor
+IDEAL_PAIRS = 5  # of sets of exact samples, whose metrics give the ideal
 CHUNK = 4_096  # states whose energies are computed at once
-FIGURE_ORDER = (
+METRIC_ORDER = (
     "tvd_energy",
     "tvd_energy_published",
     "tvd_distance",
@@ -80,12 +80,12 @@ def evaluate(
     energy_evaluations: int = 0,
     on_samples: Callable[[Samples], None] | None = None,
 ) -> Report:
-    """Judges a sampler by every figure that it and its target admit; the others are left out.
+    """Evaluates a sampler by every metric that it and its target admit; the others are left out.
 
     - Against exact samples (``energy.sample``), or half of the shipped ``energy.reference()``
-      while its other half gives the floor: ``tvd_energy``; for particles ``tvd_distance``, the
+      while its other half gives the ideal: ``tvd_energy``; for particles ``tvd_distance``, the
       same of all pair distances, and
-      :func:`vgs_rl.evaluation.particle_metrics.particle_figures`; else
+      :func:`vgs_rl.evaluation.particle_metrics.particle_metrics`; else
       ``std_error`` and ``sinkhorn``, which relabelling and rotation would drown.
     - Against known masses: ``mode_weight_error``. Against a known log Z: ``log_z_error``,
       |log mean w - log Z|; where it is not known, ``log_z``, the estimate itself.
@@ -100,30 +100,30 @@ def evaluate(
     ``elbo_live`` is that of the sampler which throws such paths away, and the details count them.
 
     At the sampler's temperature, if it is not 1, neither exact samples nor log Z nor mode weights
-    apply, whatever the sampler: what is left are figures of log-weights, at that temperature.
+    apply, whatever the sampler: what is left are metrics of log-weights, at that temperature.
 
-    The same arguments give the same numbers. The sampler, the reference, the floor and the
+    The same arguments give the same numbers. The sampler, the reference, the ideal and the
     backward paths have generators of their own, derived from `seed`, on the sampler's device. No
     counter of training moves.
 
     Args:
-        sampler: what to judge.
+        sampler: what to evaluate.
         energy: its target.
         n: samples to draw.
         seed: seed of the evaluation.
         target_name: name for the report; the energy's class by default.
         agent_name: name for the report.
-        resample: judge importance-resampled samples. The figures of log-weights then come from n
+        resample: evaluate importance-resampled samples. The metrics of log-weights then come from n
             further paths without resampling.
         batches: batches of the path-ESS, at most as many as n allows.
         batch_size: paths in each.
         split: which shipped samples: "validation" for choices, "test" for what is reported.
-        protocol: repeats and sample counts of particle figures; all of it by default.
+        protocol: repeats and sample counts of particle metrics; all of it by default.
         training_seed: for the report.
         train_seconds: for the report.
         env_steps: for the report; those of training.
         energy_evaluations: for the report; those of training.
-        on_samples: is called with the samples that are judged, for pictures of them.
+        on_samples: is called with the samples that are evaluated, for pictures of them.
 
     Raises:
         ValueError: if n is below 2, `resample` is asked of a sampler without log-weights, or a
@@ -141,24 +141,24 @@ def evaluate(
     if on_samples is not None:
         on_samples(samples)
     paths = sampler.sample(n, paths_again) if resample else samples
-    figures: dict[str, Figure] = {}
+    metrics: dict[str, Metric] = {}
     reference = None
     if temperature == 1.0:
         reference = _reference(energy, n, split, exact, second, further)
     if reference is not None:
         protocol = protocol or ParticleProtocol()
-        figures |= _sample_figures(samples.x, energy, reference, protocol, repeats)
+        metrics |= _sample_metrics(samples.x, energy, reference, protocol, repeats)
     if temperature == 1.0 and energy.mode_probabilities is not None:
-        figures["mode_weight_error"] = _mode_figure(samples.x, energy, reference)
+        metrics["mode_weight_error"] = _mode_metric(samples.x, energy, reference)
     if paths.log_weight is not None:
         log_z = energy.log_z if temperature == 1.0 else None
-        figures |= log_z_figure(paths.log_weight, log_z, independent=paths.independent)
+        metrics |= log_z_metrics(paths.log_weight, log_z, independent=paths.independent)
         if paths.independent:
-            figures |= path_figures(paths.log_weight, log_z, batches, batch_size)
+            metrics |= path_metrics(paths.log_weight, log_z, batches, batch_size)
             if sampler.has_reverse_weights and reference is not None and reference.exact:
                 log_weight = sampler.reverse_log_weight(reference.truth.x.to(samples.x), backwards)
-                figures |= upper_figures(log_weight, log_z, figures["elbo"])
-    order = [name for name in FIGURE_ORDER if name in figures]
+                metrics |= upper_metrics(log_weight, log_z, metrics["elbo"])
+    order = [name for name in METRIC_ORDER if name in metrics]
     return Report(
         target=target_name or type(energy).__name__,
         agent=agent_name,
@@ -167,7 +167,7 @@ def evaluate(
         train_seconds=train_seconds,
         env_steps=env_steps,
         energy_evaluations=energy_evaluations,
-        figures={name: figures[name] for name in order},
+        metrics={name: metrics[name] for name in order},
         details=_details(samples, paths, energy, seed, resample, temperature),
     )
 
@@ -183,7 +183,7 @@ class _Set:
 
 @dataclass(kw_only=True)
 class _Reference:
-    """Pairs of equally large sets. The first is compared with the samples, all give the floor."""
+    """Pairs of equally large sets. The first is compared with the samples, all give the ideal."""
 
     pairs: list[tuple[_Set, _Set]]
     kind: Literal["exact", "shipped", "shipped, validation"]
@@ -233,40 +233,40 @@ def _reference(
     return _Reference(pairs=pairs, kind=kind)
 
 
-def _sample_figures(
+def _sample_metrics(
     x: Tensor,
     energy: Energy,
     reference: _Reference,
     protocol: ParticleProtocol,
     repeats: torch.Generator,
-) -> dict[str, Figure]:
-    """Figures that compare samples with the reference, at equal counts."""
+) -> dict[str, Metric]:
+    """Metrics that compare samples with the reference, at equal counts."""
     truth, second = reference.pairs[0]
     count = len(truth.x)
-    some = metrics.spread_rows(x, count)
-    judged = _Set(x=some, energies=_energies(energy, some))
+    some = distances.evenly_spaced_rows(x, count)
+    evaluated = _Set(x=some, energies=_energies(energy, some))
 
-    def figure(compare: Callable[[_Set, _Set], Tensor], note: str, **details: Any) -> Figure:
-        floors = [float(compare(b, a)) for a, b in reference.pairs]
-        details |= {"reference": reference.kind, "reference_n": count, **_floor_spread(floors)}
-        value = float(compare(judged, truth))
-        return Figure(value=value, floor=fmean(floors), n=count, note=note, details=details)
+    def metric(compare: Callable[[_Set, _Set], Tensor], note: str, **details: Any) -> Metric:
+        ideals = [float(compare(b, a)) for a, b in reference.pairs]
+        details |= {"reference": reference.kind, "reference_n": count, **_ideal_std(ideals)}
+        value = float(compare(evaluated, truth))
+        return Metric(value=value, ideal=fmean(ideals), n=count, note=note, details=details)
 
     def tvd(a: _Set, b: _Set) -> Tensor:
-        return metrics.total_variation(a.energies, b.energies, bins=BINS)
+        return distances.total_variation(a.energies, b.energies, bins=BINS)
 
-    figures = {"tvd_energy": figure(tvd, f"{BINS} bins", bins=BINS)}
+    metrics = {"tvd_energy": metric(tvd, f"{BINS} bins", bins=BINS)}
     symmetry = energy.symmetry
     if symmetry is not None:
 
         def tvd_distance(a: _Set, b: _Set) -> Tensor:
             first, other = (pair_distances(z.x, symmetry).flatten() for z in (a, b))
-            return metrics.total_variation(first, other, bins=BINS)
+            return distances.total_variation(first, other, bins=BINS)
 
-        figures["tvd_distance"] = figure(tvd_distance, f"{BINS} bins", bins=BINS)
+        metrics["tvd_distance"] = metric(tvd_distance, f"{BINS} bins", bins=BINS)
         mixed = transformed(second.x, symmetry, repeats)
-        return figures | particle_figures(
-            (x, judged.energies if some is x else _energies(energy, x)),
+        return metrics | particle_metrics(
+            (x, evaluated.energies if some is x else _energies(energy, x)),
             (truth.x, truth.energies),
             (mixed, second.energies),
             symmetry,
@@ -274,60 +274,60 @@ def _sample_figures(
             repeats,
             reference=reference.kind,
         )
-    figures["std_error"] = figure(
-        lambda a, b: metrics.std_error(a.x, b.x), f"mean over {x.shape[1]} coordinates"
+    metrics["std_error"] = metric(
+        lambda a, b: distances.std_error(a.x, b.x), f"mean over {x.shape[1]} coordinates"
     )
-    figures["sinkhorn"] = _sinkhorn_figure(judged.x, reference)
-    return figures
+    metrics["sinkhorn"] = _sinkhorn_metric(evaluated.x, reference)
+    return metrics
 
 
-def _sinkhorn_figure(x: Tensor, reference: _Reference) -> Figure:
-    """The floor is of all three pairs of three sets: each set's own cost is needed once."""
+def _sinkhorn_metric(x: Tensor, reference: _Reference) -> Metric:
+    """The ideal is of all three pairs of three sets: each set's own cost is needed once."""
     (truth, second), (third, _), *_ = reference.pairs
     few = min(len(truth.x), SINKHORN_SAMPLES)
-    reg = metrics.sinkhorn_regularisation(truth.x, few)
-    exact = [metrics.SinkhornSet(each.x, few, reg) for each in (truth, second, third)]
-    floors = [float(b.divergence(a)) for a, b in combinations(exact, 2)]
-    return Figure(
-        value=float(metrics.SinkhornSet(x, few, reg).divergence(exact[0])),
-        floor=fmean(floors),
+    reg = distances.sinkhorn_regularisation(truth.x, few)
+    exact = [distances.SinkhornSet(each.x, few, reg) for each in (truth, second, third)]
+    ideals = [float(b.divergence(a)) for a, b in combinations(exact, 2)]
+    return Metric(
+        value=float(distances.SinkhornSet(x, few, reg).divergence(exact[0])),
+        ideal=fmean(ideals),
         n=few,
         note=f"squared distances, debiased, reg {reg:.3g}: not the scale of published costs",
         details={
             "reference": reference.kind,
             "reference_n": few,
             "reg": reg,
-            **_floor_spread(floors),
+            **_ideal_std(ideals),
         },
     )
 
 
-def _floor_spread(floors: list[float]) -> dict[str, Any]:
+def _ideal_std(ideals: list[float]) -> dict[str, Any]:
     """The standard deviation of what perfect samplers score, and of how many."""
-    spread = stdev(floors) if all(map(math.isfinite, floors)) else None
-    return {"floor_std": spread, "floor_pairs": len(floors)}
+    spread = stdev(ideals) if all(map(math.isfinite, ideals)) else None
+    return {"ideal_std": spread, "ideal_pairs": len(ideals)}
 
 
 def _energies(energy: Energy, x: Tensor) -> Tensor:
     return torch.cat([energy(part) for part in x.split(CHUNK)])
 
 
-def _mode_figure(x: Tensor, energy: Energy, reference: _Reference | None) -> Figure:
+def _mode_metric(x: Tensor, energy: Energy, reference: _Reference | None) -> Metric:
     assert energy.mode_probabilities is not None
     probabilities = energy.mode_probabilities
 
     def error(x: Tensor) -> float:
         indicators = torch.cat([energy.mode_indicators(part) for part in x.split(CHUNK)])
-        return float(metrics.mode_weight_error(indicators, probabilities))
+        return float(distances.mode_weight_error(indicators, probabilities))
 
     details: dict[str, Any] = {"modes": len(probabilities)}
-    floor = None
+    ideal = None
     if reference is not None and reference.exact:
-        floors = [error(each.x) for pair in reference.pairs for each in pair]
-        floor = fmean(floors)
-        details |= _floor_spread(floors)
+        ideals = [error(each.x) for pair in reference.pairs for each in pair]
+        ideal = fmean(ideals)
+        details |= _ideal_std(ideals)
     note = f"largest of {len(probabilities)}"
-    return Figure(value=error(x), floor=floor, n=len(x), note=note, details=details)
+    return Metric(value=error(x), ideal=ideal, n=len(x), note=note, details=details)
 
 
 def _details(

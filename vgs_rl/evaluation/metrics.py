@@ -1,7 +1,7 @@
 """Distances between samples and a reference: pure, deterministic functions on tensors.
 
 None of them means much alone: each depends on sample counts, bins or regularisation, so
-:func:`vgs_rl.evaluation.evaluate.evaluate` puts every one beside its floor, the same figure for
+:func:`vgs_rl.evaluation.evaluate.evaluate` puts every one beside its ideal, the same metric for
 an equally large set of exact samples. Estimates that come from log-weights (log Z, ELBO, EUBO) are
 in :mod:`vgs_rl.weights`; only the path-ESS, which needs batches, is here.
 """
@@ -64,7 +64,7 @@ def published_total_variation(
     """TVD-E and TVD-D of particle systems as in the code of arXiv:2502.13280, a scalar in [0, 1].
 
     Equal bins over a fixed range; what lies outside is dropped and each histogram renormalised,
-    so that the figure sees neither mass outside nor anything finer than a bin, 1 by default: all
+    so that the metric sees neither mass outside nor anything finer than a bin, 1 by default: all
     distances of LJ-13 fall into a handful. Where fewer than 60 % of the samples are inside, or
     none of the reference, the distance is 1; there the published code returns 1e10 or fails.
 
@@ -159,7 +159,7 @@ class SinkhornSet:
     def __init__(self, x: Tensor, n: int, reg: float) -> None:
         if not (math.isfinite(reg) and reg > 0):
             raise ValueError(f"reg must be a positive number, got {reg}")
-        self.x, self.reg = spread_rows(x, n).detach().double(), reg
+        self.x, self.reg = evenly_spaced_rows(x, n).detach().double(), reg
         cost = _squared_distances(self.x, self.x).div_(reg)
         self.finite = bool(torch.isfinite(cost).all())
         if self.finite:
@@ -210,12 +210,12 @@ def sinkhorn_regularisation(y: Tensor, n: int = 2_000, relative_reg: float = 0.0
     """
     if not relative_reg > 0:
         raise ValueError(f"relative_reg must be a positive number, got {relative_reg}")
-    rows = spread_rows(y, n).detach().double()
+    rows = evenly_spaced_rows(y, n).detach().double()
     mean_cost = 2.0 * float(rows.var(dim=0, correction=0).sum())
     return relative_reg * (mean_cost if mean_cost > 0 else 1.0)
 
 
-def spread_rows(x: Tensor, n: int) -> Tensor:
+def evenly_spaced_rows(x: Tensor, n: int) -> Tensor:
     """At most n rows of x, evenly spaced: the same share of every part of an ordered set."""
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

@@ -1,4 +1,4 @@
-"""Figures of a report that only particle systems have, over repeats as published tables do."""
+"""Metrics of a report that only particle systems have, over repeats as published tables do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vgs_rl.evaluation.particles import (
     positions,
     published_geometric_wasserstein,
 )
-from vgs_rl.evaluation.report import Figure
+from vgs_rl.evaluation.report import Metric
 from vgs_rl.fields import settle
 
 PUBLISHED_BINS = "200 bins on [-100, 100]"
@@ -29,7 +29,7 @@ PUBLISHED_BINS = "200 bins on [-100, 100]"
 
 @dataclass(frozen=True, kw_only=True)
 class ParticleProtocol:
-    """How often and on how many samples particle figures are computed.
+    """How often and on how many samples particle metrics are computed.
 
     ``w2_geometric`` and ``w2_geometric_published`` assign particles for every pair of samples, and
     so take minutes: where their repeats are None, they are 4 and 1 for up to `few` particles; for
@@ -41,7 +41,7 @@ class ParticleProtocol:
         geometric_n: samples of a repeat of ``w2_geometric``.
         geometric_starts: local minimisations per pair of samples of ``w2_geometric``, of which the
             least counts; time grows with them. One start is a local minimum, an upper bound of the
-            distance that is 6 to 9 % too high on LJ-13 and LJ-55, for value and floor alike.
+            distance that is 6 to 9 % too high on LJ-13 and LJ-55, for value and ideal alike.
         geometric_repeats: repeats of ``w2_geometric``; 0 leaves it out.
         published_geometric_repeats: repeats of ``w2_geometric_published``; 0 leaves it out.
         few: see above.
@@ -78,7 +78,7 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Metric:
-    """A figure to be: how two batches are compared, on how many rows, and how often."""
+    """A metric to be: how two batches are compared, on how many rows, and how often."""
 
     compare: Callable[[_Batch, _Batch], Tensor]
     n: int
@@ -86,46 +86,46 @@ class _Metric:
     note: str = ""
 
 
-def particle_figures(
-    judged: tuple[Tensor, Tensor],
+def particle_metrics(
+    evaluated: tuple[Tensor, Tensor],
     truth: tuple[Tensor, Tensor],
     second: tuple[Tensor, Tensor],
     symmetry: Particles,
     protocol: ParticleProtocol,
     generator: torch.Generator,
     **details: Any,
-) -> dict[str, Figure]:
-    """TVD as published and every W2, each the mean over repeats beside the mean of its floor.
+) -> dict[str, Metric]:
+    """TVD as published and every W2, each the mean over repeats beside the mean of its ideal.
 
     A repeat compares n samples, every k-th of all of them, with n reference rows drawn without
-    replacement; its floor compares n rows of the second reference set with the same reference
-    rows. Repeats share no samples, but they may share reference rows. Values and floors come with
-    their standard deviations over repeats, from which a difference can be judged.
+    replacement; its ideal compares n rows of the second reference set with the same reference
+    rows. Repeats share no samples, but they may share reference rows. Values and ideals come with
+    their standard deviations over repeats, from which a difference can be evaluated.
 
     Args:
-        judged: samples (N, D) and their energies (N,).
+        evaluated: samples (N, D) and their energies (N,).
         truth: reference samples (M, D) and their energies (M,).
-        second: what gives the floor, disjoint from `truth` and mixed over the symmetry: samples
+        second: what gives the ideal, disjoint from `truth` and mixed over the symmetry: samples
             (M', D) and their energies (M',).
         symmetry: n particles in d dimensions.
         protocol: repeats and samples.
         generator: chooses reference rows.
-        **details: go into every figure's details.
+        **details: go into every metric's details.
 
     Returns:
         ``tvd_energy_published``, ``tvd_distance_published``, ``w2``, ``w2_energy``,
         ``w2_distance``, ``w2_geometric`` and ``w2_geometric_published``, without those of 0
         repeats and without a published TVD-E that sees less than 60 % of the reference.
     """
-    sets = [_Batch(x=x, energies=energies) for x, energies in (judged, truth, second)]
-    figures = {}
+    sets = [_Batch(x=x, energies=energies) for x, energies in (evaluated, truth, second)]
+    metrics = {}
     for name, metric in _metrics(symmetry, protocol, truth[1]).items():
         n = min(metric.n, *(len(each.x) for each in sets))
         repeats = min(metric.repeats, len(sets[0].x) // n)
         if repeats:
             pairs = _repeats(*sets, n=n, repeats=repeats, generator=generator)
-            figures[name] = _figure(metric, pairs, n=n, reference_n=n, **details)
-    return figures
+            metrics[name] = _metric(metric, pairs, n=n, reference_n=n, **details)
+    return metrics
 
 
 def _metrics(
@@ -176,7 +176,7 @@ def _metrics(
 
 
 def _repeats(
-    judged: _Batch,
+    evaluated: _Batch,
     truth: _Batch,
     second: _Batch,
     *,
@@ -187,29 +187,29 @@ def _repeats(
     """N rows of each set, for every repeat; the same rows for the same state of the generator."""
     for k in range(repeats):
         # Every repeats-th row: neighbours in a Markov chain's output are spread over repeats.
-        spread = torch.arange(k, len(judged.x), repeats, device=judged.x.device)[:n]
+        spread = torch.arange(k, len(evaluated.x), repeats, device=evaluated.x.device)[:n]
         drawn = [
             each.rows(torch.randperm(len(each.x), generator=generator, device=generator.device)[:n])
             for each in (truth, second)
         ]
-        yield judged.rows(spread), drawn[0], drawn[1]
+        yield evaluated.rows(spread), drawn[0], drawn[1]
 
 
-def _figure(
+def _metric(
     metric: _Metric,
     batches: Iterable[tuple[_Batch, _Batch, _Batch]],
     n: int,
     **details: Any,
-) -> Figure:
-    values, floors = [], []
-    for judged, truth, second in batches:
-        values.append(float(metric.compare(judged, truth)))
-        floors.append(float(metric.compare(second, truth)))
-    spread = {"std": _spread(values), "floor_std": _spread(floors), "repeats": len(values)}
+) -> Metric:
+    values, ideals = [], []
+    for evaluated, truth, second in batches:
+        values.append(float(metric.compare(evaluated, truth)))
+        ideals.append(float(metric.compare(second, truth)))
+    spread = {"std": _spread(values), "ideal_std": _spread(ideals), "repeats": len(values)}
     over = f"mean of {len(values)}" if len(values) > 1 else ""
-    return Figure(
+    return Metric(
         value=fmean(values),
-        floor=fmean(floors),
+        ideal=fmean(ideals),
         n=n,
         note=", ".join(part for part in (over, metric.note) if part),
         details={**spread, **details},

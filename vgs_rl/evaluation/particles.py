@@ -1,6 +1,6 @@
 """Particle configurations: their symmetry, pair distances, and distances that respect the symmetry.
 
-States are flattened (n, d) arrays, as everywhere. How samples are judged by these metrics is in
+States are flattened (n, d) arrays, as everywhere. How samples are evaluated by these metrics is in
 :mod:`vgs_rl.evaluation.particle_metrics`.
 """
 

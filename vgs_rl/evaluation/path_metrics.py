@@ -1,4 +1,4 @@
-"""Figures of a report that come from log-weights: bounds, log Z, and whether to believe them."""
+"""Metrics of a report that come from log-weights: bounds, log Z, and whether to believe them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.evaluation.metrics import path_ess
-from vgs_rl.evaluation.report import Figure
+from vgs_rl.evaluation.report import Metric
 from vgs_rl.weights import (
     cleaned,
     dead_paths,
@@ -23,9 +23,9 @@ from vgs_rl.weights import (
 )
 
 
-def log_z_figure(
+def log_z_metrics(
     log_weight: Tensor, log_z: float | None, *, independent: bool
-) -> dict[str, Figure]:
+) -> dict[str, Metric]:
     """``log_z``, or ``log_z_error`` where log Z is known, with a standard error if there is one.
 
     Args:
@@ -51,17 +51,17 @@ def log_z_figure(
     details = {"log_z_estimate": estimate, "standard_error": error}
     if log_z is None:
         note = "log mean weight" if error is not None else f"log mean weight, {doubt}"
-        return {"log_z": Figure(value=estimate, floor=None, n=n, note=note, details=details)}
+        return {"log_z": Metric(value=estimate, ideal=None, n=n, note=note, details=details)}
     note = f"log Z = {log_z:.4f}" + ("" if error is not None else f", {doubt}")
     details["log_z"] = log_z
     value = abs(estimate - log_z)
-    return {"log_z_error": Figure(value=value, floor=0.0, n=n, note=note, details=details)}
+    return {"log_z_error": Metric(value=value, ideal=0.0, n=n, note=note, details=details)}
 
 
-def path_figures(
+def path_metrics(
     log_weight: Tensor, log_z: float | None, batches: int, batch_size: int
-) -> dict[str, Figure]:
-    """Figures of the log-weights of independent paths, but for log Z.
+) -> dict[str, Metric]:
+    """Metrics of the log-weights of independent paths, but for log Z.
 
     Args:
         log_weight: shape (n,).
@@ -78,50 +78,50 @@ def path_figures(
     size = min(batch_size, n)
     used = min(batches, n // size)
     ess = float(effective_share(log_weight))
-    figures = {
+    metrics = {
         "elbo": _bound(log_weight, log_z, "at most log Z"),
-        "ess": Figure(value=ess, floor=1.0, n=n, note="of all paths: (Σw)² / (n Σw²)"),
-        "path_ess": Figure(
+        "ess": Metric(value=ess, ideal=1.0, n=n, note="of all paths: (Σw)² / (n Σw²)"),
+        "path_ess": Metric(
             value=float(path_ess(log_weight, batches, batch_size)),
-            floor=1.0,
+            ideal=1.0,
             n=used * size,
             note=f"median of {used} x {size:,}",
             details={"batches": used, "batch_size": size},
         ),
     }
-    figures["elbo"].details["log_z_estimate"] = float(log_mean_weight(log_weight))
+    metrics["elbo"].details["log_z_estimate"] = float(log_mean_weight(log_weight))
     if dead:
-        figures["elbo"].note += f"; {dead:,} paths have weight 0"
+        metrics["elbo"].note += f"; {dead:,} paths have weight 0"
         live = log_weight[torch.isfinite(log_weight)]
-        figures["elbo_live"] = Figure(
+        metrics["elbo_live"] = Metric(
             value=float(live_elbo(log_weight)),
-            floor=log_z,
+            ideal=log_z,
             n=len(live),
             note=f"of the sampler that throws the {dead:,} paths of weight 0 away",
             details={"dead_paths": dead, "standard_error": _standard_error(live)},
         )
     if dead == n:
-        return figures
+        return metrics
     k, most = pareto_k(log_weight), reliable_k(n)
     if k <= most:
         verdict = "weights can be believed"
     else:
         verdict = "too few paths" if math.isnan(k) else "ess and log Z cannot be believed"
-        figures["ess"].note += ", not to be believed: see k_hat"
-    figures["largest_weight"] = Figure(
-        value=float(largest_weight(log_weight)), floor=1 / n, n=n, note="its share in the sum"
+        metrics["ess"].note += ", not to be believed: see k_hat"
+    metrics["largest_weight"] = Metric(
+        value=float(largest_weight(log_weight)), ideal=1 / n, n=n, note="its share in the sum"
     )
-    figures["k_hat"] = Figure(
+    metrics["k_hat"] = Metric(
         value=k,
-        floor=None,
+        ideal=None,
         n=n,
         note=f"{verdict} (limit {most:.2f}); modes that no path visits are not seen",
         details={"limit": most},
     )
-    return figures
+    return metrics
 
 
-def upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict[str, Figure]:
+def upper_metrics(log_weight: Tensor, log_z: float | None, elbo: Metric) -> dict[str, Metric]:
     """The EUBO from paths drawn backwards, and its gap to the ELBO.
 
     +inf is a true value here: exact states that the sampler cannot reach. An energy that is not
@@ -130,7 +130,7 @@ def upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict
     Args:
         log_weight: of the backward paths, shape (m,).
         log_z: the truth, or None.
-        elbo: the ELBO's figure.
+        elbo: the ELBO's metric.
     """
     log_weight = log_weight.double()
     eubo = _bound(log_weight, log_z, "at least log Z")
@@ -141,9 +141,9 @@ def upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict
         eubo.note += f"; {unreached:,} exact samples cannot be reached"
     errors = (elbo.details["standard_error"], eubo.details["standard_error"])
     error = None if None in errors else math.hypot(*errors)
-    gap = Figure(
+    gap = Metric(
         value=eubo.value - elbo.value,
-        floor=0.0,
+        ideal=0.0,
         n=min(eubo.n, elbo.n),
         note="EUBO - ELBO [nats]",
         details={"standard_error": error},
@@ -151,11 +151,11 @@ def upper_figures(log_weight: Tensor, log_z: float | None, elbo: Figure) -> dict
     return {"eubo": eubo, "gap": gap}
 
 
-def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Figure:
+def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Metric:
     """A mean log-weight: a bound of log Z, tight where it equals it."""
     details = {"standard_error": _standard_error(log_weight)}
     value = float(log_weight.mean())
-    return Figure(value=value, floor=log_z, n=len(log_weight), note=note, details=details)
+    return Metric(value=value, ideal=log_z, n=len(log_weight), note=note, details=details)
 
 
 def _standard_error(values: Tensor) -> float | None:

@@ -1,4 +1,4 @@
-"""TVD-E while a run is under way: the only figure without weights that curves can share."""
+"""TVD-E while a run is under way: the only metric without weights that curves can share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vgs_rl.weights import dead_paths, effective_share, live_elbo, log_mean_weig
 class EnergyProgress:
     """Compares energies with those of exact samples, or of the shipped validation samples.
 
-    Small draws have a high floor, √(bins / (pi n)): the numbers are for curves against each other
+    Small draws have a high ideal, √(bins / (pi n)): the numbers are for curves against each other
     at equal n, not for tables. Nothing is counted, and no choice is made by them.
 
     Args:
@@ -45,24 +45,24 @@ class EnergyProgress:
             return
         self.reference = energy(states[:n].to(generator.device))
 
-    def figures(
+    def metrics(
         self, energies: Tensor, log_weight: Tensor | None, *, independent: bool = True
     ) -> Mapping[str, float]:
-        """What validation records: `eval/` figures of energies (n,) and log-weights (n,).
+        """What validation records: `eval/` metrics of energies (n,) and log-weights (n,).
 
         Where paths have weight 0, `eval/elbo` is that of the sampler which throws them away
         (:func:`vgs_rl.weights.live_elbo`), and `eval/dead_paths` says how many they are.
         Log-weights that are not `independent` give log Z alone.
         """
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if log_weight is not None:
             log_weight = log_weight.double()
-            figures["eval/log_z"] = float(log_mean_weight(log_weight))
+            metrics["eval/log_z"] = float(log_mean_weight(log_weight))
             if dead := dead_paths(log_weight):
-                figures["eval/dead_paths"] = dead
+                metrics["eval/dead_paths"] = dead
         if log_weight is not None and independent:
-            figures["eval/elbo"] = float(live_elbo(log_weight))
-            figures["eval/path_ess"] = float(effective_share(log_weight))
+            metrics["eval/elbo"] = float(live_elbo(log_weight))
+            metrics["eval/path_ess"] = float(effective_share(log_weight))
         if self.reference is not None:
-            figures["eval/tvd_energy"] = float(total_variation(energies, self.reference))
-        return figures
+            metrics["eval/tvd_energy"] = float(total_variation(energies, self.reference))
+        return metrics

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures beside their floors, as JSON, tables and scalars."""
+"""What an evaluation found: metrics beside their ideals, as JSON, tables and scalars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from vgs_rl.files.checkpoint import write_text
 
-OWN_FLOORS = "in brackets: a sampler's own floor, where it differs"
+OWN_IDEALS = "in brackets: a sampler's own ideal, where it differs"
 
 
 class ScalarWriter(Protocol):
@@ -22,19 +22,19 @@ class ScalarWriter(Protocol):
 
 
 @dataclass(kw_only=True)
-class Figure:
+class Metric:
     """One number of a report.
 
     Attributes:
         value: the number; not finite where the sampler diverged.
-        floor: what a perfect sampler scores, or None where that is unknown.
+        ideal: what a perfect sampler scores, or None where that is unknown.
         n: number of samples or paths behind it.
         note: its settings, for people.
         details: the same settings for machines, such as bins, reg, batches, reference samples.
     """
 
     value: float
-    floor: float | None
+    ideal: float | None
     n: int
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -46,9 +46,9 @@ class Figure:
         return self._of_mean("std") if error is None else error
 
     @property
-    def floor_error(self) -> float | None:
+    def ideal_error(self) -> float | None:
         """Standard deviation of what perfect samplers score, or None where it is unknown."""
-        return self._of_mean("floor_std")
+        return self._of_mean("ideal_std")
 
     def _of_mean(self, name: str) -> float | None:
         """That of a mean over repeats, of which `name` is the spread."""
@@ -59,9 +59,9 @@ class Figure:
         """The value with its error."""
         return format_value(self.value, self.error)
 
-    def floor_text(self) -> str:
-        """The floor with its error; empty where there is none."""
-        return format_value(self.floor, self.floor_error)
+    def ideal_text(self) -> str:
+        """The ideal with its error; empty where there is none."""
+        return format_value(self.ideal, self.ideal_error)
 
 
 @dataclass(kw_only=True)
@@ -72,11 +72,11 @@ class Report:
         target: name of the target.
         agent: name of what drew the samples.
         seed: training seed, or None for a sampler that was not trained.
-        n_samples: samples judged.
+        n_samples: samples evaluated.
         train_seconds: wall-clock spent on training.
         env_steps: transitions simulated in training.
         energy_evaluations: states at which E or ∇E was evaluated in training.
-        figures: by name, as in the ``report.json`` paragraph of the design.
+        metrics: by name, as in the ``report.json`` paragraph of the design.
         details: settings of the evaluation itself, with what sampling has cost.
     """
 
@@ -87,21 +87,21 @@ class Report:
     train_seconds: float
     env_steps: int
     energy_evaluations: int
-    figures: dict[str, Figure]
+    metrics: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become null."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
-        content["figures"] = {
+        content["metrics"] = {
             name: {
-                "value": figure.value,
-                "floor": figure.floor,
-                "n": figure.n,
-                "note": figure.note,
-                **figure.details,
+                "value": metric.value,
+                "ideal": metric.ideal,
+                "n": metric.n,
+                "note": metric.note,
+                **metric.details,
             }
-            for name, figure in self.figures.items()
+            for name, metric in self.metrics.items()
         }
         return json.dumps(_finite(content), indent=2, allow_nan=False)
 
@@ -120,8 +120,8 @@ class Report:
         unknown = sorted(content.keys() - names)
         if missing or unknown:
             raise ValueError(f"not a report: missing keys {missing}, unknown keys {unknown}")
-        content["figures"] = {
-            name: _figure_from(name, entry) for name, entry in content["figures"].items()
+        content["metrics"] = {
+            name: _metric_from(name, entry) for name, entry in content["metrics"].items()
         }
         return cls(**content)
 
@@ -140,11 +140,11 @@ class Report:
             raise ValueError(f"report {path} is damaged or no report: {error}") from error
 
     def to_table(self, *, markdown: bool = False) -> str:
-        """One line a figure, its value beside its floor, each with its error where it has one."""
-        lines = [["figure", "value", "floor", "n", "settings"]]
-        for name, figure in self.figures.items():
-            numbers = [figure.text(), figure.floor_text(), f"{figure.n:,}"]
-            lines.append([name, *numbers, figure.note])
+        """One line a metric, its value beside its ideal, each with its error where it has one."""
+        lines = [["metric", "value", "ideal", "n", "settings"]]
+        for name, metric in self.metrics.items():
+            numbers = [metric.text(), metric.ideal_text(), f"{metric.n:,}"]
+            lines.append([name, *numbers, metric.note])
         return _table(lines, numeric=(1, 2, 3), markdown=markdown)
 
     def save(self, path: Path | str) -> None:
@@ -152,19 +152,19 @@ class Report:
         write_text(Path(path), self.as_json() + "\n")
 
     def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
-        """Writes ``report/<name>`` and, where there is a floor, ``report/<name>_floor``."""
-        for name, figure in self.figures.items():
-            writer.add_scalar(f"report/{name}", figure.value, step)
-            if figure.floor is not None:
-                writer.add_scalar(f"report/{name}_floor", figure.floor, step)
+        """Writes ``report/<name>`` and, where there is an ideal, ``report/<name>_ideal``."""
+        for name, metric in self.metrics.items():
+            writer.add_scalar(f"report/{name}", metric.value, step)
+            if metric.ideal is not None:
+                writer.add_scalar(f"report/{name}_ideal", metric.ideal, step)
 
 
 def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:
-    """One table of several reports: rows are figures, columns their values.
+    """One table of several reports: rows are metrics, columns their values.
 
-    The floor, that of the first report, stands right behind the first report's column. Where
-    another report has another floor, as for other sample counts, it follows the value in brackets.
-    A figure that a report does not have is left blank.
+    The ideal, that of the first report, stands right behind the first report's column. Where
+    another report has another ideal, as for other sample counts, it follows the value in brackets.
+    A metric that a report does not have is left blank.
 
     Args:
         reports: by column name, such as ``{"this run": …, "oracle posterior": …}``.
@@ -176,27 +176,27 @@ def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) 
     if not reports:
         raise ValueError("reports must not be empty")
     (first_name, first), *others = reports.items()
-    names = list(dict.fromkeys(name for report in reports.values() for name in report.figures))
-    lines = [["figure", first_name, "floor", *(name for name, _ in others)]]
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.metrics))
+    lines = [["metric", first_name, "ideal", *(name for name, _ in others)]]
     for name in names:
-        figure = first.figures.get(name)
-        values = [_with_own_floor(report.figures.get(name), figure) for _, report in others]
-        shown = ["", ""] if figure is None else [figure.text(), figure.floor_text()]
+        metric = first.metrics.get(name)
+        values = [_with_own_ideal(report.metrics.get(name), metric) for _, report in others]
+        shown = ["", ""] if metric is None else [metric.text(), metric.ideal_text()]
         lines.append([name, *shown, *values])
     table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
     title = f"{first.target}, {first.n_samples:,} samples"
     if any(cell.endswith(")") for line in lines[1:] for cell in line[3:]):
-        title += f"; {OWN_FLOORS}"
+        title += f"; {OWN_IDEALS}"
     return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
 
 
-def _figure_from(name: str, entry: Any) -> Figure:
-    if not isinstance(entry, dict) or not {"value", "floor", "n"} <= entry.keys():
-        raise ValueError(f"figure {name} must have the keys value, floor and n, got {entry!r}")
-    details = {key: entry[key] for key in entry.keys() - {"value", "floor", "n", "note"}}
+def _metric_from(name: str, entry: Any) -> Metric:
+    if not isinstance(entry, dict) or not {"value", "ideal", "n"} <= entry.keys():
+        raise ValueError(f"metric {name} must have the keys value, ideal and n, got {entry!r}")
+    details = {key: entry[key] for key in entry.keys() - {"value", "ideal", "n", "note"}}
     value = math.nan if entry["value"] is None else entry["value"]
     note = entry.get("note", "")
-    return Figure(value=value, floor=entry["floor"], n=entry["n"], note=note, details=details)
+    return Metric(value=value, ideal=entry["ideal"], n=entry["n"], note=note, details=details)
 
 
 def _finite(content: Any) -> Any:
@@ -210,9 +210,9 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def own_floor(figure: Figure | None, first: Figure | None) -> str:
-    """A figure's floor in brackets for a table that shows that of `first`, if it is another."""
-    own, shown = (None if f is None else f.floor for f in (figure, first))
+def own_ideal(metric: Metric | None, first: Metric | None) -> str:
+    """A metric's ideal in brackets for a table that shows that of `first`, if it is another."""
+    own, shown = (None if f is None else f.ideal for f in (metric, first))
     return "" if own is None or own == shown else f" ({format_value(own)})"
 
 
@@ -241,8 +241,8 @@ def format_value(value: float | None, error: float | None = None) -> str:
     return f"{text} ± {shown}" if float(shown.replace(",", "")) else text
 
 
-def _with_own_floor(figure: Figure | None, first: Figure | None) -> str:
-    return "" if figure is None else figure.text() + own_floor(figure, first)
+def _with_own_ideal(metric: Metric | None, first: Metric | None) -> str:
+    return "" if metric is None else metric.text() + own_ideal(metric, first)
 
 
 def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) -> str:
@@ -256,7 +256,7 @@ def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) 
         for line in lines
     ]
     if markdown:
-        rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
-    rule = ["-" * width for width in widths]
-    return "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
+        objective = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], objective, *padded[1:]])
+    objective = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], objective, *padded[1:]])

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from vgs_rl.evaluation.evaluate import Report, evaluate
-from vgs_rl.evaluation.metrics import spread_rows
+from vgs_rl.evaluation.metrics import evenly_spaced_rows
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.samplers.annealed import AnnealedSampler
+from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.base import ChainSampler, DrawnSampler, Sampler, Samples, pilot_generator
 from vgs_rl.samplers.langevin import HMCSampler, ULASampler
 from vgs_rl.samplers.mala import MALASampler
@@ -114,7 +114,7 @@ def _tempering(run: Baseline, budget: int) -> Sampler:
 
 
 def _annealed(run: Baseline, budget: int, threshold: float) -> Sampler:
-    kind, pilot = AnnealedSampler, 200
+    kind, pilot = AnnealedSMC, 200
     pilot_cost = kind.ROUNDS * kind.PILOT_MOVES * pilot  # of every step
     steps = (budget - run.n - pilot * kind.ROUNDS) // (run.n + pilot_cost)
     if steps < 1:
@@ -158,13 +158,13 @@ def run_baseline(
     Args:
         run: the baseline.
         budget: its env_steps, energy_evaluations or seconds; drawing is all that it is spent on.
-        evaluation: how the run is judged; curves use `validation_samples` of the n.
+        evaluation: how the run is evaluated; curves use `validation_samples` of the n.
         folder: where records and report go.
         target_name: for the report.
         details: further details of the report.
 
     Returns:
-        The report, also in report.json, and the samples that it judges, also in samples.pt.
+        The report, also in report.json, and the samples that it evaluates, also in samples.pt.
 
     Raises:
         ValueError: if the budget names none of these, or is too small for the baseline.
@@ -177,8 +177,8 @@ def run_baseline(
     for samples, seconds in _draws(run, budget):
         drawn, used = samples, seconds
         counters = _counters(samples, seconds)
-        figures = _validated(samples, progress, run, evaluation.validation_samples)
-        folder.record(figures, updates=0, **counters)
+        metrics = _validated(samples, progress, run, evaluation.validation_samples)
+        folder.record(metrics, updates=0, **counters)
     if drawn is None:
         raise ValueError(f"{run.name} can draw nothing within {budget}")
     trained = run.name != UNCONTROLLED
@@ -262,7 +262,7 @@ def _timed(run: Baseline, budget: int) -> tuple[Samples, float]:
     begin = time.perf_counter()
     samples = sampler.sample(run.n, run.seed)
     if samples.log_weight is not None and run.name != UNCONTROLLED:
-        # Annealed samples mean something with their weights only: judged are resampled ones.
+        # Annealed samples mean something with their weights only: evaluated are resampled ones.
         own = pilot_generator(run.mdp.device, run.seed)
         chosen = systematic_resample(samples.log_weight, run.n, own)
         samples = replace(samples, x=samples.x[chosen])
@@ -277,5 +277,5 @@ def _counters(samples: Samples, seconds: float) -> dict[str, Any]:
 def _validated(
     samples: Samples, progress: EnergyProgress, run: Baseline, n: int
 ) -> dict[str, float]:
-    energies = run.mdp.energy(spread_rows(samples.x, min(n, run.n)))
-    return dict(progress.figures(energies, samples.log_weight, independent=samples.independent))
+    energies = run.mdp.energy(evenly_spaced_rows(samples.x, min(n, run.n)))
+    return dict(progress.metrics(energies, samples.log_weight, independent=samples.independent))

@@ -129,15 +129,15 @@ def run_all(
                 ends = [end for child in children for end in (child.line, child.process.sentinel)]
                 connection.wait(ends, timeout=0.2)
                 for child in list(children):
-                    job = child.job
-                    assert job is not None
+                    running = child.job
+                    assert running is not None
                     if not (child.line.poll() or not child.process.is_alive()):
                         continue
                     done += 1
                     child.job = None
-                    if why := _failure(job, child):
-                        failed[job.name] = why
-                        tqdm.write(f"failed: {job.name}: {why}", sys.stderr)
+                    if why := _failure(running, child):
+                        failed[running.name] = why
+                        tqdm.write(f"failed: {running.name}: {why}", sys.stderr)
                     if why or not reuse:
                         _end(child)
                         children.remove(child)

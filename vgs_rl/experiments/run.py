@@ -15,7 +15,7 @@ from torch import Tensor
 import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
-from vgs_rl.agents.value_gradient.rules import ValueRule
+from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.checks import seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.evaluate import Report, evaluate
@@ -33,11 +33,11 @@ from vgs_rl.plots.particles import (
     reference_label,
     reference_states,
 )
-from vgs_rl.plots.plots import Drawing, hero, plot_energy_histogram, plot_learning_curves
+from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
 from vgs_rl.registry import Target, find
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
-from vgs_rl.samplers.twisted import SMCSampler
+from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import (
     BudgetConfig,
     ConfigError,
@@ -69,7 +69,7 @@ from vgs_rl.training.resume import (
 )
 from vgs_rl.trust import Trust, imports
 
-allow_subclasses(AgentConfig, NetworkConfig, ValueRule)
+allow_subclasses(AgentConfig, NetworkConfig, ValueObjective)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +86,7 @@ class RunConfig:
         mdp: how a sample moves; a configuration file that leaves it out gets the target's own.
         agent: `class_path` of an agent's configuration, and its `init_args`.
         budget: when training stops; naming a limit drops those of file and default.
-        evaluation: how the run is watched and judged.
+        evaluation: how the run is watched and evaluated.
         seed: seed of everything in training.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         output: folder of run folders; this run's is <output>/<env>/<agent>/<seed>.
@@ -267,7 +267,7 @@ def train(
         report = _finished(was, resume, agent) if started else None
         if report is not None:
             refuse_changes_of_finished(was, config, asdict(agent.counters))
-            if was.budget == config.budget and _judged_alike(was, config):
+            if was.budget == config.budget and _evaluated_alike(was, config):
                 write_config(resume, yaml)
                 notice(
                     f"{resume} is finished; with a longer budget it goes on: "
@@ -289,7 +289,7 @@ def train(
 def _learn(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
 ) -> Report | None:
-    """Trains to the end of the budget, takes the chosen checkpoint and judges it."""
+    """Trains to the end of the budget, takes the chosen checkpoint and evaluates it."""
     folder.hyper_parameters(settings_of(config))
     finished = agent.learn(
         config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
@@ -299,7 +299,7 @@ def _learn(
     used, skipped = agent.counters, agent.tally.skipped
     chosen = chosen_checkpoint(folder.path)
     if chosen != "best":
-        notice(f"no validation of {folder.path} had a weight above 0: the last agent is judged")
+        notice(f"no validation of {folder.path} had a weight above 0: the last agent is evaluated")
     _load(config, folder.path, chosen, agent)
     # What training has cost, not the part up to the checkpoint.
     agent.counters, agent.tally.skipped = used, skipped
@@ -331,7 +331,7 @@ def _finished(config: RunConfig, path: Path, agent: Agent) -> Report | None:
         return None
 
 
-def _judged_alike(one: RunConfig, other: RunConfig) -> bool:
+def _evaluated_alike(one: RunConfig, other: RunConfig) -> bool:
     """Whether reports of one run under these settings are the same."""
     same = all(
         getattr(one.evaluation, n) == getattr(other.evaluation, n) for n in ("n_samples", "seed")
@@ -421,7 +421,7 @@ def open_run(
     return config, agent
 
 
-def judge(
+def evaluate_agent(
     config: RunConfig,
     target: Target,
     agent: Agent,
@@ -455,7 +455,7 @@ def judge(
     return report
 
 
-def judge_smc(
+def evaluate_smc(
     config: RunConfig,
     agent: Agent,
     *,
@@ -469,8 +469,8 @@ def judge_smc(
     """
     if not isinstance(agent, ValueGradientAgent):
         raise ValueError(f"SMC needs a value as its twist, and {config.agent.name} has none")
-    sampler = SMCSampler(agent.mdp, agent.policy)
-    return judge(
+    sampler = TwistedSMC(agent.mdp, agent.policy)
+    return evaluate_agent(
         config,
         find(config.env),
         agent,
@@ -490,13 +490,17 @@ def finish(
     progress_bar: bool = False,
 ) -> Report:
     """Evaluates, draws, writes samples.pt and, last of all, report.json."""
-    judged: list[Samples] = []
-    report = judge(config, target, agent, on_samples=judged.append, progress_bar=progress_bar)
-    judged[0].save(folder.path / "samples.pt")
+    evaluated: list[Samples] = []
+    report = evaluate_agent(
+        config, target, agent, on_samples=evaluated.append, progress_bar=progress_bar
+    )
+    evaluated[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
     folder.hyper_parameters(settings_of(config), finished=True)
-    folder.draw(lambda: final_figures(config, target, agent, folder, judged[0].x), step, keep=True)
+    folder.draw(
+        lambda: final_figures(config, target, agent, folder, evaluated[0].x), step, keep=True
+    )
     report.save(folder.path / "report.json")  # the last file: with it, the run is finished
     return report
 
@@ -504,7 +508,7 @@ def finish(
 def final_figures(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
 ) -> dict[str, Drawing]:
-    """The pictures of a finished run, by name; x (n, D) are the samples that were judged."""
+    """The pictures of a finished run, by name; x (n, D) are the samples that were evaluated."""
     mdp, energy = agent.mdp, agent.mdp.energy
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
@@ -517,7 +521,7 @@ def final_figures(
         pictures["energy"] = lambda: plot_energy_histogram(
             energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
         )
-    pictures["summary"] = lambda: hero(
+    pictures["summary"] = lambda: plot_summary(
         mdp,
         sampler.policy,
         generator,

@@ -88,7 +88,7 @@ class MLPNetwork(NetworkConfig):
 
 @dataclass(kw_only=True)
 class PublishedNetwork(NetworkConfig):
-    """The paper's ReLU network; for TD rules only.
+    """The paper's ReLU network; for TD objectives only.
 
     Args:
         width: units per hidden layer.

@@ -211,7 +211,7 @@ class GuidedValue(nn.Module):
     """A cluster's value, with a guide beside its gradient.
 
     `gradient` is the sum, which a policy follows and gradient matching fits; `value` is V alone,
-    so that rules which learn V through its values cannot use it.
+    so that objectives which learn V through its values cannot use it.
 
     Args:
         network: V.

@@ -57,7 +57,7 @@ class NoisedPairPotential(nn.Module):
         assert energy.symmetry is not None
         dims, variance = energy.symmetry.n_dims, 2 * noise
         sigma = math.sqrt(variance)
-        # Trapezoid rule over ±7 sigma, finer than the noise and than any wall of u.
+        # Trapezoid objective over ±7 sigma, finer than the noise and than any wall of u.
         nodes = math.ceil(14 * sigma / min(sigma / 6, 0.02))
         offset = torch.linspace(-7 * sigma, 7 * sigma, nodes, dtype=torch.float64)
         raw = r.unsqueeze(-1) + offset  # (R, nodes)

@@ -57,14 +57,14 @@ def plot_detections(
         raise ValueError("data must be grids with images and masks to be drawn")
     chosen = (_spread(data.kinds, most) if chosen is None else chosen)[:most]
     normal = data.select(~data.labels)
-    floor = float(score_features(score, normal.x).median()) if len(normal) else math.nan
+    ideal = float(score_features(score, normal.x).median()) if len(normal) else math.nan
     shown = data.select(chosen)
     assert shown.images is not None and shown.masks is not None
     scores = score_features(score, shown.x)
     heat = score_maps(scores, (int(shown.masks.shape[1]), int(shown.masks.shape[2]))).cpu()
     finite = heat[torch.isfinite(heat)]
     ends = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    low = floor if math.isfinite(floor) else ends[0]
+    low = ideal if math.isfinite(ideal) else ends[0]
     high = max(ends[1], low + 1e-12)
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(1.15 * len(shown) + 0.4, 3.7), layout="constrained")

@@ -345,9 +345,9 @@ def draw_curves(
             values = _running_mean(values, len(values) // 50)
         mark = "o" if len(steps) == 1 else ""
         axes.plot(steps, values, color=colour, lw=1.5, marker=mark, ms=4, label=name)
-        floor = series(records, x, f"{tag}_floor")[1]
-        if len(floor):
-            _exact_line(axes, float(floor[-1]), "floor")
+        ideal = series(records, x, f"{tag}_ideal")[1]
+        if len(ideal):
+            _exact_line(axes, float(ideal[-1]), "ideal")
     if curves is BOUNDS and log_z is not None:
         _exact_line(axes, log_z, "exact $\\log Z$")
         drawn.append(np.array([log_z]))

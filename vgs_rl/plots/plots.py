@@ -211,7 +211,7 @@ def plot_steps(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) 
 
 
 @torch.no_grad()
-def hero(
+def plot_summary(
     mdp: SamplingMDP,
     policy: Policy,
     generator: torch.Generator,

@@ -41,7 +41,7 @@ class _Particles(NamedTuple):
         )
 
 
-class AnnealedSampler(Sampler):
+class AnnealedSMC(Sampler):
     """Annealed importance sampling; with a `threshold` above 0, sequential Monte Carlo.
 
     The β_k and the step size of every γ_k are fitted on `pilot` particles of their own at the
@@ -85,7 +85,7 @@ class AnnealedSampler(Sampler):
     ) -> None:
         steps, moves = count_of("steps", steps), count_of("moves", moves)
         pilot, seed = count_of("pilot", pilot, least=10), seed_of(seed)
-        require_positive("AnnealedSampler", scale=scale, temperature=temperature)
+        require_positive("AnnealedSMC", scale=scale, temperature=temperature)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         self.energy, self.scale, self.threshold, self.moves = energy, scale, threshold, moves

@@ -1,4 +1,4 @@
-"""Samplers that know the answer: the floor (exact samples) and the ceiling (exact values)."""
+"""Samplers that know the answer: the ideal (exact samples) and the ceiling (exact values)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vgs_rl.samplers.base import ChainSampler, Sampler, Samples, pilot_generator
 
 
 class ExactSampler(Sampler):
-    """The target's own exact sampler: what every figure's floor is measured with."""
+    """The target's own exact sampler: what every metric's ideal is measured with."""
 
     has_weights = False
 

@@ -12,7 +12,7 @@ from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
 
-class SMCSampler(Sampler):
+class TwistedSMC(Sampler):
     """Runs particles through the chain and resamples them by tempered twisted weights on the way.
 
     With γ_t = exp(-V_t/tau), a path up to step t has the twisted log-weight l_t = log γ_t(x_t)

@@ -75,7 +75,7 @@ class BudgetConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """How a run is watched and judged.
+    """How a run is watched and evaluated.
 
     Args:
         n_samples: samples of the final report.

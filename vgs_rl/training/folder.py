@@ -5,7 +5,7 @@ metrics.jsonl        one line per record: counters and scalars
 events.out.tfevents  the same for TensorBoard, with histograms and pictures
 checkpoints/         best.pt (by validation), last.pt
 figures/             PNG files
-report.json          the final figures, each beside its floor; there is one when the run is finished
+report.json          the final figures, each beside its ideal; there is one when the run is finished
 """
 
 from __future__ import annotations

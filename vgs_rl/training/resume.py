@@ -98,7 +98,7 @@ def last_checkpoint(path: Path) -> Path | None:
 
 
 def chosen_checkpoint(path: Path, name: str | None = None) -> str:
-    """The name of the checkpoint to judge: the best, or the last if validation chose none.
+    """The name of the checkpoint to evaluate: the best, or the last if validation chose none.
 
     Args:
         path: the run folder.

@@ -1,4 +1,4 @@
-"""Quality: shipped configurations trained over seeds, every figure beside floor and bound."""
+"""Quality: shipped configurations trained over seeds, every metric beside ideal and bound."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 from vgs_rl import find
 from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.evaluation.report import OWN_FLOORS, format_value, own_floor
+from vgs_rl.evaluation.report import OWN_IDEALS, format_value, own_ideal
 from vgs_rl.experiments.benchmarks.runs import (
     COSTS,
     TrainedRun,
     exact_values,
-    less_noise,
+    low_noise,
     mala,
+    mala_steps,
     resampled,
     shipped_run,
     smc,
-    then_mala,
     trained_run,
 )
 from vgs_rl.experiments.cli import Mistake, output_file
@@ -50,8 +50,8 @@ from vgs_rl.training.config import read_yaml
 
 SAMPLED = ("gmm9", "gmm25", "gmm40", "funnel10", "manywell32")
 
-Beside = Literal["resampled", "SMC", "MALA alone", "oracle", "then MALA", "less noise"]
-BESIDE: tuple[Beside, ...] = get_args(Beside)
+Extra = Literal["resampled", "twisted SMC", "MALA alone", "oracle", "+ MALA", "low noise"]
+EXTRA: tuple[Extra, ...] = get_args(Extra)
 
 
 def bounds() -> dict[str, dict[str, tuple[str, float]]]:
@@ -67,7 +67,7 @@ def quality(
     configs: tuple[str, ...] = SAMPLED,
     seeds: tuple[int, ...] = (0, 1, 2),
     agents: tuple[str, ...] = (),
-    beside: tuple[Beside, ...] = BESIDE,
+    extra: tuple[Extra, ...] = EXTRA,
     pretrained: bool = False,
     n: int | None = None,
     compiled: bool = False,
@@ -77,9 +77,9 @@ def quality(
     section: str = "quality",
     trust: bool = False,
 ) -> None:
-    """Trains shipped configurations over seeds and prints every figure beside floor and bound.
+    """Trains shipped configurations over seeds and prints every metric beside ideal and bound.
 
-    Beside each run stand the same samples after importance resampling, SMC with the learned value
+    Extra each run stand the same samples after importance resampling, SMC with the learned value
     as twist, MALA alone with as many energy evaluations as training and sampling took together,
     and the oracle, which is what perfect learning would reach; for particle systems, which have no
     oracle, the samples after ten MALA steps instead, and samples drawn with nine tenths of the
@@ -90,11 +90,11 @@ def quality(
         seeds: training seeds; the table shows medians over them, and for how many bounds hold.
         agents: further agents by their short names in compare.py, such as `sb3-ppo` or `pis`: each
             gets a column, after as many seconds on the same MDP as the configuration's own agent.
-        beside: which of the columns above to show; for many particles some take as long as the
+        extra: which of the columns above to show; for many particles some take as long as the
             training.
-        pretrained: train nothing; judge the samplers that the package ships for the
+        pretrained: train nothing; evaluate the samplers that the package ships for the
             configurations' targets.
-        n: with `pretrained`, samples to judge; as many as the shipped configuration says by
+        n: with `pretrained`, samples to evaluate; as many as the shipped configuration says by
             default.
         compiled: with `pretrained`, compile drifts before they draw.
         output: where the run folders go; finished runs there are read, not repeated.
@@ -120,7 +120,7 @@ def quality(
             trained = [shipped_run(name, place, n, compiled, trust)]
         else:
             trained = [trained_run(name, place, [f"--seed={seed}"], trust) for seed in seeds]
-        runs = [_reports(name, run, agents, beside, place, trust) for run in trained]
+        runs = [_reports(name, run, agents, extra, place, trust) for run in trained]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, bounds().get(name, {}))
         title = _title(name, runs)
@@ -136,31 +136,31 @@ def _reports(
     name: str,
     run: TrainedRun,
     agents: Sequence[str],
-    beside: Sequence[Beside],
+    extra: Sequence[Extra],
     output: Path,
     trust: bool,
 ) -> dict[str, Report]:
     """The reports of one configuration and run, new or read from an earlier call."""
     config = config_of(parse_run(config_arguments(name, trust=trust)))
     energy = find(config.env).make_energy(**config.env_args)
-    others: dict[Beside, Callable[[TrainedRun], Report]] = {
+    others: dict[Extra, Callable[[TrainedRun], Report]] = {
         "resampled": resampled,
-        "SMC": smc,
+        "twisted SMC": smc,
         "MALA alone": mala,
     }
     if energy.has_value:
         others["oracle"] = exact_values
     else:
-        others |= {"then MALA": then_mala, "less noise": less_noise}
+        others |= {"+ MALA": mala_steps, "low noise": low_noise}
     reports = {"vgs": run.report}
-    for title, judge_other in others.items():
-        if title not in beside:
+    for title, evaluate_other in others.items():
+        if title not in extra:
             continue
         # The oracle knows no training seed: one report serves all of them.
         place = output if title == "oracle" else run.folder
-        path = place / f"report_{title.replace(' ', '_').lower()}.json"
+        path = place / f"report_{title.replace('+ ', '').replace(' ', '_').lower()}.json"
         if not path.is_file():
-            judge_other(run).save(path)
+            evaluate_other(run).save(path)
         reports[title] = Report.from_json(path.read_text(encoding="utf-8"))
     budget = {"seconds": run.report.train_seconds}
     config_file, seed = config_arguments(name)[1], run.report.seed or 0
@@ -186,19 +186,19 @@ def _title(name: str, runs: Sequence[dict[str, Report]]) -> str:
     of = f"seed {seeds[0]}" if len(runs) == 1 else f"median of seeds {seeds}"
     title = f"{name}, {reports[0].n_samples:,} samples, {of}"
     sizes = {report.n_samples for report in reports}
-    return title if len(sizes) == 1 else f"{title}; {OWN_FLOORS}"
+    return title if len(sizes) == 1 else f"{title}; {OWN_IDEALS}"
 
 
 def _quality_rows(runs: list[dict[str, Report]], bounds: dict[str, tuple[str, float]]) -> Table:
-    """One row a figure; a bound has to hold for every seed, and the row says for how many."""
+    """One row a metric; a bound has to hold for every seed, and the row says for how many."""
     rows: Table = []
     columns = list(runs[0])
-    for name in (*COSTS, *runs[0]["vgs"].figures):
-        figure = runs[0]["vgs"].figures.get(name)
-        row: dict[str, Any] = {"figure": name, "vgs": _median([run["vgs"] for run in runs], name)}
+    for name in (*COSTS, *runs[0]["vgs"].metrics):
+        metric = runs[0]["vgs"].metrics.get(name)
+        row: dict[str, Any] = {"metric": name, "vgs": _median([run["vgs"] for run in runs], name)}
         if len(runs) > 1:
             row["range"] = _range([run["vgs"] for run in runs], name)
-        row["floor"] = "" if figure is None else figure.floor_text()
+        row["ideal"] = "" if metric is None else metric.ideal_text()
         row |= {"bound": "", "holds": ""}
         if name in bounds:
             meaning, bound = bounds[name]
@@ -207,23 +207,23 @@ def _quality_rows(runs: list[dict[str, Report]], bounds: dict[str, tuple[str, fl
             row["holds"] = ("yes" if kept else "NO") if len(runs) == 1 else f"{kept} of {len(runs)}"
         for column in columns[1:]:
             reports = [run[column] for run in runs]
-            row[column] = _median(reports, name) + own_floor(reports[0].figures.get(name), figure)
+            row[column] = _median(reports, name) + own_ideal(reports[0].metrics.get(name), metric)
         rows.append(row)
     return rows
 
 
 def _holds(report: Report, name: str, meaning: str, bound: float) -> bool:
-    figure = report.figures.get(name)
-    if meaning == "x floor":
-        bound *= 0.0 if figure is None or figure.floor is None else figure.floor
+    metric = report.metrics.get(name)
+    if meaning == "x ideal":
+        bound *= 0.0 if metric is None or metric.ideal is None else metric.ideal
     value = _value(report, name)
     return value >= bound if meaning == "at least" else value <= bound
 
 
 def _value(report: Report, name: str) -> float:
-    """A figure or a count of a report; NaN where it has none."""
-    if name in report.figures:
-        return report.figures[name].value
+    """A metric or a count of a report; NaN where it has none."""
+    if name in report.metrics:
+        return report.metrics[name].value
     return float(getattr(report, name, math.nan))
 
 
@@ -231,10 +231,10 @@ def _median(reports: Sequence[Report], name: str) -> str:
     """The median over seeds; of a single report the value with its error."""
     if name in COSTS:
         return format_cell(float(np.median([_value(report, name) for report in reports])))
-    figures = [report.figures[name] for report in reports if name in report.figures]
-    if len(figures) == 1:
-        return figures[0].text()
-    return format_value(float(np.median([f.value for f in figures]))) if figures else ""
+    metrics = [report.metrics[name] for report in reports if name in report.metrics]
+    if len(metrics) == 1:
+        return metrics[0].text()
+    return format_value(float(np.median([f.value for f in metrics]))) if metrics else ""
 
 
 def _range(reports: Sequence[Report], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Trained runs that a benchmark judges, and what stands beside them in its tables."""
+"""Trained runs that a benchmark evaluates, and what stands beside them in its tables."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vgs_rl.experiments.run import (
     RunConfig,
     ceilings,
     config_of,
-    judge,
-    judge_smc,
+    evaluate_agent,
+    evaluate_smc,
     open_run,
     parse_run,
     resolved_yaml,
@@ -43,7 +43,7 @@ COSTS = ("train_seconds", "env_steps", "energy_evaluations")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A trained agent: its report, the folder of what is judged beside it, and how to load it."""
+    """A trained agent: its report, the folder of extra reports, and how to load it."""
 
     report: Report
     folder: Path
@@ -69,7 +69,7 @@ def trained_run(name: str, output: Path, options: Sequence[str], trust: bool) ->
 
 
 def shipped_run(name: str, output: Path, n: int | None, compiled: bool, trust: bool) -> TrainedRun:
-    """Judges the sampler that is shipped for a configuration's target, or reads its report."""
+    """Evaluates the sampler that is shipped for a configuration's target, or reads its report."""
     target = find(config_of(parse_run(config_arguments(name, trust=trust))).env)
     if target.name not in shipped_samplers():
         known = ", ".join(shipped_samplers())
@@ -79,13 +79,13 @@ def shipped_run(name: str, output: Path, n: int | None, compiled: bool, trust: b
     folder = output / f"pretrained_{n}"
     file, drawn = folder / "report.json", folder / "samples.pt"
     if not file.is_file():
-        print(f"judging {target.name} in {folder}")
+        print(f"evaluating {target.name} in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         sampler: Sampler = agent.sampler(compiled=compiled)
         if drawn.is_file():  # drawn before, and then interrupted
             sampler = DrawnSampler(Samples.load(drawn, agent.mdp.device))
         agent.counters = counters_of(trained)
-        judge(
+        evaluate_agent(
             config,
             target,
             agent,
@@ -104,7 +104,7 @@ def shipped_run(name: str, output: Path, n: int | None, compiled: bool, trust: b
 
 
 def _protocol_of(agent: Agent, report: Report) -> dict[str, Any]:
-    """How what stands beside the run is judged: particles, which cost more, on a tenth."""
+    """How what stands beside the run is evaluated: particles, which cost more, on a tenth."""
     if agent.mdp.energy.symmetry is None:
         return {"n": report.n_samples}
     protocol = ParticleProtocol(geometric_repeats=0, published_geometric_repeats=0)
@@ -112,7 +112,7 @@ def _protocol_of(agent: Agent, report: Report) -> dict[str, Any]:
 
 
 def _again(run: TrainedRun, agent: Agent) -> Sampler | None:
-    """The samples that were judged, where the chain is expensive, else None: new ones."""
+    """The samples that were evaluated, where the chain is expensive, else None: new ones."""
     if agent.mdp.energy.symmetry is None:
         return None
     return DrawnSampler(Samples.load(run.folder / "samples.pt", agent.mdp.device))
@@ -121,7 +121,7 @@ def _again(run: TrainedRun, agent: Agent) -> Sampler | None:
 def resampled(run: TrainedRun) -> Report:
     """The run's samples after importance resampling."""
     config, agent = run.load()
-    report = judge(
+    report = evaluate_agent(
         config,
         find(config.env),
         agent,
@@ -136,8 +136,8 @@ def resampled(run: TrainedRun) -> Report:
 def smc(run: TrainedRun) -> Report:
     """Sequential Monte Carlo with the learned value as twist."""
     config, agent = run.load()
-    report = judge_smc(config, agent, **_protocol_of(agent, run.report))
-    return _costing_as(run.report, report, "vgs, SMC")
+    report = evaluate_smc(config, agent, **_protocol_of(agent, run.report))
+    return _costing_as(run.report, report, "vgs, twisted SMC")
 
 
 def _costing_as(report: Report, other: Report, agent: str) -> Report:
@@ -167,7 +167,7 @@ def mala(run: TrainedRun) -> Report:
     )
     drawn: list[float] = []
     begin = time.perf_counter()
-    report_ = judge(
+    found = evaluate_agent(
         config,
         find(config.env),
         agent,
@@ -175,28 +175,29 @@ def mala(run: TrainedRun) -> Report:
         on_samples=lambda _: drawn.append(time.perf_counter() - begin),
         **_protocol_of(agent, report),
     )
-    cost = {"train_seconds": drawn[0], "env_steps": 0, "energy_evaluations": budget}
-    return replace(report_, agent="mala", **cost)
+    return replace(
+        found, agent="mala", train_seconds=drawn[0], env_steps=0, energy_evaluations=budget
+    )
 
 
-def then_mala(run: TrainedRun) -> Report:
+def mala_steps(run: TrainedRun) -> Report:
     """The run's samples after ten steps of MALA."""
     config, agent = run.load()
     drawn = _again(run, agent) or agent.sampler()
     pilot = min(200, run.report.n_samples // 2)
     sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10, pilot=pilot)
     how = _protocol_of(agent, run.report)
-    refined = judge(config, find(config.env), agent, sampler=sampler, **how)
-    return _costing_as(run.report, refined, "vgs, then MALA")
+    refined = evaluate_agent(config, find(config.env), agent, sampler=sampler, **how)
+    return _costing_as(run.report, refined, "vgs + MALA")
 
 
-def less_noise(run: TrainedRun) -> Report:
+def low_noise(run: TrainedRun) -> Report:
     """Samples of nine tenths of the noise, and none in the last step; without weights."""
     config, agent = run.load()
     assert isinstance(agent, ValueGradientAgent)
     scale = torch.full_like(agent.mdp.rho, 0.9)
     scale[-1] = 0.0
-    quiet = judge(
+    quiet = evaluate_agent(
         config,
         find(config.env),
         agent,
@@ -204,7 +205,7 @@ def less_noise(run: TrainedRun) -> Report:
         progress_bar=True,
         **_protocol_of(agent, run.report),
     )
-    return _costing_as(run.report, quiet, "vgs, less noise")
+    return _costing_as(run.report, quiet, "vgs, low noise")
 
 
 def exact_values(run: TrainedRun) -> Report:

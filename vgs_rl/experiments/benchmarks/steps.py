@@ -78,13 +78,13 @@ def steps(
                 curves.setdefault(title, []).append((count, report))
     figures = ("elbo", "path_ess", "tvd_energy")
     rows: Table = [
-        {"curve": title, "T": count, **{key: report.figures[key].value for key in figures}}
+        {"curve": title, "T": count, **{key: report.metrics[key].value for key in figures}}
         for title, points in curves.items()
         for count, report in points
     ]
     print_table(f"{name}, seed {seed}", rows)
     values = {
-        title: {key: [(t, report.figures[key].value) for t, report in points] for key in figures}
+        title: {key: [(t, report.metrics[key].value) for t, report in points] for key in figures}
         for title, points in curves.items()
     }
     write_json({"rows": rows}, json)

@@ -13,7 +13,6 @@ python scripts/benchmark.py stability                        10,000 of them at t
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -27,7 +26,7 @@ from vgs_rl.experiments.cli import Mistake, command
 from vgs_rl.fields import field_types, nearest
 from vgs_rl.training.options import checked_options
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Any] = {
     "env": env,
     "libraries": libraries,
     "sampling": sampling,

@@ -18,6 +18,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.energy import Energy
-from vgs_rl.evaluation.metrics import spread_rows
+from vgs_rl.evaluation.metrics import evenly_spaced_rows
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.experiments.cli import (
     Mistake,
@@ -175,7 +176,11 @@ def _draw_learning(energy: Energy, jobs: Sequence[Job]) -> Figure:
     config = jobs[0].config
     if config.mdp.temperature != 1.0:  # what is known is known at 1
         return plot_learning(jobs, None, None)
-    return plot_learning(jobs, energy.log_z, _curve_floor(energy, config.evaluation))
+    return plot_learning(jobs, energy.log_z, _curve_ideal(energy, config.evaluation))
+
+
+def _states(file: Path) -> Tensor:
+    return Samples.load(file).x
 
 
 @torch.no_grad()
@@ -186,22 +191,22 @@ def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
     for job in jobs:
         if job.agent not in samples:
             file = job.folder / "samples.pt"
-            found = try_picture(f"of {file}", lambda file=file: Samples.load(file).x)
+            found = try_picture(f"of {file}", partial(_states, file))
             if found is not None:
-                samples[job.agent] = spread_rows(found, SHOWN).float()
+                samples[job.agent] = evenly_spaced_rows(found, SHOWN).float()
     energies = {name: energy(x) for name, x in samples.items()}
     return plot_samples(samples, energies, energy.symmetry, EXACT)
 
 
-def _curve_floor(energy: Energy, evaluation: EvaluationConfig) -> float | None:
+def _curve_ideal(energy: Energy, evaluation: EvaluationConfig) -> float | None:
     """TVD-E of as many exact samples against what curves are measured with, where there are any."""
     if not energy.can_sample:
         return None
-    # The runs' own reference: its outermost energy sets the width of the bins, so also the floor.
+    # The runs' own reference: its outermost energy sets the width of the bins, so also the ideal.
     progress = EnergyProgress(energy, torch.Generator().manual_seed(evaluation.seed + 5))
     generator, n = torch.Generator().manual_seed(0), evaluation.validation_samples
     draws = (energy(energy.sample(n, generator)) for _ in range(8))
-    return float(np.mean([progress.figures(e, None)["eval/tvd_energy"] for e in draws]))
+    return float(np.mean([progress.metrics(e, None)["eval/tvd_energy"] for e in draws]))
 
 
 def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from vgs_rl.agents.ebm.classical import OUTLIER_METHODS, OutlierConfig, OutlierDetector
 from vgs_rl.envs import anomaly
-from vgs_rl.evaluation.detection import detection_figures, mean_figures
-from vgs_rl.evaluation.report import Figure
+from vgs_rl.evaluation.detection import detection_metrics, mean_metrics
+from vgs_rl.evaluation.report import Metric
 from vgs_rl.experiments.cli import (
     STANDARD,
     Mistake,
@@ -42,16 +42,16 @@ def main(arguments: list[str]) -> int:
     start = time.perf_counter()
     data_sets = _load(options)
     print(f"data and features: {time.perf_counter() - start:.1f} s", file=out, flush=True)
-    table: dict[str, dict[str, Figure]] = {}
+    table: dict[str, dict[str, Metric]] = {}
     for method in OUTLIER_METHODS:
         start, each = time.perf_counter(), []
         for data in data_sets:
             detector = OutlierDetector(method, data.train, OutlierConfig(max_rows=options.max_rows))
-            each.append(detection_figures(detector, getattr(data, options.split)))
+            each.append(detection_metrics(detector, getattr(data, options.split)))
             if options.figures and data.is_grid and data.test.images is not None:
                 path = options.figures / f"{data.class_name}-{method}.png"
                 try_picture(str(path), partial(_draw, detector, data, path))
-        table[method] = mean_figures(each)
+        table[method] = mean_metrics(each)
         shown = {name: f"{figure.value:.3f}" for name, figure in table[method].items()}
         classes = {
             name: {label: round(value, 3) for label, value in figure.details["classes"].items()}

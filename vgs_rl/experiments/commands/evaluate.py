@@ -1,4 +1,4 @@
-"""Judges trained runs again: their figures beside the floors of exact samples.
+"""Evaluates trained runs again: their figures beside the ideals of exact samples.
 
 python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 python scripts/evaluate.py --pretrained my_sampler.pt     an exported sampler, or a shipped name
@@ -30,9 +30,9 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
-from vgs_rl.experiments.detectors.report import is_detector, judge_runs
+from vgs_rl.experiments.detectors.report import evaluate_runs, is_detector
 from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
-from vgs_rl.experiments.run import RunConfig, ceilings, judge, judge_smc, open_run
+from vgs_rl.experiments.run import RunConfig, ceilings, evaluate_agent, evaluate_smc, open_run
 from vgs_rl.files.checkpoint import write_text
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import Sampler
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
     if any(is_detector(run) for run in options.runs):
-        columns = _judge_detectors(options)
+        columns = _evaluate_detectors(options)
     else:
         loaded = _load(options)
         chains = [(run.config.env, run.config.env_args, run.config.mdp) for run in loaded]
@@ -83,9 +83,9 @@ def _parse(arguments: list[str]) -> Namespace:
     checkpoint = "best or last; best where there is one"
     add("--checkpoint", type=one_of("best", "last"), default=None, help=checkpoint)
     add("--resample", type=switch, default=False, help="importance-resample the samples")
-    add("--smc", type=switch, default=False, help="also judge SMC, the learned value as twist")
+    add("--smc", type=switch, default=False, help="also evaluate SMC, the learned value as twist")
     add("--compiled", type=switch, default=False, help="compile the drift of particles first")
-    add("--ceiling", type=switch, default=False, help="also judge the oracle with either drift")
+    add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
@@ -100,14 +100,14 @@ def _parse(arguments: list[str]) -> Namespace:
     return options
 
 
-def _judge_detectors(options: Namespace) -> dict[str, Report]:
+def _evaluate_detectors(options: Namespace) -> dict[str, Report]:
     detectors = [run for run in options.runs if is_detector(run)]
     if len(detectors) < len(options.runs) or options.pretrained:
-        raise Mistake("detectors and samplers are judged by different figures: call twice")
+        raise Mistake("detectors and samplers are evaluated by different figures: call twice")
     for name in FOR_SAMPLERS:
         if getattr(options, name):
             raise Mistake(f"--{name} is for samplers, got a detector: {detectors[0]}")
-    return judge_runs(
+    return evaluate_runs(
         detectors,
         checkpoint=options.checkpoint,
         split=options.split or "test",
@@ -127,7 +127,7 @@ class _Loaded:
 
 
 def _load(options: Namespace) -> list[_Loaded]:
-    """Every sampler that is to be judged."""
+    """Every sampler that is to be evaluated."""
     loaded = []
     alone = len(options.runs) + bool(options.pretrained) == 1
     for run in options.runs:
@@ -183,7 +183,7 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
 def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Report]:
     """The run's columns; exports it, too, if that is asked for."""
     config, agent = run.config, run.agent
-    report = judge(
+    report = evaluate_agent(
         config,
         find(config.env),
         agent,
@@ -198,5 +198,5 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         options.export.parent.mkdir(parents=True, exist_ok=True)
         export_sampler(yaml, agent, report, options.export)
     if options.smc:
-        columns[f"{run.title}, SMC"] = judge_smc(config, agent, n=options.n)
+        columns[f"{run.title}, SMC"] = evaluate_smc(config, agent, n=options.n)
     return columns

@@ -1,4 +1,4 @@
-"""Trains an agent on a target, judges it and writes a run folder.
+"""Trains an agent on a target, evaluates it and writes a run folder.
 
     python scripts/train.py --config configs/gmm9.yaml --agent.lr 1e-3 --seed 1
     python scripts/train.py --env my_module:Rings --mdp.num_steps 10 --budget.updates 1000
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--resume", type=Path, default=None, help="run folder to go on with")
     add("--overwrite", type=switch, default=False, help="replace an existing run folder")
-    add("--ceiling", type=switch, default=False, help="also judge the oracle with either drift")
+    add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
     add("--progress", type=switch, default=True, help="show a progress bar")
     add("--json", type=output, default=None, help="also write the report here; - is stdout")
     folder, out = None, sys.stdout
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
                     f"--config configs/{tuned}.yaml",
                     file=out,
                 )
-        with handling(interrupt):  # SIGTERM while samples are judged is Ctrl-C, too
+        with handling(interrupt):  # SIGTERM while samples are evaluated is Ctrl-C, too
             report = train(
                 config,
                 text,

@@ -1,4 +1,4 @@
-"""Trains an energy-based model as an anomaly detector, judges it, and compares it in one table.
+"""Trains an energy-based model as an anomaly detector, evaluates it, and compares it in one table.
 
     python scripts/train_ebm.py --config configs/ebm_digits.yaml --seeds 3 --compare true
     python scripts/train_ebm.py --config configs/ebm_textures.yaml --part gravel --seed 1
@@ -6,7 +6,7 @@
     python scripts/train_ebm.py --resume runs/digits
 
 Every option is listed by --help; unknown or contradictory ones are refused by name. Ctrl-C stops
-every run at a checkpoint. `evaluate.py` judges single runs again.
+every run at a checkpoint. `evaluate.py` evaluates single runs again.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether there is the report of this very run, and the samples that it judges."""
+        """Whether there is the report of this very run, and the samples that it evaluates."""
         return self.report() is not None and (self.folder / "samples.pt").is_file()
 
     def report(self) -> Report | None:
@@ -326,7 +326,8 @@ def _job(
     shipped = base.get("agent", {"class_path": "ValueGradientConfig"})
     scale = float(shipped.get("init_args", {}).get("prior_std", 1.0))
     section, requires = _agent_section(kind, shipped, scale)
-    settings = {key: base[key] for key in ("env", "env_args", "mdp") if key in base}
+    shown = ("env", "env_args", "mdp")
+    settings: dict[str, Any] = {key: base[key] for key in shown if key in base}
     evaluation = {**base.get("evaluation", {}), "figures_every": 0}
     settings |= {"evaluation": evaluation, **shared}
     settings |= {"output": str(root if of is None else root / "variants" / agent)}

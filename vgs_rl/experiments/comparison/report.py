@@ -1,4 +1,4 @@
-"""What a comparison found: tables over seeds beside floors, findings in words, pictures."""
+"""What a comparison found: tables over seeds beside ideals, findings in words, pictures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from vgs_rl.energy import Particles
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.evaluation.particles import pair_distances
-from vgs_rl.evaluation.report import OWN_FLOORS, format_value, own_floor
-from vgs_rl.experiments.comparison.jobs import BASELINES, CompareError, Job
+from vgs_rl.evaluation.report import OWN_IDEALS, format_value, own_ideal
+from vgs_rl.experiments.baselines import BASELINES
+from vgs_rl.experiments.comparison.jobs import CompareError, Job
 from vgs_rl.experiments.tables import Table, format_cell, markdown_table
 from vgs_rl.plots import panels as draw
 
@@ -37,7 +38,7 @@ FIGURES = {
     "log_z_error": False,
     "ess": True,
 }
-JUDGED = ("elbo", "tvd_energy")  # what agents are ranked by, in words
+EVALUATED = ("elbo", "tvd_energy")  # what agents are ranked by, in words
 COUNTERS = ("energy_evaluations", "seconds", "env_steps")
 # Okabe and Ito's colours without the sampler's own, which is the value-gradient agent's.
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -101,23 +102,23 @@ def _cell(values: Sequence[float]) -> str:
 
 def values_of(reports: Sequence[Report], name: str) -> list[float]:
     """One figure over seeds."""
-    return [report.figures[name].value for report in reports if name in report.figures]
+    return [report.metrics[name].value for report in reports if name in report.metrics]
 
 
 def table(results: Mapping[str, Sequence[Report]]) -> Table:
-    """One row an agent, the floor first, with an agent's own behind it; then costs."""
+    """One row an agent, the ideal first, with an agent's own behind it; then costs."""
     everything = [report for reports in results.values() for report in reports]
-    names = [name for name in FIGURES if any(name in report.figures for report in everything)]
-    found = {name: [r.figures[name] for r in everything if name in r.figures] for name in names}
-    floors = {
-        name: next((figure for figure in figures if figure.floor is not None), None)
+    names = [name for name in FIGURES if any(name in report.metrics for report in everything)]
+    found = {name: [r.metrics[name] for r in everything if name in r.metrics] for name in names}
+    ideals = {
+        name: next((figure for figure in figures if figure.ideal is not None), None)
         for name, figures in found.items()
     }
     costs = ("seeds", "seconds", "env steps", "energies", "energies per sample")
     rows: Table = [
         {
-            "agent": "*floor*",
-            **{name: f.floor_text() if f is not None else "" for name, f in floors.items()},
+            "agent": "*ideal*",
+            **{name: f.ideal_text() if f is not None else "" for name, f in ideals.items()},
             **dict.fromkeys(costs, ""),
         }
     ]
@@ -135,7 +136,7 @@ def table(results: Mapping[str, Sequence[Report]]) -> Table:
         )
         figures = {
             name: _cell(values_of(reports, name))
-            + own_floor(reports[0].figures.get(name), floors[name])
+            + own_ideal(reports[0].metrics.get(name), ideals[name])
             for name in names
         }
         rows.append({"agent": agent, **figures, **dict(zip(costs, cost, strict=True))})
@@ -148,13 +149,13 @@ def findings(results: Mapping[str, Sequence[Report]]) -> list[str]:
     means = {
         agent: {
             name: mean_and_error(values)[0]
-            for name in JUDGED
+            for name in EVALUATED
             if (values := values_of(reports, name))
         }
         for agent, reports in results.items()
     }
     ours = [agent for agent in means if agent.partition("-")[0] == "vgs"]
-    for agent, name in itertools.product(ours, JUDGED):
+    for agent, name in itertools.product(ours, EVALUATED):
         if name not in means[agent]:
             continue
         own, sign = means[agent][name], 1.0 if FIGURES[name] else -1.0
@@ -193,7 +194,7 @@ def as_markdown(results: Results, title: str, failed: Mapping[str, str]) -> str:
         rows = table(agents)
         parts.append(markdown_table(rows))
         if any(str(row[name]).endswith(")") for row in rows[1:] for name in FIGURES if name in row):
-            parts.append(f"{OWN_FLOORS[0].upper()}{OWN_FLOORS[1:]}.")
+            parts.append(f"{OWN_IDEALS[0].upper()}{OWN_IDEALS[1:]}.")
         parts.append("\n".join(f"- {sentence}" for sentence in findings(agents)))
     if failed:
         parts.append("Failed:")
@@ -202,7 +203,7 @@ def as_markdown(results: Results, title: str, failed: Mapping[str, str]) -> str:
 
 
 def as_json(results: Results, failed: Mapping[str, str]) -> dict[str, Any]:
-    """Means, errors, floors and all reports."""
+    """Means, errors, ideals and all reports."""
     summary = {
         env: {
             agent: {
@@ -246,11 +247,11 @@ def style_of(agents: Sequence[str]) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def plot_learning(jobs: Sequence[Job], log_z: float | None, floor: float | None) -> Figure:
+def plot_learning(jobs: Sequence[Job], log_z: float | None, ideal: float | None) -> Figure:
     """ELBO (its gap, where log Z is known) and TVD-E over every counter, a line an agent.
 
     Lines are means over seeds of curves interpolated between records, bands their standard errors.
-    The thin line below is the floor.
+    The thin line below is the ideal.
     """
     agents = list(dict.fromkeys(job.agent for job in jobs))
     styles = style_of(agents)
@@ -266,8 +267,8 @@ def plot_learning(jobs: Sequence[Job], log_z: float | None, floor: float | None)
                 ends = []
                 for agent in agents:
                     ends += _draw_agent(axes, records[agent], counter, tag, log_z, styles[agent])
-                if tag == "eval/tvd_energy" and floor is not None:
-                    axes.axhline(floor, color=draw.INK, lw=0.7)
+                if tag == "eval/tvd_energy" and ideal is not None:
+                    axes.axhline(ideal, color=draw.INK, lw=0.7)
                 _scale(axes, logarithmic=tag != "eval/elbo" or log_z is not None, ends=ends)
                 axes.set_xlabel(draw.X_LABELS[counter])
             grid[row][0].set_ylabel(label)

@@ -22,12 +22,12 @@ from vgs_rl.agents import EBMConfig, EBMTrainer, LangevinNegatives
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.ebm.classical import OutlierConfig, OutlierMethod
 from vgs_rl.agents.ebm.detector import DetectorTraining, WatchConfig
-from vgs_rl.agents.value_gradient.rules import ValueRule
+from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.ebm.energies import EnergyConfig, LearnedEnergy
 from vgs_rl.envs.anomaly import AnomalyData, DigitsSource, SourceConfig
 from vgs_rl.evaluation.report import Report
-from vgs_rl.experiments import jobs as processes
+from vgs_rl.experiments import jobs as side_by_side
 from vgs_rl.experiments.pretrained import counters_of
 from vgs_rl.networks.config import NetworkConfig
 from vgs_rl.training.config import (
@@ -44,7 +44,7 @@ from vgs_rl.training.identity import differences, identity_of, settings_of
 from vgs_rl.training.resume import notice, refuse_changes_of_finished, require_same_run
 from vgs_rl.trust import Trust
 
-allow_subclasses(AgentConfig, NetworkConfig, ValueRule, SourceConfig)
+allow_subclasses(AgentConfig, NetworkConfig, ValueObjective, SourceConfig)
 
 Trained = Literal["langevin", "langevin-persistent", "plain"]
 TRAINED: tuple[Trained, ...] = get_args(Trained)
@@ -246,7 +246,7 @@ class Job:
 
     def fraction(self) -> float:
         """How much of the budget it has used, by its last record."""
-        return processes.fraction(self.folder, self.budget)
+        return side_by_side.fraction(self.folder, self.budget)
 
 
 def make_jobs(config: DetectorConfig, *, trust: Trust = False) -> list[Job]:
@@ -434,7 +434,7 @@ def run_all(
     if processes > 1:
         work = partial(run_job, config)
         threads = max(1, (os.cpu_count() or 1) // processes)
-        return processes.run_all(
+        return side_by_side.run_all(
             jobs, work, processes=processes, threads=threads, reuse=True, progress_bar=bar
         )
     failed = {}

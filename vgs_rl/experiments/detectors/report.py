@@ -12,8 +12,8 @@ import numpy as np
 
 from vgs_rl.agents.base import Counters
 from vgs_rl.agents.ebm.classical import OutlierConfig, OutlierDetector
-from vgs_rl.agents.ebm.detector import judge_detector, load_energy
-from vgs_rl.evaluation.detection import detection_figures, mean_figures
+from vgs_rl.agents.ebm.detector import evaluate_detector, load_energy
+from vgs_rl.evaluation.detection import detection_metrics, mean_metrics
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments.detectors.jobs import DetectorConfig, Job, build, config_of, detector_parser
 from vgs_rl.experiments.pretrained import counters_of
@@ -22,11 +22,11 @@ from vgs_rl.files.checkpoint import write_text
 from vgs_rl.training.config import ConfigError, parse, read_yaml
 from vgs_rl.trust import Trust
 
-FIGURES = ("auroc_image", "auroc_pixel")
+METRICS = ("auroc_image", "auroc_pixel")
 
 
 def collect(config: DetectorConfig, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """One entry for each method and seed: figures over all parts, and what training cost."""
+    """One entry for each method and seed: metrics over all parts, and what training cost."""
     entries = []
     for method in dict.fromkeys(job.method for job in jobs):
         for seed in config.all_seeds:
@@ -56,7 +56,7 @@ def classical(config: DetectorConfig) -> list[dict[str, Any]]:
                     train_seconds=seconds,
                     env_steps=0,
                     energy_evaluations=0,
-                    figures=detection_figures(detector, data.test),
+                    metrics=detection_metrics(detector, data.test),
                 )
                 reports.append(report)
                 began = time.perf_counter()
@@ -65,14 +65,14 @@ def classical(config: DetectorConfig) -> list[dict[str, Any]]:
 
 
 def _entry(method: str, seed: int, reports: Sequence[Report]) -> dict[str, Any]:
-    figures = mean_figures([report.figures for report in reports])
+    metrics = mean_metrics([report.metrics for report in reports])
     guards = ("rollbacks", "collapses", "restarts")
     return {
         "method": method,
         "seed": seed,
-        "figures": {
-            name: {"value": figure.value, "floor": figure.floor, "n": figure.n, **figure.details}
-            for name, figure in figures.items()
+        "metrics": {
+            name: {"value": metric.value, "ideal": metric.ideal, "n": metric.n, **metric.details}
+            for name, metric in metrics.items()
         },
         "train_seconds": sum(report.train_seconds for report in reports),
         "env_steps": sum(report.env_steps for report in reports),
@@ -88,7 +88,7 @@ def is_detector(run: Path) -> bool:
     return file.is_file() and "ebm" in read_yaml(file)
 
 
-def judge_runs(
+def evaluate_runs(
     runs: Sequence[Path],
     *,
     checkpoint: str | None = None,
@@ -125,7 +125,7 @@ def judge_runs(
             trainer.counters = counters_of(report)
         else:
             trainer.counters = Counters(**state["counters"])
-        reports[str(run)] = judge_detector(
+        reports[str(run)] = evaluate_detector(
             trainer,
             getattr(data, split),
             target=f"{data.name}-{data.class_name}",
@@ -136,28 +136,28 @@ def judge_runs(
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> Table:
-    """One row a method: mean ± standard deviation over seeds of each figure, and mean costs."""
+    """One row a method: mean ± standard deviation over seeds of each metric, and mean costs."""
     rows: Table = []
     for method, mine in _by_method(entries).items():
         row: dict[str, Any] = {"method": method}
         for name in _present(entries):
-            row[name] = _spread([entry["figures"][name]["value"] for entry in mine])
+            row[name] = _spread([entry["metrics"][name]["value"] for entry in mine])
         for name in ("train_seconds", "updates", "energy_evaluations", "guards"):
             row[name.replace("_", " ")] = float(np.mean([entry[name] for entry in mine]))
         rows.append(row | {"seeds": len(mine)})
     return rows
 
 
-def by_class(entries: Sequence[dict[str, Any]], figure: str) -> Table:
-    """One row a method: the figure of every class, mean over seeds."""
+def by_class(entries: Sequence[dict[str, Any]], metric: str) -> Table:
+    """One row a method: the metric of every class, mean over seeds."""
     rows: Table = []
     for method, mine in _by_method(entries).items():
-        figures = [entry["figures"][figure] for entry in mine]
+        metrics = [entry["metrics"][metric] for entry in mine]
         classes = {
-            name: float(np.mean([each["classes"][name] for each in figures]))
-            for name in figures[0]["classes"]
+            name: float(np.mean([each["classes"][name] for each in metrics]))
+            for name in metrics[0]["classes"]
         }
-        classes["mean"] = float(np.mean([each["value"] for each in figures]))
+        classes["mean"] = float(np.mean([each["value"] for each in metrics]))
         shown = {name: f"{value:.3f}" for name, value in classes.items()}
         rows.append({"method": method} | shown)
     return rows
@@ -166,10 +166,10 @@ def by_class(entries: Sequence[dict[str, Any]], figure: str) -> Table:
 def verdicts(entries: Sequence[dict[str, Any]]) -> list[str]:
     """How far the first method is above each other, as lines."""
     rows, lines = _means(entries), []
-    (own, figures), *rest = rows.items()
+    (own, metrics), *rest = rows.items()
     others = dict(rest)
     for name in _present(entries):
-        gaps = [f"{method} {figures[name] - other[name]:+.3f}" for method, other in others.items()]
+        gaps = [f"{method} {metrics[name] - other[name]:+.3f}" for method, other in others.items()]
         if gaps:
             lines.append(f"- {own}'s {name} minus that of {', '.join(gaps)}")
     return lines
@@ -212,13 +212,13 @@ def write(
 
 
 def _present(entries: Sequence[dict[str, Any]]) -> list[str]:
-    return [name for name in FIGURES if all(name in entry["figures"] for entry in entries)]
+    return [name for name in METRICS if all(name in entry["metrics"] for entry in entries)]
 
 
 def _means(entries: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {
         method: {
-            name: float(np.mean([entry["figures"][name]["value"] for entry in mine]))
+            name: float(np.mean([entry["metrics"][name]["value"] for entry in mine]))
             for name in _present(entries)
         }
         for method, mine in _by_method(entries).items()

@@ -1,8 +1,9 @@
-"""Value-learning rules: what a value network is regressed on, and on which states.
+"""Value-learning objectives: what a value network is regressed on, and on which states.
 
-A rule is a strategy of the :class:`~vgs_rl.agents.value_gradient.agent.ValueGradientAgent`, and its
-fields are its hyper-parameters. It holds no state: what it builds for one agent, a
-:class:`ValueLearner`, does, so that one rule may serve any number of agents.
+An objective is a strategy of the
+:class:`~vgs_rl.agents.value_gradient.agent.ValueGradientAgent`, and its fields are its
+hyper-parameters. It holds no state: what it builds for one agent, a :class:`ValueLearner`, does,
+so that one objective may serve any number of agents.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ValueLearner(ABC):
-    """A rule at work for one agent: its state, and the loss of each minibatch; the agent steps."""
+    """An objective at work for one agent: its state, and the loss of each minibatch."""
 
     @abstractmethod
     def loss(self, agent: ValueGradientAgent) -> tuple[Tensor, dict[str, Tensor]]:
@@ -34,7 +35,7 @@ class ValueLearner(ABC):
         """Called when the moving average has taken in the network."""
 
     def report_details(self) -> dict[str, Any]:
-        """What a report says of the learner besides its figures, as JSON holds it."""
+        """What a report says of the learner besides its metrics, as JSON holds it."""
         return {}
 
     def notes(self) -> list[str]:
@@ -51,16 +52,16 @@ class ValueLearner(ABC):
 
 
 @dataclass(kw_only=True)
-class ValueRule(ABC):
-    """Base of the rules: hyper-parameters alone."""
+class ValueObjective(ABC):
+    """Base of the objectives: hyper-parameters alone."""
 
     @abstractmethod
     def build(self, agent: ValueGradientAgent) -> ValueLearner:
-        """The rule at work for an agent that has its networks already."""
+        """The objective at work for an agent that has its networks already."""
 
 
 @dataclass(kw_only=True)
-class GradientMatching(ValueRule):
+class GradientMatching(ValueObjective):
     """Regresses ∇V_t on the noised target's score, without simulating the chain.
 
     States x_t = x_T / A_t + √S_t z come from a buffer of the sampler's own terminal states, drawn
@@ -76,14 +77,14 @@ class GradientMatching(ValueRule):
         refresh_every: updates between additions to the buffer.
         refresh_size: chain samples added each time.
         first_size: samples added at first.
-        first_spread: the first samples come from the untrained chain if 1; else from Gaussians
-            N(0, r² I) with r from prior_std / first_spread to prior_std · first_spread, weighted
+        first_range: the first samples come from the untrained chain if 1; else from Gaussians
+            N(0, r² I) with r from prior_std / first_range to prior_std · first_range, weighted
             exactly: for targets with heavy tails, which a sampler finds late by itself.
         capacity: rows that the buffer keeps.
         least_ess: effective sample size that tempering keeps, as a fraction of the buffer.
         start_every: refreshes between fits of the start distribution.
         start_size: states drawn from the buffer for each of them.
-        start_spread: factor on the start's widths while chains are drawn for the buffer, whose
+        start_widening: factor on the start's widths while chains are drawn for the buffer, whose
             weights stay exact: above 1, what the start lacks is found.
         references: terminal states that each target is averaged over, by their posterior
             probability of having been noised into x_t; 0 uses x_t's own x_T alone. Unbiased (it
@@ -110,12 +111,12 @@ class GradientMatching(ValueRule):
     refresh_every: int = 50
     refresh_size: int = 2048
     first_size: int = 8192
-    first_spread: float = 1.0
+    first_range: float = 1.0
     capacity: int = 40_000
     least_ess: float = 0.1
     start_every: int = 5
     start_size: int = 16_384
-    start_spread: float = 1.0
+    start_widening: float = 1.0
     references: int = 0
     refine_steps: int = 0
     first_anneal_steps: int = 0
@@ -132,7 +133,7 @@ class GradientMatching(ValueRule):
             refresh_every=self.refresh_every,
             refresh_size=self.refresh_size,
             first_size=self.first_size,
-            first_spread=self.first_spread,
+            first_range=self.first_range,
             capacity=self.capacity,
             start_every=self.start_every,
             start_size=self.start_size,
@@ -148,10 +149,10 @@ class GradientMatching(ValueRule):
             posterior_steps=self.posterior_steps,
         )
         require_positive("GradientMatching", max_drift=self.max_drift)
-        if self.refine_steps and (self.first_spread != 1 or self.start_spread != 1):
+        if self.refine_steps and (self.first_range != 1 or self.start_widening != 1):
             raise ValueError(
-                "GradientMatching.first_spread and start_spread are of the weighted buffer and "
-                f"must be 1 with refine_steps, got {self.first_spread} and {self.start_spread}"
+                "GradientMatching.first_range and start_widening are of the weighted buffer and "
+                f"must be 1 with refine_steps, got {self.first_range} and {self.start_widening}"
             )
         for name in ("first_anneal_steps", "first_refine_steps"):
             if getattr(self, name) and not self.refine_steps:
@@ -165,7 +166,7 @@ class GradientMatching(ValueRule):
             )
 
     def build(self, agent: ValueGradientAgent) -> ValueLearner:
-        """See :meth:`ValueRule.build`.
+        """See :meth:`ValueObjective.build`.
 
         Raises:
             ValueError: on a sphere, with a start whose density is unknown, and where start_size
