@@ -19,13 +19,13 @@ from vgs_rl import (
 )
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
+from vgs_rl.evaluation import metrics
 from vgs_rl.evaluation.evaluate import (
     Metric,
     ParticleProtocol,
     Report,
     evaluate,
     format_comparison,
-    metrics,
 )
 from vgs_rl.evaluation.report import format_value
 from vgs_rl.weights import log_z_standard_error

@@ -21,14 +21,13 @@ from vgs_rl.agents import (
     GradientMatching,
     MLPNetwork,
     ValueGradientConfig,
-    load_run,
 )
 from vgs_rl.agents.base import Agent, interruptible
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments import run as runs
-from vgs_rl.experiments.run import RunConfig, build, evaluate_agent, open_run, train
+from vgs_rl.experiments.run import RunConfig, build, evaluate_agent, load_run, open_run, train
 from vgs_rl.files import checkpoint
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderInUse, FolderLock

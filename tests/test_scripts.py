@@ -12,8 +12,8 @@ import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
 
 import vgs_rl
-from vgs_rl.agents import load_run
 from vgs_rl.envs.configured import tuned_config
+from vgs_rl.experiments.run import load_run
 from vgs_rl.samplers.base import Samples
 
 TINY = [

@@ -17,12 +17,10 @@ from vgs_rl import Energy
 from vgs_rl.agents import (
     MLPNetwork,
     ValueGradientConfig,
-    load_pretrained,
-    load_run,
 )
 from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.experiments.pretrained import FOLDER, export_sampler
-from vgs_rl.experiments.run import RunConfig, build, resolved_yaml, run_config
+from vgs_rl.experiments.pretrained import FOLDER, export_sampler, load_pretrained
+from vgs_rl.experiments.run import RunConfig, build, load_run, resolved_yaml, run_config
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.trust import admit_typed, names_in
 
@@ -144,7 +142,7 @@ def test_a_file_cannot_name_foreign_code(
     }
     for script, lines in commands.items():
         for arguments in lines:
-            error = refused(load(script).main(arguments), capsys)
+            error = refused(load(f"commands.{script}").main(arguments), capsys)
             assert f"{field} names '{name}" in error and "--trust true" in error
             assert "my.yaml" in error or "run/config.yaml" in error
     with pytest.raises(ValueError, match=r"trust=True"):
@@ -170,7 +168,7 @@ def test_a_detectors_file_cannot_name_foreign_code(
         ("train_ebm", ["--resume", "run"]),
         ("evaluate", ["run"]),
     ):
-        error = refused(load(script).main(arguments), capsys)
+        error = refused(load(f"commands.{script}").main(arguments), capsys)
         assert f"{field} names '{name}" in error and "--trust true" in error
 
 

@@ -277,7 +277,7 @@ def load_sampler(
 
     Args:
         name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
-            of a shipped one (``vgs_rl.agents.shipped_samplers()`` lists them).
+            of a shipped one (``vgs_rl.experiments.pretrained.shipped_samplers()`` lists them).
         device: `auto`, `cpu` or `cuda`.
         compiled: of a particle system: compile the drift at the first call, which takes about a
             minute and halves what many samples take
