@@ -81,7 +81,7 @@ def test_quality_evaluates_shipped_samplers_without_training(folder: Path) -> No
 
 
 def test_mala_alone_is_evaluated_at_the_runs_temperature() -> None:
-    benchmark = load("benchmarks.quality")
+    benchmark = load("benchmarks.runs")
     mdp = SamplingMDP(FourGauss(), MDPConfig(num_steps=3, temperature=2.0))
     config = RunConfig(env="FourGauss", mdp=mdp.config, device="cpu")
     agent = config.agent.build(mdp)
@@ -95,8 +95,8 @@ def test_mala_alone_is_evaluated_at_the_runs_temperature() -> None:
         energy_evaluations=2_000,
         metrics={},
     )
-    run = benchmark._Run(report=report, folder=Path(), load=lambda: (config, agent))
-    mala = benchmark._mala(run)
+    run = benchmark.TrainedRun(report=report, folder=Path(), load=lambda: (config, agent))
+    mala = benchmark.mala(run)
     assert mala.details["temperature"] == 2.0
     assert not mala.metrics  # neither exact samples nor mode weights apply, and it has no weights
 

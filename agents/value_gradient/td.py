@@ -189,7 +189,7 @@ class TrajectoryLearner(ValueLearner):
         rows = self._order[self._cursor : self._cursor + self.config.batch_size]
         self._cursor += self.config.batch_size
         x = self._states[rows]
-        t = torch.div(rows, self.config.batch_size, rounding_mode="ideal")
+        t = torch.div(rows, self.config.batch_size, rounding_mode="floor")
         with torch.no_grad():
             target = self.config.target(agent, x, t)
         error = agent.network.value(x, t) - target
