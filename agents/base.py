@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vgs_rl.agents.usage import Usable
 from vgs_rl.checks import seed_of
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.files.restore import check_like, fitting, load_generator, load_module, restore
@@ -80,7 +81,7 @@ class Tally:
         self.skipped = state["skipped"].clone()
 
 
-class Agent(ABC):
+class Agent(Usable):
     """Learns to sample one MDP.
 
     A subclass writes :meth:`_setup` (networks, optimisers, buffers), :meth:`_train_step` (one
@@ -93,12 +94,14 @@ class Agent(ABC):
         progress: fraction of the budget used, in [0, 1]; schedules read it.
         tally: updates in vain so far: those whose loss or gradient was not finite.
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
+        finished: whether the last call of :meth:`learn` used its budget up.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
     """
 
     IN_VAIN: ClassVar[str] = "were skipped: their loss or gradient was not finite"
 
     saved: ClassVar[tuple[str, ...]] = ()
+    finished: bool = False
 
     def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
         self.mdp, self.seed = mdp, seed_of(seed)
@@ -156,13 +159,17 @@ class Agent(ABC):
 
     def learn(
         self,
-        budget: BudgetConfig,
+        budget: BudgetConfig | None = None,
         *,
         evaluation: EvaluationConfig | None = None,
         folder: RunFolder | None = None,
         progress_bar: bool = True,
         callback: Callable[[Agent], bool | None] | None = None,
-    ) -> bool:
+        updates: int | None = None,
+        env_steps: int | None = None,
+        energy_evaluations: int | None = None,
+        seconds: float | None = None,
+    ) -> Self:
         """Trains until the budget is used up, Ctrl-C is pressed or `callback` returns False.
 
         A folder gets a checkpoint before the first update, at every validation, every
@@ -174,14 +181,25 @@ class Agent(ABC):
             folder: where to write records and checkpoints; None writes nothing.
             progress_bar: whether to show one.
             callback: called after every update.
+            updates: gradient steps, in place of `budget`.
+            env_steps: transitions, in place of `budget`.
+            energy_evaluations: evaluations of E or ∇E, in place of `budget`.
+            seconds: wall-clock time, in place of `budget`.
 
         Returns:
-            Whether the budget was used up (False after Ctrl-C or the callback's stop).
+            The agent; its `finished` says whether the budget was used up (it is False after
+            Ctrl-C or the callback's stop).
 
         Raises:
-            ValueError: if a validation sample has energy -inf.
+            ValueError: if there is no limit, or a validation sample has energy -inf.
             OSError: if the folder cannot be written to any more; its last checkpoint stays.
         """
+        budget = budget or BudgetConfig(
+            updates=updates,
+            env_steps=env_steps,
+            energy_evaluations=energy_evaluations,
+            seconds=seconds,
+        )
         evaluation = evaluation or EvaluationConfig()
         total = budget.updates
         finished = stopped = False
@@ -237,7 +255,8 @@ class Agent(ABC):
                 folder.flush()
             for note in self.notes():
                 warnings.warn(note, stacklevel=2)
-            return finished and not interrupted()
+            self.finished = finished and not interrupted()
+            return self
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step, counted; returns scalars to log, as tensors."""

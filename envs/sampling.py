@@ -39,7 +39,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.envs.configured import configured
 from vgs_rl.envs.episodes import Episodes, NoEpisode, Outcome
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -66,6 +65,8 @@ def _make_mdp(
     if config is not None:
         if not isinstance(target, str) or mdp is not None:
             raise ValueError("config needs the name of a target, and no mdp beside it")
+        from vgs_rl.envs.configured import configured  # jsonargparse takes a while
+
         arguments, mdp = configured(target, config)
         energy_args = arguments | (energy_args or {})
     if isinstance(target, SamplingMDP):

@@ -89,19 +89,21 @@ def check_resume_is_bit_identical(kind, algorithm, tmp_path, stop=5, updates=11,
         return agent, RunFolder(tmp_path / name, "x: 1\n", resume_at=resume_at)
 
     whole, folder = make("whole")
-    assert whole.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+    assert whole.learn(budget, evaluation=evaluation, folder=folder, **QUIET).finished
     expected = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.records]
     folder.close()
     first, folder = make("parts")
     stopper = lambda agent: agent.counters.updates < stop  # noqa: E731
-    assert not first.learn(budget, evaluation=evaluation, folder=folder, callback=stopper, **QUIET)
+    assert not first.learn(
+        budget, evaluation=evaluation, folder=folder, callback=stopper, **QUIET
+    ).finished
     folder.close()
     random.seed(9)
     np.random.seed(9)
     torch.manual_seed(9)  # the user's random states play no part
     second, folder = make("parts", resume_at=stop)
     second.load_state_dict(folder.load("last"))  # read with weights_only=True
-    assert second.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+    assert second.learn(budget, evaluation=evaluation, folder=folder, **QUIET).finished
     records = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.records]
     folder.close()
     expect_equal_states(whole.state_dict(), second.state_dict())

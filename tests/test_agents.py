@@ -377,17 +377,19 @@ def test_resumed_training_is_bit_identical(name: str, stop: int, tmp_path: Path)
         return agent, RunFolder(tmp_path / folder, "x: 1\n", resume_at=resume_at)
 
     whole, folder = make("whole")
-    assert whole.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+    assert whole.learn(budget, evaluation=evaluation, folder=folder, **QUIET).finished
     whole_records = [{k: v for k, v in r.items() if k != "seconds"} for r in folder.records]
 
     first, folder = make("parts")
     stopper = lambda agent: agent.counters.updates < stop  # noqa: E731
-    assert not first.learn(budget, evaluation=evaluation, folder=folder, callback=stopper, **QUIET)
+    assert not first.learn(
+        budget, evaluation=evaluation, folder=folder, callback=stopper, **QUIET
+    ).finished
     folder.close()
     second, folder = make("parts", resume_at=stop)
     second.load_state_dict(folder.load("last"))
     assert second.counters.updates == stop
-    assert second.learn(budget, evaluation=evaluation, folder=folder, **QUIET)
+    assert second.learn(budget, evaluation=evaluation, folder=folder, **QUIET).finished
 
     one, other = flatten(whole.state_dict()), flatten(second.state_dict())
     assert one.keys() == other.keys()
@@ -413,7 +415,9 @@ def test_ctrl_c_finishes_the_update_and_saves(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    finished = agent.learn(BudgetConfig(updates=1000), folder=folder, callback=press, **QUIET)
+    finished = agent.learn(
+        BudgetConfig(updates=1000), folder=folder, callback=press, **QUIET
+    ).finished
     assert not finished
     assert folder.load("last")["counters"]["updates"] == 4
     assert signal.getsignal(signal.SIGINT) is handler

@@ -289,7 +289,7 @@ def test_an_agent_learns_without_weights(tmp_path):
     evaluation = EvaluationConfig(validation_samples=50, validate_every=5, log_every=5)
     folder = RunFolder(tmp_path / "run", "")
     budget = BudgetConfig(updates=10)
-    assert agent.learn(budget, evaluation=evaluation, folder=folder, progress_bar=False)
+    assert agent.learn(budget, evaluation=evaluation, folder=folder, progress_bar=False).finished
     folder.close()
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["last.pt"]
     assert not any("eval/elbo" in record or "rollout/elbo" in record for record in folder.records)

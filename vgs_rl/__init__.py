@@ -1,13 +1,15 @@
 """Sampling from unnormalised densities as reinforcement learning."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # OpenMP threads that spin while they wait make training several times slower as soon as anything
 # else runs on the machine. It has an effect only before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vgs_rl.chain import Chain, ScheduleConfig
-from vgs_rl.energy import Energy, Particles
+from vgs_rl.energy import Energy, FunctionEnergy, Particles
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
@@ -18,24 +20,82 @@ from vgs_rl.start import StartConfig
 # ids are known as soon as this package is imported, also as `gymnasium.make("vgs_rl:vgs_rl/…")`.
 from vgs_rl import envs as envs  # isort: skip
 
+if TYPE_CHECKING:
+    from vgs_rl.agents.path.pis import PISAgent as PIS
+    from vgs_rl.agents.path.trajectory_balance import LogVarianceAgent as LogVariance
+    from vgs_rl.agents.path.trajectory_balance import TrajectoryBalanceAgent as TrajectoryBalance
+    from vgs_rl.agents.value_gradient.agent import ValueGradientAgent as VGS
+    from vgs_rl.evaluation.evaluate import evaluate
+    from vgs_rl.evaluation.report import Report
+    from vgs_rl.experiments.pretrained import shipped_samplers
+    from vgs_rl.experiments.run import load_run, train
+    from vgs_rl.samplers.classical import AIS, HMC, MALA, SMC, ULA, ParallelTempering
+
+# What is imported when it is first asked for: it needs libraries that take a second to import.
+_LAZY = {
+    "VGS": "vgs_rl.agents.value_gradient.agent:ValueGradientAgent",
+    "PIS": "vgs_rl.agents.path.pis:PISAgent",
+    "TrajectoryBalance": "vgs_rl.agents.path.trajectory_balance:TrajectoryBalanceAgent",
+    "LogVariance": "vgs_rl.agents.path.trajectory_balance:LogVarianceAgent",
+    "AIS": "vgs_rl.samplers.classical:AIS",
+    "HMC": "vgs_rl.samplers.classical:HMC",
+    "MALA": "vgs_rl.samplers.classical:MALA",
+    "SMC": "vgs_rl.samplers.classical:SMC",
+    "ULA": "vgs_rl.samplers.classical:ULA",
+    "ParallelTempering": "vgs_rl.samplers.classical:ParallelTempering",
+    "Report": "vgs_rl.evaluation.report:Report",
+    "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
+    "load_run": "vgs_rl.experiments.run:load_run",
+    "shipped_samplers": "vgs_rl.experiments.pretrained:shipped_samplers",
+    "train": "vgs_rl.experiments.run:train",
+}
+
 __all__ = [
+    "AIS",
+    "HMC",
+    "MALA",
+    "PIS",
+    "SMC",
+    "ULA",
+    "VGS",
     "CentreOfMassFree",
     "Chain",
     "ChainSampler",
     "Energy",
     "Euclidean",
+    "FunctionEnergy",
     "Geometry",
+    "LogVariance",
     "MDPConfig",
+    "ParallelTempering",
     "Particles",
+    "Report",
     "Sampler",
     "Samples",
     "SamplingMDP",
     "ScheduleConfig",
     "Sphere",
     "StartConfig",
+    "TrajectoryBalance",
+    "evaluate",
     "find",
+    "load_run",
     "load_sampler",
     "register",
     "registered",
+    "shipped_samplers",
+    "train",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vgs_rl.checks import count_of
 from vgs_rl.geometry import Euclidean, Geometry
 from vgs_rl.threads import in_callers_thread
 
@@ -315,6 +316,34 @@ class Energy(nn.Module, ABC):
             NotImplementedError: if the target names no modes.
         """
         raise NotImplementedError(f"{type(self).__name__} names no modes")
+
+
+class FunctionEnergy(Energy):
+    """A plain function as an energy.
+
+    Args:
+        function: E(x) for states x of shape (B, D); returns shape (B,).
+        dim: D.
+
+    Raises:
+        TypeError: if it cannot be called.
+        ValueError: if `dim` is no whole number from 1.
+
+    Example:
+        >>> ring = FunctionEnergy(lambda x: 5.0 * (x.norm(dim=-1) - 3.0) ** 2, dim=2)
+        >>> ring(torch.tensor([[3.0, 0.0]]))
+        tensor([0.])
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], dim: int) -> None:
+        super().__init__()
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {function!r}")
+        self.function, self.dim = function, count_of("dim", dim)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """E(x), shape (B,)."""
+        return self.function(x)
 
 
 def given_gradient(x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:

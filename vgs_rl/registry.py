@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+from torch import Tensor
 
-from vgs_rl.energy import Energy
+from vgs_rl.energy import Energy, FunctionEnergy
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.trust import load, require
 
@@ -182,3 +183,37 @@ def _latest(name: str) -> dict[str, Target]:
 def default_mdp(name: str) -> MDPConfig:
     """A copy of the MDP configuration that a name stands for."""
     return copy.deepcopy(find(name).mdp)
+
+
+def energy_of(
+    target: str | Energy | Callable[[Tensor], Tensor], dim: int | None = None, **arguments: Any
+) -> Energy:
+    """An energy, whatever a target was named by.
+
+    Args:
+        target: a name as :func:`find` takes it, an energy, or a function (B, D) -> (B,).
+        dim: D of a function's states; an energy knows its own.
+        **arguments: of a named target's energy.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if `dim` is missing, or not that of the energy.
+    """
+    if isinstance(target, str):
+        energy = find(target).make_energy(**arguments)
+    elif isinstance(target, Energy):
+        energy = target
+    elif isinstance(target, type) and issubclass(target, Energy):
+        energy = target(**arguments)
+    elif callable(target) and not isinstance(target, type):
+        if dim is None:
+            raise ValueError("dim must be given with a function: the dimensions of its states")
+        return FunctionEnergy(target, dim)
+    else:
+        raise TypeError(
+            "target must be an id, an Energy, a function (B, D) -> (B,) or an environment, "
+            f"got {target!r}"
+        )
+    if dim is not None and dim != energy.dim:
+        raise ValueError(f"dim must be {energy.dim}, which the energy has, got {dim}")
+    return energy

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
+from vgs_rl.agents.target import TargetLike, prepare
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import MDPConfig, Rollout, SamplingMDP
 from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
@@ -75,16 +76,43 @@ class PathConfig(AgentConfig):
 class PathAgent(Agent):
     """Learns a control from whole episodes; a subclass writes :meth:`_loss`.
 
+    Args:
+        target: an id (`GMM9`), an energy, a function (B, D) -> (B,), an MDP or an environment.
+        config: its settings; the defaults if it is left out.
+        seed: of everything random in training.
+        dim: D of a function's states.
+        mdp: the chain; by default the target's.
+        device: `auto`, `cpu` or `cuda`.
+        **settings: fields of the configuration, over those of `config`.
+
     Attributes:
+        config_type: the class of its configuration.
         network: the control.
         policy: it, as a policy of the MDP.
     """
 
     saved: ClassVar[tuple[str, ...]] = ("network", "optimizer")
 
-    def __init__(self, mdp: SamplingMDP, config: PathConfig, *, seed: int = 0) -> None:
+    config_type: ClassVar[type[PathConfig]]
+    config: PathConfig
+
+    def __init__(
+        self,
+        target: TargetLike,
+        config: PathConfig | None = None,
+        *,
+        seed: int = 0,
+        dim: int | None = None,
+        mdp: MDPConfig | None = None,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        kind = self.config_type
+        chain, config, self.origin = prepare(
+            target, config, kind, dim=dim, mdp=mdp, device=device, settings=settings
+        )
         self.config = settle(copy.deepcopy(config), "agent")
-        super().__init__(mdp, seed=seed)
+        super().__init__(chain, seed=seed)
 
     def _setup(self) -> None:
         config = self.config
@@ -175,6 +203,8 @@ class PISAgent(PathAgent):
     E[cost] leaves out the zero-mean terms u·eps of -log w, as published. With the energy term the
     gradient is approximate, since ∇E in the control is a constant to it (as in DDS).
     """
+
+    config_type = PISConfig
 
     def _loss(self) -> tuple[Tensor, Rollout]:
         rollout = self.mdp.rollout(self.policy, self.config.batch_size, self.generator)

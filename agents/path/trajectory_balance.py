@@ -112,6 +112,7 @@ class OffPolicyPathAgent(PathAgent):
 class TrajectoryBalanceAgent(OffPolicyPathAgent):
     """mean (log w - log Ẑ)², with log Ẑ learned."""
 
+    config_type = TrajectoryBalanceConfig
     saved: ClassVar[tuple[str, ...]] = ("network", "normaliser", "optimizer")
     config: TrajectoryBalanceConfig
 
@@ -141,6 +142,8 @@ class LogNormaliser(nn.Module):
 
 class LogVarianceAgent(OffPolicyPathAgent):
     """The variance of log w in the batch."""
+
+    config_type = LogVarianceConfig
 
     def _loss_of(self, log_w: Tensor) -> Tensor:
         return log_w.var()

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.target import TargetLike, prepare
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import MDPConfig, Rollout, SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP, ValueFunction
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.compiled import CompiledValue
@@ -113,6 +114,15 @@ class ValueGradientConfig(AgentConfig):
 class ValueGradientAgent(Agent):
     """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueObjective`; u_t is its scaled gradient.
 
+    Args:
+        target: an id (`GMM9`), an energy, a function (B, D) -> (B,), an MDP or an environment.
+        config: its settings; by default those of the target's shipped configuration.
+        seed: of everything random in training.
+        dim: D of a function's states.
+        mdp: the chain; by default the target's.
+        device: `auto`, `cpu` or `cuda`.
+        **settings: fields of :class:`ValueGradientConfig`, over those of `config`.
+
     Attributes:
         network: V, trained.
         objective: the configured objective at work: its state and its loss.
@@ -122,16 +132,25 @@ class ValueGradientAgent(Agent):
     TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
+    config: ValueGradientConfig
 
     def __init__(
         self,
-        mdp: SamplingMDP,
+        target: TargetLike,
         config: ValueGradientConfig | None = None,
         *,
         seed: int = 0,
+        dim: int | None = None,
+        mdp: MDPConfig | None = None,
+        device: str = "auto",
+        **settings: Any,
     ) -> None:
-        self.config = settle(copy.deepcopy(config or ValueGradientConfig()), "agent")
-        super().__init__(mdp, seed=seed)
+        kind = ValueGradientConfig
+        chain, config, self.origin = prepare(
+            target, config, kind, dim=dim, mdp=mdp, device=device, settings=settings
+        )
+        self.config = settle(copy.deepcopy(config), "agent")
+        super().__init__(chain, seed=seed)
 
     def _setup(self) -> None:
         config = self.config

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,11 +143,36 @@ class Report:
 
     def to_table(self, *, markdown: bool = False) -> str:
         """One line a metric, its value beside its ideal, each with its error where it has one."""
+        return _table(self._cells(), numeric=(1, 2, 3), markdown=markdown)
+
+    def _cells(self) -> list[list[str]]:
         lines = [["metric", "value", "ideal", "n", "settings"]]
         for name, metric in self.metrics.items():
             numbers = [metric.text(), metric.ideal_text(), f"{metric.n:,}"]
             lines.append([name, *numbers, metric.note])
-        return _table(lines, numeric=(1, 2, 3), markdown=markdown)
+        return lines
+
+    def plot(self) -> Any:
+        """A matplotlib figure: every metric against its ideal."""
+        return importlib.import_module("vgs_rl.plots.results").plot_report(self)
+
+    def __str__(self) -> str:
+        who = f"{self.agent or 'sampler'} on {self.target}, {self.n_samples:,} samples"
+        notes = "".join(f"\nnote: {note}" for note in self.details.get("notes", []))
+        return f"{who}\n\n{self.to_table()}{notes}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells()
+        cells = "".join(f"<th>{escape(each)}</th>" for each in head)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(each)}</td>" for each in row) + "</tr>" for row in rows
+        )
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.details.get("notes", []))
+        who = escape(f"{self.agent or 'sampler'} on {self.target}, {self.n_samples:,} samples")
+        table = f"<table><caption>{who}</caption><tr>{cells}</tr>{body}</table>"
+        return f"<div>{table}{notes}</div>"
 
     def save(self, path: Path | str) -> None:
         """Writes :meth:`as_json` to a file, whole or not at all."""
@@ -256,7 +283,7 @@ def _table(lines: list[list[str]], *, numeric: Collection[int], markdown: bool) 
         for line in lines
     ]
     if markdown:
-        objective = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], objective, *padded[1:]])
-    objective = ["-" * width for width in widths]
-    return "\n".join("  ".join(line).rstrip() for line in [padded[0], objective, *padded[1:]])
+        marks = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], marks, *padded[1:]])
+    marks = ["-" * width for width in widths]
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], marks, *padded[1:]])

@@ -291,10 +291,10 @@ def _learn(
 ) -> Report | None:
     """Trains to the end of the budget, takes the chosen checkpoint and evaluates it."""
     folder.hyper_parameters(settings_of(config))
-    finished = agent.learn(
+    agent.learn(
         config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
     )
-    if not finished:
+    if not agent.finished:
         return None
     used, skipped = agent.counters, agent.tally.skipped
     chosen = chosen_checkpoint(folder.path)

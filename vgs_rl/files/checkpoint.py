@@ -28,11 +28,12 @@ _LINE = b"vgs_rl sha256 %s\n"
 _LINE_SIZE = len(_LINE % (b"0" * 64))
 _CHUNK = 2**20
 
-Kind = Literal["checkpoint", "sampler", "samples", "features"]
+Kind = Literal["checkpoint", "agent", "sampler", "samples", "features"]
 # What a file of another kind is, and who reads it.
 _READERS: dict[str, str] = {
     "checkpoint": "a checkpoint of a training; load_run and evaluate.py take the run folder that "
     "it lies in, and evaluate.py RUN --export FILE writes a sampler",
+    "agent": "a saved agent; its class's load reads it, such as VGS.load",
     "sampler": "an exported sampler; load_sampler and evaluate.py --pretrained read it",
     "samples": "drawn samples; Samples.load reads them",
     "features": "features of pictures, kept by the package",

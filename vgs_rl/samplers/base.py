@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,17 @@ from tqdm import tqdm
 from vgs_rl.checks import count_of, generator_of
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.samplers.formats import as_arviz, write_npz, write_xyz
 from vgs_rl.samplers.memory import keep_freed_memory
 from vgs_rl.threads import map_in_threads
 from vgs_rl.trust import Trust
-from vgs_rl.weights import cleaned, dead_paths, log_z_estimate, systematic_resample
+from vgs_rl.weights import (
+    cleaned,
+    dead_paths,
+    effective_share,
+    log_z_estimate,
+    systematic_resample,
+)
 
 
 @dataclass(kw_only=True)
@@ -60,6 +69,56 @@ class Samples:
             raise ValueError(f"{path} holds no samples, but {', '.join(state)}")
         return cls(**state)
 
+    @property
+    def ess(self) -> float:
+        """Effective sample size as a fraction of n; NaN without weights."""
+        return math.nan if self.log_weight is None else float(effective_share(self.log_weight))
+
+    def to_npz(self, path: Path | str) -> None:
+        """Writes NumPy's archive: `x` (n, D), `log_weight` (n,) if there are weights.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        write_npz(self, Path(path))
+
+    def to_xyz(self, path: Path | str, n_particles: int, element: str = "Ar") -> None:
+        """Writes the XYZ format of molecular viewers, a frame a sample.
+
+        Args:
+            path: the file.
+            n_particles: particles of a state, which has D / n_particles coordinates for each.
+            element: the symbol that viewers show for them.
+
+        Raises:
+            ValueError: if D is not that of so many particles in at most three dimensions.
+            OSError: if the file cannot be written.
+        """
+        write_xyz(self, Path(path), n_particles, element)
+
+    def to_arviz(self) -> Any:
+        """An ArviZ DataTree with `posterior.x` and `sample_stats.log_weight`; one chain.
+
+        Raises:
+            ModuleNotFoundError: if ArviZ is not installed, with the extra that has it.
+        """
+        return as_arviz(self)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the states, the areas by weight."""
+        plot_states = importlib.import_module("vgs_rl.plots.results").plot_states
+        return plot_states(self.x, self.log_weight)
+
+    def __repr__(self) -> str:
+        n, dim = self.x.shape
+        shown = "unweighted"
+        if self.log_weight is not None:
+            shown = f"weighted, ESS {self.ess:.1%}" if self.independent else "resampled"
+        return f"Samples({n:,} of {dim} dimensions, {shown})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self!r}</code>"
+
 
 class Sampler(ABC):
     """Draws samples of one target.
@@ -87,6 +146,12 @@ class Sampler(ABC):
     @abstractmethod
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         """N samples at once."""
+
+    def __repr__(self) -> str:
+        energy = getattr(getattr(self, "mdp", self), "energy", None)
+        of = "" if energy is None else f"{type(energy).__name__}, "
+        weights = "weights" if self.has_weights else "no weights"
+        return f"{type(self).__name__}({of}{weights}, on {self.device})"
 
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         for size in sizes:

@@ -1,0 +1,132 @@
+"""What an agent is made of: a target in any form, its chain, and the settings of its algorithm."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.value_gradient.objectives import ValueObjective
+from vgs_rl.energy import Energy
+from vgs_rl.envs.configured import EnvironmentConfig, tuned_config
+from vgs_rl.fields import nearest
+from vgs_rl.files.shipped import CONFIGS
+from vgs_rl.mdp import MDPConfig, SamplingMDP
+from vgs_rl.networks.config import NetworkConfig
+from vgs_rl.registry import energy_of, find
+from vgs_rl.training.config import (
+    allow_subclasses,
+    checked_content,
+    make_parser,
+    parse_content,
+    read_yaml,
+    resolve_device,
+)
+
+# An id or import path, an energy, a function (B, D) -> (B,), an MDP, or an environment around one.
+TargetLike = str | Energy | Callable[[Tensor], Tensor] | SamplingMDP | Any
+
+C = TypeVar("C", bound=AgentConfig)
+
+allow_subclasses(AgentConfig, NetworkConfig, ValueObjective)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an agent's energy comes from, as far as a file can say it.
+
+    Attributes:
+        name: the target's name, for reports.
+        env: id or import path of the target; empty where it was handed over as an object.
+        env_args: arguments of its energy.
+    """
+
+    name: str
+    env: str = ""
+    env_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Shipped(EnvironmentConfig):
+    """What an agent takes from a shipped configuration."""
+
+    agent: AgentConfig | None = None
+
+
+def prepare(
+    target: TargetLike,
+    config: C | None,
+    kind: type[C],
+    *,
+    dim: int | None = None,
+    mdp: MDPConfig | None = None,
+    device: str = "auto",
+    settings: Mapping[str, Any],
+) -> tuple[SamplingMDP, C, Origin]:
+    """The MDP, the configuration and the origin of an agent.
+
+    A registered target comes with chain and settings of its shipped configuration.
+
+    Args:
+        target: an id or import path, an energy, a function (B, D) -> (B,) of states, an MDP, or a
+            Gymnasium environment of this package.
+        config: the agent's configuration; None takes the target's shipped one, or the defaults.
+        kind: its class.
+        dim: dimensions of a function's states.
+        mdp: the chain; None takes the target's, or the default.
+        device: `auto`, `cpu` or `cuda`; an MDP and an environment have theirs.
+        settings: fields of the configuration that replace what is there.
+
+    Raises:
+        ValueError: if target or settings do not fit, naming the field and what was expected.
+    """
+    found: Any = getattr(getattr(target, "unwrapped", None), "mdp", target)
+    if isinstance(found, SamplingMDP):
+        for name, value in (("dim", dim), ("mdp", mdp)):
+            if value is not None:
+                raise ValueError(f"{name} must be left out where an MDP is given, got {value}")
+        origin = Origin(type(found.energy).__name__)
+        return found, replaced(config or kind(), settings), origin
+    shipped = _shipped(found) if isinstance(found, str) else None
+    energy = energy_of(found, dim, **(shipped.env_args if shipped else {}))
+    if isinstance(found, str):
+        origin = Origin(find(found).name, found, shipped.env_args if shipped else {})
+        mdp = mdp or (shipped.mdp if shipped else copy.deepcopy(find(found).mdp))
+    else:
+        origin = Origin(getattr(found, "__name__", type(energy).__name__))
+    if config is None and shipped is not None and isinstance(shipped.agent, kind):
+        config = shipped.agent
+    chain = SamplingMDP(energy, mdp or MDPConfig(), device=resolve_device(device))
+    return chain, replaced(config or kind(), settings), origin
+
+
+def replaced(config: C, settings: Mapping[str, Any]) -> C:
+    """A configuration with some fields replaced; they are checked as those of a file are.
+
+    Raises:
+        ValueError: naming a field that does not exist, with the nearest ones, or its value.
+    """
+    names = [each.name for each in dataclasses.fields(config)]
+    for name in settings:
+        if name not in names:
+            what = type(config).__name__
+            raise ValueError(f"{name} is no setting of {what}; {nearest(name, names)}")
+    return dataclasses.replace(config, **settings)
+
+
+def _shipped(target: str) -> _Shipped | None:
+    """The shipped configuration of a registered target, if there is one."""
+    name = tuned_config(target)
+    if name is None:
+        return None
+    path = CONFIGS / f"{name}.yaml"
+    taken = {each.name for each in dataclasses.fields(_Shipped)}
+    sections = {key: value for key, value in read_yaml(path).items() if key in taken}
+    content = checked_content(sections, _Shipped, source=f"config {path}")
+    options = parse_content(make_parser(_Shipped), content)
+    return _Shipped(**{key: options[key] for key in taken})

@@ -1,0 +1,150 @@
+"""What a user does with any agent: sample, evaluate, save, load, look at it."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from matplotlib.figure import Figure
+
+from vgs_rl.energy import Energy
+from vgs_rl.evaluation.evaluate import evaluate
+from vgs_rl.evaluation.report import Report
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.plots.plots import plot_summary
+from vgs_rl.samplers.base import ChainSampler, Samples
+from vgs_rl.trust import Trust
+
+if TYPE_CHECKING:
+    from vgs_rl.agents.base import Counters
+
+
+class Usable(ABC):
+    """The methods of an agent that do not depend on how it learns.
+
+    Attributes:
+        mdp: its chain.
+        seed: of its training.
+        counters: what training has used.
+        config: its settings.
+        origin: where its energy comes from (:class:`vgs_rl.agents.target.Origin`), if that is
+            known.
+    """
+
+    mdp: SamplingMDP
+    seed: int
+    counters: Counters
+    config: Any
+    origin: Any = None
+
+    @abstractmethod
+    def sampler(self) -> ChainSampler:
+        """The current sampler; it follows later training."""
+
+    @abstractmethod
+    def report_details(self) -> dict[str, Any]:
+        """What a report of this agent says besides its metrics."""
+
+    @property
+    def target_name(self) -> str:
+        """The name of the target, for reports."""
+        return self.origin.name if self.origin else type(self.mdp.energy).__name__
+
+    def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
+        """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.
+
+        Args:
+            n: number of samples.
+            seed: of this draw.
+            resample: draw more and keep n by their weights: asymptotically exact samples.
+        """
+        return self.sampler().sample(n, seed, resample=resample)
+
+    def evaluate(
+        self, n: int = 20_000, *, seed: int = 0, resample: bool = False, progress_bar: bool = False
+    ) -> Report:
+        """Every metric that agent and target admit; see :func:`vgs_rl.evaluate`.
+
+        Args:
+            n: samples to draw.
+            seed: of the evaluation.
+            resample: evaluate importance-resampled samples.
+            progress_bar: whether to show one while it draws.
+
+        Returns:
+            The report; printing it shows the table.
+        """
+        sampler = self.sampler()
+        sampler.progress_bar = progress_bar
+        report = evaluate(
+            sampler,
+            self.mdp.energy,
+            n,
+            seed=seed,
+            resample=resample,
+            target_name=self.target_name,
+            agent_name=type(self.config).name,
+            training_seed=self.seed,
+            train_seconds=self.counters.seconds,
+            env_steps=self.counters.env_steps,
+            energy_evaluations=self.counters.energy_evaluations,
+        )
+        report.details |= self.report_details()
+        return report
+
+    def plot(self, seed: int = 0) -> Figure:
+        """The chain over the target's density, and energies of samples; of two dimensions best."""
+        return plot_summary(
+            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.target_name
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Writes everything that it is to one file for :meth:`load`; training can go on from it.
+
+        Settings and state are written, no code. The energy is written by its name; one that was
+        handed over as an object has to be handed over again.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        importlib.import_module("vgs_rl.experiments.saved").save_agent(self, Path(path))
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        energy: Energy | Any = None,
+        *,
+        dim: int | None = None,
+        device: str = "auto",
+        trust: Trust = False,
+    ) -> Self:
+        """An agent from a file of :meth:`save`.
+
+        Args:
+            path: the file.
+            energy: its target where the file cannot name it: an energy, or a function of `dim`.
+            dim: dimensions of a function's states.
+            device: where to put it.
+            trust: True imports what the file names though it is not this package's
+                (:mod:`vgs_rl.trust`); False refuses it.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, holds another kind of agent, needs `energy`, or names
+                foreign code without `trust`.
+        """
+        load = importlib.import_module("vgs_rl.experiments.saved").load_agent
+        agent = load(Path(path), energy, dim=dim, device=device, trust=trust)
+        if not isinstance(agent, cls):
+            raise ValueError(
+                f"{path} must hold a {cls.__name__}, got a {type(agent).__name__}: "
+                f"vgs_rl.{type(agent).__name__}.load reads it"
+            )
+        return agent
+
+    def __repr__(self) -> str:
+        used = f"{self.counters.updates:,} updates"
+        return f"{type(self).__name__}({self.target_name}, seed={self.seed}, {used})"
