@@ -9,7 +9,7 @@ from commands import ROOT, load, run
 from vgs_rl import MDPConfig, SamplingMDP
 from vgs_rl.envs import FourGauss
 from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.experiments.run import RunConfig
+from vgs_rl.experiments.config import RunConfig
 
 TINY = """
 env: FourGauss
@@ -42,7 +42,7 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     first, _ = run("benchmark.py", "quality", *options, folder=folder)
     for column in ("vgs", "ideal", "resampled", "twisted SMC", "MALA alone", "oracle", "pis"):
         assert column in first
-    assert "training tiny.yaml" in first
+    assert "training vgs on FourGauss" in first
     again, _ = run("benchmark.py", "quality", *options, folder=folder)
     assert "training" not in again.replace("train_seconds", "")
     text = readme.read_text()

@@ -32,7 +32,8 @@ from vgs_rl.checks import count_of, path_of, seed_of, whole
 from vgs_rl.envs import GMM9, check_energy
 from vgs_rl.evaluation.evaluate import evaluate
 from vgs_rl.evaluation.report import Report
-from vgs_rl.experiments.run import RunConfig, load_run
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.experiments.run import load_run
 from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 

@@ -21,7 +21,9 @@ from vgs_rl import (
 )
 from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9
-from vgs_rl.experiments.run import RunConfig, build, final_figures
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.experiments.evaluation import final_figures
+from vgs_rl.experiments.run import build
 from vgs_rl.plots.particles import (
     cluster_summary,
     draw_cluster,

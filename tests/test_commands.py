@@ -11,7 +11,10 @@ import pytest
 import torch
 from commands import ROOT, load
 
-from vgs_rl.experiments.run import build, config_of, parse_run, resolved_yaml
+from vgs_rl.experiments.config import RunConfig, config_of, named_config, parse_run
+from vgs_rl.experiments.detectors.config import named_detector, saved_config
+from vgs_rl.experiments.run import build
+from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.files.yaml_text import dump_yaml, parse_yaml
 from vgs_rl.training.config import read_yaml
 from vgs_rl.training.folder import RunFolder
@@ -42,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = [*SMALL, *options, f"--output={folder / 'runs'}"]
         config = config_of(parse_run(arguments))
         identity = identity_of(config)
-        with RunFolder(config.folder, resolved_yaml(arguments), identity=identity) as run:
+        with RunFolder(config.folder, config.to_yaml(), identity=identity) as run:
             run.save("best", build(config)[1].state_dict())
     for name, text in MODULES.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -227,6 +230,29 @@ def test_text_files_are_read_and_written_as_utf8() -> None:
             if "encoding=" not in call and not binary:
                 missing.append(f"{path.relative_to(ROOT)}: {call}")
     assert missing == []
+
+
+@pytest.mark.parametrize("name", shipped_configs("run"))
+def test_a_shipped_run_and_its_record_are_one_configuration(name: str) -> None:
+    config = named_config(name)
+    text = config.to_yaml()
+    again = RunConfig.from_yaml(text)
+    assert again == config and type(again.agent) is type(config.agent)
+    assert again.to_yaml() == text
+    assert parse_run(["--config", str(CONFIGS / f"{name}.yaml")]).agent == config.agent
+
+
+@pytest.mark.parametrize("name", shipped_configs("detector"))
+def test_a_shipped_detector_and_its_record_are_one_configuration(name: str, tmp_path: Path) -> None:
+    config = named_detector(name)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert saved_config(tmp_path, False) == config
+
+
+def test_every_shipped_file_is_a_run_a_detector_or_a_table_of_settings() -> None:
+    experiments = {*shipped_configs("run"), *shipped_configs("detector")}
+    others = set(shipped_configs()) - experiments
+    assert others == {"bounds", "compare/all", "compare/funnel10", "compare/gmm9"}
 
 
 def test_shipped_configurations_are_utf8_mappings() -> None:

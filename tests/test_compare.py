@@ -26,6 +26,7 @@ from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 
 compare_jobs, compare_report = load("comparison.jobs"), load("comparison.report")
+pictures = load("comparison.pictures")
 make_jobs, parse_budget = compare_jobs.make_jobs, compare_jobs.parse_budget
 check_jobs, run_job = compare_jobs.check_jobs, load("comparison.worker").run_job
 CompareError = compare_jobs.CompareError
@@ -280,7 +281,8 @@ def test_a_report_is_of_the_settings_in_it(tmp_path: Path) -> None:
 def test_a_run_that_lost_a_file_is_finished_by_the_next_call(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vgs_rl.experiments.run.final_figures", lambda *_: {})  # takes seconds
+    # They take seconds.
+    monkeypatch.setattr("vgs_rl.experiments.evaluation.final_figures", lambda *_: {})
     job = drawn(tmp_path, agent=agent)
     if agent == "vgs":
         text = (tmp_path / "normal.yaml").read_text() + VGS
@@ -472,7 +474,7 @@ def test_curves_of_divergent_runs_can_be_drawn(tmp_path: Path) -> None:
         lines += [{**counters, "env_steps": 20, "seconds": 1.0, "eval/elbo": elbo}]
         (job.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     for log_z in (0.0, None):
-        figure = compare_report.plot_learning(jobs, log_z, 0.03)
+        figure = pictures.plot_learning(jobs, log_z, 0.03)
         figure.savefig(tmp_path / "curves.png")
     assert jobs[0].fraction() == pytest.approx(0.2)
 
@@ -484,7 +486,7 @@ def test_final_samples_of_every_kind_can_be_drawn(tmp_path: Path) -> None:
     energies = {"exact": x[:, 0], "vgs": x[:, 0].clone().fill_(torch.inf)}
     for states, symmetry in ((x, None), (x, Particles(4, 2)), (x[:, :1], None), (x[:1, :1], None)):
         sets = {"exact": states, "vgs": states[:1]}
-        figure = compare_report.plot_samples(sets, energies, symmetry, "exact")
+        figure = pictures.plot_samples(sets, energies, symmetry, "exact")
         figure.savefig(tmp_path / "samples.png")
         assert [axes.get_title() for axes in figure.axes][1] == "vgs\nmedian E inf"
         assert bool(figure.axes[0].patches) == (symmetry is not None or states.shape[1] == 1)
@@ -508,7 +510,7 @@ def test_a_comparison_is_never_lost_to_a_picture(
     def fail(*_: object) -> None:
         raise OverflowError("no axis is so long")
 
-    monkeypatch.setattr(compare, "plot_learning", fail)
+    monkeypatch.setattr(pictures, "plot_learning", fail)
     options = [f"--env={tmp_path}/normal.yaml", "--agents=mala", "--budget=energies=2000"]
     assert compare.main([*options, f"--output={tmp_path}/runs"]) == 0
     out = capsys.readouterr().out

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vgs_rl.experiments.run import RunConfig, config_of, parse_run, resolved_yaml, run_parser
+from vgs_rl.experiments.config import RunConfig, config_of, parse_run, run_parser
 from vgs_rl.files.yaml_text import parse_yaml
-from vgs_rl.training.config import BudgetConfig, ConfigError, parse
+from vgs_rl.training.config import BudgetConfig, ConfigError
 
 
 def parsed(*arguments: str) -> RunConfig:
@@ -177,7 +177,7 @@ def test_a_later_file_goes_over_an_earlier_one(tmp_path: Path) -> None:
 
 def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     options = ["--env_args.label=on", "--budget.seconds=6e1", "--agent.lr", "1e-3"]
-    text = resolved_yaml(options)
+    text = parsed(*options).to_yaml()
     again = from_file(tmp_path, text)
     assert again == parsed(*options)
     assert parse_yaml(text)["budget"] == {
@@ -190,4 +190,4 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
 
 def test_the_environment_names_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEED", "7")
-    assert config_of(parse(run_parser(), ["--seed=1"])).seed == 1
+    assert config_of(parse_run(["--seed=1"], run_parser())).seed == 1

@@ -29,7 +29,8 @@ from vgs_rl.envs import (
 )
 from vgs_rl.envs.episodes import NoEpisode, rewarded_energy
 from vgs_rl.envs.sampling import default_action_bound
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.run import build
 
 ROOT = Path(__file__).parent.parent
 

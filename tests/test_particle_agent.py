@@ -18,7 +18,8 @@ from vgs_rl.agents import (
     ValueGradientConfig,
 )
 from vgs_rl.envs.targets.particles import DW4
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.run import build
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

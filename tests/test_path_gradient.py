@@ -22,7 +22,8 @@ from vgs_rl.agents.path.trajectory_balance import (
 )
 from vgs_rl.energy import Energy
 from vgs_rl.envs import DW4, FourGauss, GaussianMixture
-from vgs_rl.experiments.run import config_of, load_run, parse_run, resolved_yaml, train
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.run import load_run, train
 from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.training.config import BudgetConfig
 
@@ -316,7 +317,7 @@ def test_a_configuration_file_names_them_by_class_and_a_run_comes_back(tmp_path:
     )
     arguments = ["--config", str(tmp_path / "c.yaml")]
     config = config_of(parse_run(arguments))
-    report = train(config, resolved_yaml(arguments), progress_bar=False)
+    report = train(config, progress_bar=False)
     assert report is not None and report.agent == "tb"
     assert (tmp_path / "FourGauss/tb/0/figures/summary.png").is_file()
     agent = load_run(tmp_path / "FourGauss/tb/0")

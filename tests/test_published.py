@@ -7,7 +7,8 @@ from vgs_rl import SamplingMDP
 from vgs_rl.agents import ValueGradientAgent
 from vgs_rl.chain import Chain, ScheduleConfig
 from vgs_rl.energy import Particles
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.run import build
 from vgs_rl.networks.paper import PublishedFeatures, PublishedForm, PublishedMLP
 
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from commands import load
 
 from vgs_rl import (
     Energy,
@@ -21,7 +20,9 @@ from vgs_rl.agents import (
     ValueGradientAgent,
     ValueGradientConfig,
 )
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.detectors.config import named_detector
+from vgs_rl.experiments.run import build
 from vgs_rl.training.config import BudgetConfig
 
 STEPS, BATCH, DIM, CLIP = 5, 16, 3, 2.0
@@ -186,9 +187,7 @@ def test_no_target_of_the_published_funnel_is_beyond_its_clip_by_more_than_the_d
 
 
 def test_the_published_settings_of_mvtec_train_the_authors_network_in_their_proportions() -> None:
-    jobs = load("detectors.jobs")
-    options = jobs.parse(jobs.detector_parser(), ["--config", "configs/paper/mvtec.yaml"])
-    config = jobs.config_of(options)
+    config = named_detector("paper/mvtec")
     objective = config.ebm.negatives.agent.objective
     # Each of T x 784 states three times, in minibatches of 784, for one update of the energy.
     assert config.ebm.agent_updates == config.ebm.mdp.num_steps * objective.passes

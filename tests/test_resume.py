@@ -27,12 +27,18 @@ from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments import run as runs
+<<<<<<< HEAD
 from vgs_rl.experiments.run import RunConfig, build, evaluate_agent, load_run, open_run, train
+=======
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.experiments.evaluation import evaluate_agent, evaluate_smc
+from vgs_rl.experiments.run import build, open_run, train
+>>>>>>> 89b2056 (Configurations are objects: read once, passed as they are, written as the record)
 from vgs_rl.files import checkpoint
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderInUse, FolderLock
 from vgs_rl.mdp import MDPConfig
-from vgs_rl.registry import register
+from vgs_rl.registry import find, register
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
 from vgs_rl.training.config import BudgetConfig, ConfigError, EvaluationConfig
@@ -134,7 +140,7 @@ def report(path: Path) -> Report:
 def evaluated(path: Path) -> dict[str, float]:
     """What evaluate.py finds."""
     config, agent = open_run(path)
-    again = evaluate_agent(config, runs.find(config.env), agent)
+    again = evaluate_agent(config, find(config.env), agent)
     return {name: metric.value for name, metric in again.metrics.items()}
 
 
@@ -551,7 +557,7 @@ def test_a_folder_deleted_in_use_is_one_line(
 
 def test_an_energy_infinite_here_and_there_does_not_end_the_choice(tmp_path: Path) -> None:
     config = tiny(tmp_path, env="test/Holes-v0")
-    train(config, "", **QUIET)
+    train(config, **QUIET)
     assert (config.folder / "checkpoints/best.pt").is_file()
     validated = [record for record in records(config.folder) if "eval/elbo" in record]
     assert all(math.isfinite(record["eval/elbo"]) for record in validated)
@@ -601,16 +607,16 @@ def test_no_evaluation_moves_a_training_counter(tmp_path: Path) -> None:
     often, never = tiny(tmp_path / "a"), tiny(tmp_path / "b")
     often.evaluation = replace(often.evaluation, validate_every=1)
     never.evaluation = replace(never.evaluation, validate_every=1000)
-    reports = [train(config, "", **QUIET) for config in (often, never)]
+    reports = [train(config, **QUIET) for config in (often, never)]
     assert reports[0] is not None and reports[1] is not None
     assert reports[0].energy_evaluations == reports[1].energy_evaluations > 0
     assert reports[0].env_steps == reports[1].env_steps > 0
     config, agent = often, build(often)[1]
     agent.update()
     used = agent.counters.energy_evaluations, agent.counters.env_steps
-    evaluate_agent(config, runs.find("GMM9"), agent)
-    evaluate_agent(config, runs.find("GMM9"), agent, sampler=oracle_sampler(agent.mdp, "posterior"))
-    runs.evaluate_smc(config, agent)
+    evaluate_agent(config, find("GMM9"), agent)
+    evaluate_agent(config, find("GMM9"), agent, sampler=oracle_sampler(agent.mdp, "posterior"))
+    evaluate_smc(config, agent)
     agent.sampler().sample(100, 0)
     assert (agent.counters.energy_evaluations, agent.counters.env_steps) == used
     before = agent.mdp.energy_evaluations

@@ -9,7 +9,8 @@ from torch import Tensor
 import vgs_rl
 from vgs_rl import Energy, MDPConfig
 from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig
-from vgs_rl.experiments.run import RunConfig, train
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.experiments.run import train
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig, resolve_device
 from vgs_rl.training.folder import RunFolder
@@ -142,7 +143,7 @@ def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_
     def fail(*_: object, **__: object) -> Figure:
         raise FloatingPointError("the summary is too wide")
 
-    monkeypatch.setattr("vgs_rl.experiments.run.plot_summary", fail)
+    monkeypatch.setattr("vgs_rl.experiments.evaluation.plot_summary", fail)
     vgs_rl.register("tests/Steep-v0", energy=Steep)
     objective = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
     network = MLPNetwork(width=8, depth=1)
@@ -156,7 +157,7 @@ def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_
         ),
         output=tmp_path,
     )
-    assert train(config, "env: tests/Steep-v0\n", progress_bar=False) is not None
+    assert train(config, progress_bar=False) is not None
     folder = tmp_path / "Steep/vgs/0"
     assert (folder / "report.json").is_file() and (folder / "samples.pt").is_file()
     drawn = {file.stem for file in (folder / "figures").glob("*.png")}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vgs_rl.experiments.run import config_of, parse_run, resolved_yaml, train
+from vgs_rl.experiments.config import config_of, parse_run
+from vgs_rl.experiments.run import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +16,7 @@ def test_the_demo_learns_the_nine_mode_mixture(seed: int, tmp_path: Path) -> Non
     arguments = ["--config", str(ROOT / "configs/gmm9.yaml"), "--output", str(tmp_path)]
     arguments += ["--seed", str(seed)]
     config = config_of(parse_run(arguments))
-    report = train(config, resolved_yaml(arguments), progress_bar=False)
+    report = train(config, progress_bar=False)
     assert report is not None and report.n_samples == 20_000
     metrics = {name: metric.value for name, metric in report.metrics.items()}
     ideal = report.metrics["tvd_energy"].ideal

@@ -19,8 +19,9 @@ from vgs_rl.agents import (
     ValueGradientConfig,
 )
 from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.experiments.config import RunConfig, config_of, parse_run, run_config
 from vgs_rl.experiments.pretrained import FOLDER, export_sampler, load_pretrained
-from vgs_rl.experiments.run import RunConfig, build, load_run, resolved_yaml, run_config
+from vgs_rl.experiments.run import build, load_run
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.trust import admit_typed, names_in
 
@@ -182,7 +183,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "agent: {class_path: ValueGradientConfig, init_args: {network: {class_path: MLPNetwork, "
         "init_args: {width: 8, depth: 2}}}}\nmdp: {num_steps: 3}\n"
     )
-    text = resolved_yaml(["--config", str(file), "--device", "cpu"])
+    text = config_of(parse_run(["--config", str(file), "--device", "cpu"])).to_yaml()
     config = RunConfig(mdp=vgs_rl.MDPConfig(num_steps=3), agent=agent, device="cpu")
     _, trained = build(config)
     report = Report.from_json(load_checkpoint(FOLDER / "DW4.pt", kind="sampler")["report"])

@@ -8,7 +8,8 @@ from pathlib import Path
 from vgs_rl.agents.base import Counters
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.experiments.run import RunConfig, build, run_config
+from vgs_rl.experiments.config import RunConfig, run_config
+from vgs_rl.experiments.run import build
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.files.restore import check_like, fitting, load_module
 from vgs_rl.files.yaml_text import parse_mapping

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 
 from vgs_rl.fields import nearest
 from vgs_rl.files.checkpoint import write_text
-from vgs_rl.files.shipped import CONFIGS
 
 Table = list[dict[str, Any]]
 
@@ -36,13 +34,6 @@ def machine(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
-
-
-def config_arguments(name: str, options: Sequence[str] = (), *, trust: bool = False) -> list[str]:
-    """The command line of a shipped configuration, or of a YAML file, with further options."""
-    options = [*options, "--trust=true"] if trust else options
-    shipped = CONFIGS / f"{name}.yaml"
-    return ["--config", name if name.endswith(".yaml") else str(shipped), *options]
 
 
 def print_machine(size: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import re
 import warnings
 from argparse import ArgumentError, HelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from jsonargparse import (
 
 from vgs_rl import fields
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.files.shipped import CONFIGS, Kind, shipped_configs
 from vgs_rl.files.yaml_text import YamlError, dump_yaml, parse_yaml, read_mapping
 from vgs_rl.training.options import checked_options
 from vgs_rl.trust import Trust, admit, admit_typed
@@ -194,10 +195,12 @@ class Given:
     Attributes:
         arguments: for the parser: files as text, then options, all checked.
         files: the files' contents, in their order.
+        trust: the user's word for what files name: all of it, or the names that are typed.
     """
 
     arguments: list[str]
     files: list[dict[str, Any]]
+    trust: Trust = False
 
     def file_value(self, name: str) -> Any:
         """A field of the last file that has it, or None."""
@@ -233,23 +236,23 @@ def given(parser: ConfigParser, arguments: Sequence[str], *, trust: Trust = Fals
         options = checked_options(parser.config_type, files, others)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Given([f"--config={dump_yaml(file)}" for file in files] + options, files)
+    texts = [f"--config={dump_yaml(file)}" for file in files]
+    return Given(texts + options, files, trust)
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str], *, trust: Trust = False) -> Namespace:
-    """Parses and instantiates.
+def parse(parser: ConfigParser, known: Given) -> Namespace:
+    """Parses and instantiates; `trust` among the options is the user's word.
 
     Args:
         parser: of the command.
-        arguments: the command line.
-        trust: the user's word for what files name, as in :func:`given`.
+        known: what :func:`given` read of the command line.
 
     Raises:
         ConfigError: in one line or a few, naming the field, the value and what was expected.
     """
-    if isinstance(parser, ConfigParser):
-        arguments = given(parser, arguments, trust=trust).arguments
-    return _instantiated(parser, arguments)
+    options = _instantiated(parser, lambda: parser.parse_args(known.arguments))
+    options.trust = known.trust
+    return options
 
 
 def parse_content(parser: ConfigParser, content: dict[str, Any]) -> Namespace:
@@ -258,15 +261,17 @@ def parse_content(parser: ConfigParser, content: dict[str, Any]) -> Namespace:
     Raises:
         ConfigError: as :func:`parse`.
     """
-    return _instantiated(parser, [f"--config={dump_yaml(content)}"])
+    return _instantiated(parser, lambda: parser.parse_object(content))
 
 
-def _instantiated(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+def _instantiated(parser: ConfigParser, read: Callable[[], Namespace]) -> Namespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            options: Namespace = parser.instantiate(parser.parse_args(list(arguments)))
-            return options
+            options = read()
+            options.pop("config", None)
+            made: Namespace = parser.instantiate(options)
+            return made
     except (ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(_message(parser, error)) from error
 
@@ -280,43 +285,26 @@ def _message(parser: ArgumentParser, error: Exception) -> str:
     return text
 
 
-def as_yaml(
-    parser: ArgumentParser,
-    arguments: Sequence[str],
-    without: Sequence[str],
-    *,
-    trust: Trust = False,
-) -> str:
-    """The resolved configuration, every default included, without the named options."""
-    if isinstance(parser, ConfigParser):
-        arguments = given(parser, arguments, trust=trust).arguments
-    return _dumped(parser, parser.parse_args(list(arguments)), without)
+def config_file(name: str, kind: Kind) -> Path:
+    """The file of a configuration that the user names.
 
-
-def parse_settings(parser: ConfigParser, settings: Mapping[str, Any]) -> tuple[Namespace, str]:
-    """Instantiates what a file of these contents would give; the same as YAML beside it.
+    Args:
+        name: one of :func:`vgs_rl.files.shipped.shipped_configs`, or the path of a file.
+        kind: what it configures.
 
     Raises:
-        ConfigError: naming the field, the value and what was expected.
+        ConfigError: with the nearest names, if there is none.
     """
-    try:
-        content = fields.checked_mapping(parser.config_type, settings)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            options: Namespace = parser.parse_object(content)
-            options.pop("config", None)
-            return parser.instantiate(options), _dumped(parser, options)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(_message(parser, error)) from error
-
-
-def _dumped(parser: ArgumentParser, options: Namespace, without: Sequence[str] = ()) -> str:
-    """Options as YAML; the user's word for what files name is none of a file's settings."""
-    options = options.clone()
-    for name in (*without, "trust"):
-        options.pop(name, None)
-    text: str = parser.dump(options, skip_none=False, skip_validation=True)
-    return text
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    known = shipped_configs(kind)
+    if name in known:
+        return CONFIGS / f"{name}.yaml"
+    if path.is_file():
+        return path
+    hint = fields.nearest(name, known)
+    raise ConfigError(f"no {kind} configuration is called {name!r}; {hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

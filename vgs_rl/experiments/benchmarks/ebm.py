@@ -16,16 +16,16 @@ from vgs_rl.agents import (
     LangevinNegatives,
     NegativesConfig,
 )
-from vgs_rl.experiments.detectors.jobs import DetectorConfig, build, config_of, detector_parser
+from vgs_rl.experiments.detectors.config import named_detector
+from vgs_rl.experiments.detectors.jobs import build
 from vgs_rl.experiments.tables import (
     Table,
-    config_arguments,
     machine,
     print_machine,
     print_table,
     write_json,
 )
-from vgs_rl.training.config import BudgetConfig, parse, resolve_device
+from vgs_rl.training.config import BudgetConfig, resolve_device
 
 
 def ebm(
@@ -56,7 +56,7 @@ def ebm(
     where = resolve_device(device)
     generator = torch.Generator().manual_seed(0)
     data = torch.nn.functional.normalize(torch.randn(8 * rows, dim, generator=generator), dim=-1)
-    config = _experiment(name, trust).ebm
+    config = named_detector(name, trust=trust).ebm
     learner = replace(config.learner, batch_size=rows)
     config = replace(config, learner=learner, pretrain_steps=0, warmup=0)
 
@@ -120,7 +120,7 @@ def stability(
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
-    experiment = replace(_experiment(name, trust), part=part, seed=seed)
+    experiment = replace(named_detector(name, trust=trust), part=part, seed=seed)
     table: Table = []
     for scale in (1 / factor, 1.0, factor):
         learner = replace(experiment.ebm.learner, lr=scale * experiment.ebm.learner.lr)
@@ -146,7 +146,3 @@ def stability(
         )
     print_table(f"{name}, part {part}, seed {seed}", table)
     write_json({"machine": size, "rows": table}, json)
-
-
-def _experiment(name: str, trust: bool) -> DetectorConfig:
-    return config_of(parse(detector_parser(), config_arguments(name, trust=trust)))

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from vgs_rl.agents.rl.base import LibraryConfig
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import named_config
+from vgs_rl.experiments.run import build
 from vgs_rl.experiments.tables import (
-    config_arguments,
     machine,
     print_machine,
     print_table,
@@ -57,7 +57,7 @@ def libraries(
 
 
 def _shares(name: Library, num_envs: int, updates: int) -> dict[str, Any]:
-    config = config_of(parse_run(config_arguments(f"rl/{name}_ppo")))
+    config = named_config(f"rl/{name}_ppo")
     assert isinstance(config.agent, LibraryConfig)
     agent: Any = build(replace(config, agent=replace(config.agent, num_envs=num_envs)))[1]
     watch = _Stopwatch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,13 +30,9 @@ from vgs_rl.experiments.benchmarks.runs import (
 from vgs_rl.experiments.cli import Mistake, output_file
 from vgs_rl.experiments.comparison.jobs import check_jobs, make_jobs
 from vgs_rl.experiments.comparison.worker import run_job
-from vgs_rl.experiments.run import (
-    config_of,
-    parse_run,
-)
+from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.tables import (
     Table,
-    config_arguments,
     format_cell,
     machine,
     markdown_table,
@@ -46,7 +43,7 @@ from vgs_rl.experiments.tables import (
     write_section,
 )
 from vgs_rl.files.shipped import CONFIGS
-from vgs_rl.training.config import read_yaml
+from vgs_rl.training.config import config_file, read_yaml
 
 SAMPLED = ("gmm9", "gmm25", "gmm40", "funnel10", "manywell32")
 
@@ -116,11 +113,12 @@ def quality(
     tables, reports = [], []
     for name in configs:
         place = output / Path(name).stem
+        config = named_config(name, {"output": place}, trust=trust)
         if pretrained:
-            trained = [shipped_run(name, place, n, compiled, trust)]
+            trained = [shipped_run(config.env, place, n, compiled)]
         else:
-            trained = [trained_run(name, place, [f"--seed={seed}"], trust) for seed in seeds]
-        runs = [_reports(name, run, agents, extra, place, trust) for run in trained]
+            trained = [trained_run(replace(config, seed=seed), trust) for seed in seeds]
+        runs = [_reports(name, config, run, agents, extra, trust) for run in trained]
         reports += [report for run in runs for report in run.values()]
         rows = _quality_rows(runs, bounds().get(name, {}))
         title = _title(name, runs)
@@ -134,14 +132,14 @@ def quality(
 
 def _reports(
     name: str,
+    config: RunConfig,
     run: TrainedRun,
     agents: Sequence[str],
     extra: Sequence[Extra],
-    output: Path,
     trust: bool,
 ) -> dict[str, Report]:
     """The reports of one configuration and run, new or read from an earlier call."""
-    config = config_of(parse_run(config_arguments(name, trust=trust)))
+    output = config.output
     energy = find(config.env).make_energy(**config.env_args)
     others: dict[Extra, Callable[[TrainedRun], Report]] = {
         "resampled": resampled,
@@ -163,11 +161,11 @@ def _reports(
             evaluate_other(run).save(path)
         reports[title] = Report.from_json(path.read_text(encoding="utf-8"))
     budget = {"seconds": run.report.train_seconds}
-    config_file, seed = config_arguments(name)[1], run.report.seed or 0
     jobs = []
     if agents:
         place = output / "agents"
-        jobs = make_jobs([config_file], agents, [seed], budget, place, trust=trust)
+        file, seed = config_file(name, "run"), run.report.seed or 0
+        jobs = make_jobs([str(file)], agents, [seed], budget, place, trust=trust)
     jobs = [job for job in jobs if job.agent in agents]  # `uncontrolled` is in every comparison
     check_jobs(jobs)
     for job in jobs:

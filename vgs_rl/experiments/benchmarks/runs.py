@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,10 @@ from vgs_rl.agents import (
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.experiments.cli import Mistake
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
 from vgs_rl.experiments.pretrained import counters_of, load_pretrained, shipped_samplers
-from vgs_rl.experiments.run import (
-    RunConfig,
-    ceilings,
-    config_of,
-    evaluate_agent,
-    evaluate_smc,
-    open_run,
-    parse_run,
-    resolved_yaml,
-    train,
-)
-from vgs_rl.experiments.tables import (
-    config_arguments,
-)
+from vgs_rl.experiments.run import open_run, train
 from vgs_rl.samplers.base import DrawnSampler, Sampler, Samples
 
 COSTS = ("train_seconds", "env_steps", "energy_evaluations")
@@ -51,14 +40,12 @@ class TrainedRun:
     compiled: bool = False
 
 
-def trained_run(name: str, output: Path, options: Sequence[str], trust: bool) -> TrainedRun:
+def trained_run(config: RunConfig, trust: bool) -> TrainedRun:
     """Trains a configuration, or reads the report of that run from an earlier call."""
-    arguments = config_arguments(name, [*options, f"--output={output}"], trust=trust)
-    config = config_of(parse_run(arguments))
     done = config.folder / "report.json"
     if not done.is_file():
-        print(f"training {' '.join([name, *options])} into {config.folder}")
-        if train(config, resolved_yaml(arguments), overwrite=True) is None:
+        print(f"training {config.agent.name} on {config.env} into {config.folder}")
+        if train(config, overwrite=True) is None:
             raise SystemExit(130)
     report = Report.from_json(done.read_text(encoding="utf-8"))
     return TrainedRun(
@@ -68,9 +55,9 @@ def trained_run(name: str, output: Path, options: Sequence[str], trust: bool) ->
     )
 
 
-def shipped_run(name: str, output: Path, n: int | None, compiled: bool, trust: bool) -> TrainedRun:
-    """Evaluates the sampler that is shipped for a configuration's target, or reads its report."""
-    target = find(config_of(parse_run(config_arguments(name, trust=trust))).env)
+def shipped_run(env: str, output: Path, n: int | None, compiled: bool) -> TrainedRun:
+    """Evaluates the sampler that is shipped for a target, or reads its report."""
+    target = find(env)
     if target.name not in shipped_samplers():
         known = ", ".join(shipped_samplers())
         raise Mistake(f"no sampler is shipped for {target.name}; there are {known}")

@@ -14,9 +14,9 @@ import torch
 from vgs_rl import ChainSampler, SamplingMDP, registered
 from vgs_rl.envs import SamplingVectorEnv
 from vgs_rl.evaluation.evaluate import evaluate
-from vgs_rl.experiments.run import build, config_of, parse_run
+from vgs_rl.experiments.config import named_config
+from vgs_rl.experiments.run import build
 from vgs_rl.experiments.tables import (
-    config_arguments,
     machine,
     print_machine,
     print_table,
@@ -157,7 +157,7 @@ def sampling(
     """
     size = machine(torch.get_num_threads())
     print_machine(size)
-    _, agent = build(config_of(parse_run(config_arguments(name, trust=trust))))
+    _, agent = build(named_config(name, trust=trust))
     ours = agent.sampler()
     assert isinstance(ours.policy, ValueGradientPolicy)
     mdp = agent.mdp

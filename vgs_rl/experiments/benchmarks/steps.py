@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.benchmarks.quality import SAMPLED
 from vgs_rl.experiments.benchmarks.runs import trained_run
-from vgs_rl.experiments.run import (
-    ceilings,
-    config_of,
-    parse_run,
-)
+from vgs_rl.experiments.config import named_config
+from vgs_rl.experiments.evaluation import ceilings
 from vgs_rl.experiments.tables import (
     Table,
-    config_arguments,
     print_table,
     write_json,
 )
+from vgs_rl.networks.policies import Drift
 from vgs_rl.plots.plots import plot_steps, save_figure, try_picture
 
 
@@ -32,9 +30,7 @@ def oracle(
         trust: whether the YAML files may name code that is not this package's.
     """
     for name in configs:
-        print(
-            format_comparison(ceilings(config_of(parse_run(config_arguments(name, trust=trust)))))
-        )
+        print(format_comparison(ceilings(named_config(name, trust=trust))))
         print()
 
 
@@ -65,15 +61,16 @@ def steps(
         trust: whether the YAML files may name code that is not this package's.
     """
     curves: dict[str, list[tuple[int, Report]]] = {}
-    for drift in ("posterior", "bellman"):
+    drifts: tuple[Drift, ...] = ("posterior", "bellman")
+    for drift in drifts:
         for count in num_steps:
-            options = [f"--mdp.num_steps={count}", f"--agent.drift={drift}", f"--seed={seed}"]
-            options += [f"--agent.fit_noise_scale={str(drift == 'posterior').lower()}"]
-            options += [f"--budget.updates={updates}"] if updates else []
-            learned = trained_run(name, output / f"{drift}_{count}", options, trust).report
-            (ceiling,) = ceilings(
-                config_of(parse_run(config_arguments(name, options, trust=trust))), (drift,)
-            ).values()
+            agent = {"drift": drift, "fit_noise_scale": drift == "posterior"}
+            settings: dict[str, Any] = {"mdp": {"num_steps": count}, "seed": seed}
+            settings |= {"agent": {"init_args": agent}, "output": output / f"{drift}_{count}"}
+            settings |= {"budget": {"updates": updates}} if updates else {}
+            config = named_config(name, settings, trust=trust)
+            learned = trained_run(config, trust).report
+            (ceiling,) = ceilings(config, (drift,)).values()
             for title, report in ((f"learned, {drift}", learned), (f"exact, {drift}", ceiling)):
                 curves.setdefault(title, []).append((count, report))
     figures = ("elbo", "path_ess", "tvd_energy")

@@ -17,19 +17,9 @@ import os
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-from torch import Tensor
-
 from vgs_rl.agents.base import handling, interrupt
-from vgs_rl.energy import Energy
-from vgs_rl.evaluation.metrics import evenly_spaced_rows
-from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.experiments.cli import (
     Mistake,
     Parser,
@@ -40,13 +30,12 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
-from vgs_rl.experiments.comparison.jobs import Job, budget_name, check_jobs, make_jobs, parse_budget
+from vgs_rl.experiments.comparison.jobs import budget_name, check_jobs, make_jobs, parse_budget
+from vgs_rl.experiments.comparison.pictures import draw_comparison
 from vgs_rl.experiments.comparison.report import (
     as_json,
     as_markdown,
     collect,
-    plot_learning,
-    plot_samples,
     read_reports,
 )
 from vgs_rl.experiments.comparison.worker import run_job
@@ -59,13 +48,7 @@ from vgs_rl.experiments.tables import (
     write_section,
 )
 from vgs_rl.files.checkpoint import write_text
-from vgs_rl.plots.plots import save_figure, try_picture
-from vgs_rl.registry import find
-from vgs_rl.samplers.base import Samples
-from vgs_rl.training.config import TRUST_HELP, EvaluationConfig
-
-EXACT = "exact"
-SHOWN = 2_000  # samples in the pictures
+from vgs_rl.training.config import TRUST_HELP
 
 
 @command
@@ -113,7 +96,7 @@ def _compare(options: Namespace) -> int:
     contents = {"machine": size, "budget": budget, **as_json(results, failed)}
     for file in (root / "table.json", options.json):
         write_json(contents, file)
-    pictures = {env: _pictures(env, jobs, root) for env in results}
+    pictures = {env: draw_comparison(env, jobs, root) for env in results}
     if options.markdown is not None:
         page = options.markdown
         shown = _published(pictures, options.figures, page.parent) if options.figures else ""
@@ -153,62 +136,6 @@ def _parse(arguments: list[str]) -> Namespace:
     return options
 
 
-def _pictures(env: str, jobs: Sequence[Job], root: Path) -> list[Path]:
-    """Learning curves and final samples of one target, as far as they can be drawn."""
-    mine = [job for job in jobs if job.env == env and job.finished]
-    config = mine[0].config
-    draw = {"learning": _draw_learning, "samples": _draw_samples}
-    paths = []
-    for what, make in draw.items():
-        path = root / f"{env}-{what}.png"
-        path.unlink(missing_ok=True)  # an earlier comparison's
-
-        def write(make: Callable[..., Figure] = make, path: Path = path) -> None:
-            energy = find(config.env).make_energy(**config.env_args)
-            save_figure(make(energy, mine), path)
-
-        try_picture(str(path), write)
-        paths.append(path)
-    return [path for path in paths if path.is_file()]
-
-
-def _draw_learning(energy: Energy, jobs: Sequence[Job]) -> Figure:
-    config = jobs[0].config
-    if config.mdp.temperature != 1.0:  # what is known is known at 1
-        return plot_learning(jobs, None, None)
-    return plot_learning(jobs, energy.log_z, _curve_ideal(energy, config.evaluation))
-
-
-def _states(file: Path) -> Tensor:
-    return Samples.load(file).x
-
-
-@torch.no_grad()
-def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
-    """The samples of each agent's first seed; a file that cannot be read is left out, by name."""
-    exact = _exact(energy) if jobs[0].config.mdp.temperature == 1.0 else None
-    samples = {} if exact is None else {EXACT: exact}
-    for job in jobs:
-        if job.agent not in samples:
-            file = job.folder / "samples.pt"
-            found = try_picture(f"of {file}", partial(_states, file))
-            if found is not None:
-                samples[job.agent] = evenly_spaced_rows(found, SHOWN).float()
-    energies = {name: energy(x) for name, x in samples.items()}
-    return plot_samples(samples, energies, energy.symmetry, EXACT)
-
-
-def _curve_ideal(energy: Energy, evaluation: EvaluationConfig) -> float | None:
-    """TVD-E of as many exact samples against what curves are measured with, where there are any."""
-    if not energy.can_sample:
-        return None
-    # The runs' own reference: its outermost energy sets the width of the bins, so also the ideal.
-    progress = EnergyProgress(energy, torch.Generator().manual_seed(evaluation.seed + 5))
-    generator, n = torch.Generator().manual_seed(0), evaluation.validation_samples
-    draws = (energy(energy.sample(n, generator)) for _ in range(8))
-    return float(np.mean([progress.metrics(e, None)["eval/tvd_energy"] for e in draws]))
-
-
 def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str:
     """Copies pictures into a folder of the page's; the lines that show them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,13 +147,3 @@ def _published(pictures: dict[str, list[Path]], folder: Path, page: Path) -> str
             what = path.stem.partition("-")[2]
             lines.append(f"\n\n![{env}: {what}]({os.path.relpath(copy, page)})")
     return "".join(lines)
-
-
-def _exact(energy: Energy) -> Tensor | None:
-    """Exact or reference samples for the pictures, shape (n, D), or None."""
-    if energy.can_sample:
-        return energy.sample(SHOWN, torch.Generator().manual_seed(0)).float()
-    try:
-        return energy.reference("validation")[:SHOWN].float()
-    except NotImplementedError:
-        return None

@@ -30,9 +30,11 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
+from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.detectors.report import evaluate_runs, is_detector
+from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
 from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
-from vgs_rl.experiments.run import RunConfig, ceilings, evaluate_agent, evaluate_smc, open_run
+from vgs_rl.experiments.run import open_run
 from vgs_rl.files.checkpoint import write_text
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import Sampler

@@ -17,19 +17,12 @@ from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.envs.configured import tuned_config
 from vgs_rl.evaluation.evaluate import format_comparison
 from vgs_rl.experiments.cli import STANDARD, command, output, switch
-from vgs_rl.experiments.run import (
-    RunConfig,
-    ceilings,
-    config_of,
-    parse_run,
-    resolved_yaml,
-    run_parser,
-    train,
-)
+from vgs_rl.experiments.config import config_of, parse_run, run_parser
+from vgs_rl.experiments.evaluation import ceilings
+from vgs_rl.experiments.run import train
 from vgs_rl.registry import find
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import ConfigError, resumed
-from vgs_rl.trust import admit_typed
 
 
 @command
@@ -43,10 +36,10 @@ def main(arguments: list[str]) -> int:
     add("--progress", type=switch, default=True, help="show a progress bar")
     add("--json", type=output, default=None, help="also write the report here; - is stdout")
     folder, out = None, sys.stdout
-    own = ("config", "resume", "overwrite", "ceiling", "progress", "json")
     try:
         arguments = resumed(arguments)
         options = parse_run(arguments, parser)
+        from_file = any(each.partition("=")[0] == "--config" for each in arguments)
         if options.resume is not None and options.overwrite:
             raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
         config = config_of(options)
@@ -54,11 +47,10 @@ def main(arguments: list[str]) -> int:
         if options.ceiling:
             energy = find(config.env).make_energy(**config.env_args)
             require_exact_values(energy, config.mdp.temperature)
-        text = resolved_yaml(arguments, parser, without=own)
         out = sys.stderr if options.json == STANDARD else sys.stdout
         if options.resume is None:
             print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
-            tuned = None if options.config else tuned_config(config.env)
+            tuned = None if from_file else tuned_config(config.env)
             if tuned is not None:
                 print(
                     f"note: chain and agent are defaults; those found for {config.env} are in "
@@ -68,11 +60,10 @@ def main(arguments: list[str]) -> int:
         with handling(interrupt):  # SIGTERM while samples are evaluated is Ctrl-C, too
             report = train(
                 config,
-                text,
                 resume=options.resume,
                 overwrite=options.overwrite,
                 progress_bar=options.progress,
-                trust=admit_typed(arguments, RunConfig),
+                trust=options.trust,
             )
         if report is None:
             raise KeyboardInterrupt

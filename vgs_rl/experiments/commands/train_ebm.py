@@ -18,19 +18,18 @@ from pathlib import Path
 
 from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.experiments.cli import STANDARD, command, output, switch, whole
-from vgs_rl.experiments.detectors.jobs import (
+from vgs_rl.experiments.detectors.config import (
     DetectorConfig,
     config_of,
     detector_parser,
-    make_jobs,
-    reopen,
-    run_all,
+    parse_detector,
     saved_config,
 )
+from vgs_rl.experiments.detectors.jobs import make_jobs, reopen, run_all
 from vgs_rl.experiments.detectors.report import as_markdown, collect, write
 from vgs_rl.experiments.tables import machine, write_json
 from vgs_rl.files.lock import FolderLock
-from vgs_rl.training.config import ConfigError, as_yaml, parse, resumed
+from vgs_rl.training.config import ConfigError, resumed
 from vgs_rl.training.folder import clear, make_folders, write_config
 from vgs_rl.training.resume import require_same_run
 from vgs_rl.trust import names_of
@@ -47,18 +46,17 @@ def main(arguments: list[str]) -> int:
     add("--progress", type=switch, default=True, help="show a progress bar")
     add("--json", type=output, default=None, help="also write the table here; - is stdout")
     folder, out = None, sys.stdout
-    own = ("config", "resume", "overwrite", "jobs", "progress", "json")
     try:
         arguments = resumed(arguments)
-        options = parse(parser, arguments)
+        options = parse_detector(arguments, parser)
         if options.resume is not None and options.overwrite:
             raise ConfigError(
                 "--overwrite true starts an experiment, and --resume goes on: give one"
             )
         config = config_of(options)
         folder = options.resume or config.folder
-        text = as_yaml(parser, arguments, own)
-        trust = options.trust or names_of(text, DetectorConfig)
+        text = config.to_yaml()
+        trust = options.trust is True or names_of(text, DetectorConfig)
         was = None if options.resume is None else saved_config(folder, trust)
         if was is not None:
             require_same_run(was, config, folder)

@@ -15,8 +15,9 @@ import torch
 from vgs_rl.checks import require_positive
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments.baselines import BASELINES, Baseline
+from vgs_rl.experiments.config import RunConfig, merged, run_config
 from vgs_rl.experiments.jobs import fraction
-from vgs_rl.experiments.run import RunConfig, build, run_of
+from vgs_rl.experiments.run import build
 from vgs_rl.fields import checked, field_types, near_names, nearest
 from vgs_rl.files.shipped import CONFIGS
 from vgs_rl.files.yaml_text import plain_scalar
@@ -56,7 +57,6 @@ class Job:
         env: name of the target.
         agent: short name.
         config: the run's configuration.
-        text: the same as YAML, every default included; `train.py --config` takes an agent's.
         settings: what a file would have to hold for it.
         own_name: the agent's own name, which its run folder has.
         scale: rough standard deviation of the target, where baselines start.
@@ -69,7 +69,6 @@ class Job:
     env: str
     agent: str
     config: RunConfig
-    text: str
     settings: dict[str, Any]
     own_name: str
     scale: float
@@ -285,7 +284,7 @@ def _overrides(stem: str) -> dict[str, Any]:
     for name in ("all", stem):
         file = CONFIGS / "compare" / f"{name}.yaml"
         if file.is_file():
-            found = _merged(found, read_yaml(file))
+            found = merged(found, read_yaml(file))
     for agent, settings in found.items():
         if not isinstance(settings, dict):
             raise CompareError(f"configs/compare: {agent} must be a mapping, got {settings!r}")
@@ -299,17 +298,6 @@ def _overrides(stem: str) -> dict[str, Any]:
     return found
 
 
-def _merged(below: Any, above: Any) -> Any:
-    """`above` over `below`, mappings key by key."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return copy.deepcopy(above)
-    keys = [*below, *(key for key in above if key not in below)]
-    return {
-        key: _merged(below.get(key), above[key]) if key in above else copy.deepcopy(below[key])
-        for key in keys
-    }
-
-
 def _job(
     base: dict[str, Any],
     target: Target,
@@ -321,7 +309,7 @@ def _job(
     given = dict(overrides.get(agent, {}))
     of = given.pop("of", None)  # a variant of another agent
     if of is not None:
-        given = _merged({k: v for k, v in overrides.get(of, {}).items() if k != "of"}, given)
+        given = merged({k: v for k, v in overrides.get(of, {}).items() if k != "of"}, given)
     kind = of or agent
     shipped = base.get("agent", {"class_path": "ValueGradientConfig"})
     scale = float(shipped.get("init_args", {}).get("prior_std", 1.0))
@@ -333,8 +321,8 @@ def _job(
     settings |= {"output": str(root if of is None else root / "variants" / agent)}
     if section is not None:
         settings["agent"] = section
-    settings = _merged(settings, given)
-    config, text = run_of(settings)
+    settings = merged(settings, given)
+    config = run_config(settings)
     if section is not None and config.agent.name != kind:
         raise CompareError(
             f"{agent} calls itself {config.agent.name}: its folder would be another's"
@@ -343,7 +331,6 @@ def _job(
         env=target.name,
         agent=agent,
         config=config,
-        text=text,
         settings=settings,
         own_name=kind,
         scale=scale,

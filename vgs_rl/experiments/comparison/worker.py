@@ -8,7 +8,8 @@ import torch
 
 from vgs_rl.experiments.baselines import run_baseline
 from vgs_rl.experiments.comparison.jobs import Job
-from vgs_rl.experiments.run import saved_config, train
+from vgs_rl.experiments.config import saved_config
+from vgs_rl.experiments.run import train
 from vgs_rl.files.lock import FolderInUse
 from vgs_rl.training.config import resolve_device
 from vgs_rl.training.folder import RunFolder
@@ -26,16 +27,14 @@ def _train(job: Job) -> bool:
         # A report without all that belongs to it, or of other settings, is no result.
         (job.folder / "report.json").unlink(missing_ok=True)
         try:
-            report = train(
-                job.config, job.text, resume=job.folder, progress_bar=False, trust=job.trust
-            )
+            report = train(job.config, resume=job.folder, progress_bar=False, trust=job.trust)
             return report is not None
         except FolderInUse:
             raise
         except (ValueError, OSError):
             traceback.print_exc()
             print("starting anew")
-    return train(job.config, job.text, overwrite=True, progress_bar=False) is not None
+    return train(job.config, overwrite=True, progress_bar=False) is not None
 
 
 def _begun(job: Job) -> bool:
@@ -53,7 +52,7 @@ def _begun(job: Job) -> bool:
 
 def _draw(job: Job) -> bool:
     baseline = job.make_baseline(resolve_device(job.config.device))
-    with RunFolder(job.folder, job.text, overwrite=True) as folder:
+    with RunFolder(job.folder, job.config.to_yaml(), overwrite=True) as folder:
         run_baseline(
             baseline,
             job.config.budget,

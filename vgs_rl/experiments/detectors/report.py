@@ -15,11 +15,12 @@ from vgs_rl.agents.ebm.classical import OutlierConfig, OutlierDetector
 from vgs_rl.agents.ebm.detector import evaluate_detector, load_energy
 from vgs_rl.evaluation.detection import detection_metrics, mean_metrics
 from vgs_rl.evaluation.report import Report
-from vgs_rl.experiments.detectors.jobs import DetectorConfig, Job, build, config_of, detector_parser
+from vgs_rl.experiments.detectors.config import DetectorConfig, saved_config
+from vgs_rl.experiments.detectors.jobs import Job, build
 from vgs_rl.experiments.pretrained import counters_of
 from vgs_rl.experiments.tables import Table, markdown_table
 from vgs_rl.files.checkpoint import write_text
-from vgs_rl.training.config import ConfigError, parse, read_yaml
+from vgs_rl.training.config import ConfigError, read_yaml
 from vgs_rl.trust import Trust
 
 METRICS = ("auroc_image", "auroc_pixel")
@@ -114,9 +115,7 @@ def evaluate_runs(
         raise ConfigError(f"--split must be test or validation, got {split!r}")
     reports = {}
     for run in runs:
-        arguments = ["--config", str(run / "config.yaml")]
-        arguments += [] if device is None else [f"--device={device}"]
-        config = config_of(parse(detector_parser(), arguments, trust=trust))
+        config = saved_config(run, trust, device)
         data, trainer = build(config)
         state = load_energy(run, trainer, checkpoint, config)
         done = run / "report.json"

@@ -1,0 +1,197 @@
+"""What a trained agent is worth: its report, its pictures, and what perfect values would reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
+from vgs_rl.agents.base import Agent
+from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
+from vgs_rl.evaluation.evaluate import Report, evaluate
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol
+from vgs_rl.experiments.config import RunConfig
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.networks.policies import Drift
+from vgs_rl.plots.particles import (
+    EXACT_CLUSTERS,
+    cluster_summary,
+    plot_pair_distances,
+    reference_label,
+    reference_states,
+)
+from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
+from vgs_rl.registry import Target, find
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.samplers.oracle import oracle_sampler
+from vgs_rl.samplers.twisted import TwistedSMC
+from vgs_rl.training.config import (
+    resolve_device,
+)
+from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.identity import identity_details, settings_of
+
+
+def evaluate_agent(
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    *,
+    n: int | None = None,
+    resample: bool = False,
+    sampler: Sampler | None = None,
+    protocol: ParticleProtocol | None = None,
+    on_samples: Callable[[Samples], None] | None = None,
+    progress_bar: bool = False,
+) -> Report:
+    """The report of an agent (or of another sampler) on the run's own evaluation seed."""
+    sampler = sampler or agent.sampler()
+    sampler.progress_bar = progress_bar
+    report = evaluate(
+        sampler,
+        agent.mdp.energy,
+        n or config.evaluation.n_samples,
+        seed=config.evaluation.seed,
+        resample=resample,
+        target_name=target.name,
+        agent_name=config.agent.name,
+        training_seed=config.seed,
+        train_seconds=agent.counters.seconds,
+        env_steps=agent.counters.env_steps,
+        energy_evaluations=agent.counters.energy_evaluations,
+        protocol=protocol,
+        on_samples=on_samples,
+    )
+    report.details |= agent.report_details() | identity_details(config)
+    return report
+
+
+def evaluate_smc(
+    config: RunConfig,
+    agent: Agent,
+    *,
+    n: int | None = None,
+    protocol: ParticleProtocol | None = None,
+) -> Report:
+    """The report of SMC with the agent's value as twist, resampled at the end.
+
+    Raises:
+        ValueError: if the agent has no value.
+    """
+    if not isinstance(agent, ValueGradientAgent):
+        raise ValueError(f"SMC needs a value as its twist, and {config.agent.name} has none")
+    sampler = TwistedSMC(agent.mdp, agent.policy)
+    return evaluate_agent(
+        config,
+        find(config.env),
+        agent,
+        n=n,
+        resample=True,
+        sampler=sampler,
+        protocol=protocol,
+    )
+
+
+def finish(
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    folder: RunFolder,
+    *,
+    progress_bar: bool = False,
+) -> Report:
+    """Evaluates, draws, writes samples.pt and, last of all, report.json."""
+    evaluated: list[Samples] = []
+    report = evaluate_agent(
+        config, target, agent, on_samples=evaluated.append, progress_bar=progress_bar
+    )
+    evaluated[0].save(folder.path / "samples.pt")
+    step = agent.counters.env_steps
+    report.to_tensorboard(folder.writer, step)
+    folder.hyper_parameters(settings_of(config), finished=True)
+    folder.draw(
+        lambda: final_figures(config, target, agent, folder, evaluated[0].x), step, keep=True
+    )
+    report.save(folder.path / "report.json")  # the last file: with it, the run is finished
+    return report
+
+
+def final_figures(
+    config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
+) -> dict[str, Drawing]:
+    """The pictures of a finished run, by name; x (n, D) are the samples that were evaluated."""
+    mdp, energy = agent.mdp, agent.mdp.energy
+    generator = mdp.generator(config.evaluation.seed + 3)
+    pictures = agent.figures(generator)
+    log_z = energy.log_z if mdp.temperature == 1.0 else None
+    pictures["learning_curves"] = lambda: plot_learning_curves(folder.records, log_z=log_z)
+    sampler = agent.sampler()
+    if energy.symmetry is not None:
+        return pictures | _cluster_figures(target, sampler, folder, x, generator)
+    if energy.can_sample and mdp.temperature == 1.0:
+        pictures["energy"] = lambda: plot_energy_histogram(
+            energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
+        )
+    pictures["summary"] = lambda: plot_summary(
+        mdp,
+        sampler.policy,
+        generator,
+        value=agent.average.value if isinstance(agent, ValueGradientAgent) else None,
+        records=folder.records,
+        title=target.name,
+    )
+    return pictures
+
+
+def _cluster_figures(
+    target: Target,
+    sampler: ChainSampler,
+    folder: RunFolder,
+    x: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Drawing]:
+    """What particle targets have instead of pictures of two coordinates."""
+    mdp, energy = sampler.mdp, sampler.mdp.energy
+    symmetry = energy.symmetry
+    assert symmetry is not None
+    x = x[:EXACT_CLUSTERS]
+    reference, label = reference_states(mdp, generator, "test"), reference_label(energy)
+    pictures: dict[str, Drawing] = {
+        "distances": lambda: plot_pair_distances(x, reference, symmetry, label=label)
+    }
+    if reference is not None:
+        pictures["energy"] = lambda: plot_energy_histogram(
+            energy(x), energy(reference), label=label
+        )
+    pictures["summary"] = lambda: cluster_summary(
+        mdp,
+        sampler.policy,
+        x,
+        generator,
+        records=folder.records,
+        split="test",
+        title=target.name,
+    )
+    return pictures
+
+
+def ceilings(
+    config: RunConfig, drifts: Sequence[Drift] = ("posterior", "bellman")
+) -> dict[str, Report]:
+    """Reports of the oracle on the run's MDP, by drift: what perfect learning reaches."""
+    target = find(config.env)
+    reports = {}
+    for drift in drifts:
+        energy = target.make_energy(**config.env_args)
+        mdp = SamplingMDP(energy, config.mdp, device=resolve_device(config.device))
+        reports[f"oracle {drift}"] = evaluate(
+            oracle_sampler(mdp, drift, seed=config.evaluation.seed + 4),
+            energy,
+            config.evaluation.n_samples,
+            seed=config.evaluation.seed,
+            target_name=target.name,
+            agent_name=f"oracle {drift}",
+        )
+    return reports
