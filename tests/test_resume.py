@@ -27,13 +27,9 @@ from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments import run as runs
-<<<<<<< HEAD
-from vgs_rl.experiments.run import RunConfig, build, evaluate_agent, load_run, open_run, train
-=======
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.evaluation import evaluate_agent, evaluate_smc
-from vgs_rl.experiments.run import build, open_run, train
->>>>>>> 89b2056 (Configurations are objects: read once, passed as they are, written as the record)
+from vgs_rl.experiments.run import build, load_run, open_run, train
 from vgs_rl.files import checkpoint
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderInUse, FolderLock
