@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from vgs_rl.agents.base import Agent
 from vgs_rl.agents.target import Origin
 from vgs_rl.energy import Energy
-from vgs_rl.experiments.run import run_config
-from vgs_rl.fields import may_be_subclass
+from vgs_rl.experiments.config import run_config
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.files.restore import check_like, fitting
 from vgs_rl.files.yaml_text import dump_yaml, parse_mapping
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.registry import energy_of
 from vgs_rl.training.config import resolve_device
+from vgs_rl.training.record import as_choice, as_mapping
 from vgs_rl.trust import Trust
 
 
@@ -30,8 +29,8 @@ def save_agent(agent: Agent, path: Path) -> None:
     settings = {
         "env": origin.env,
         "env_args": dict(origin.env_args),
-        "mdp": mapping_of(agent.mdp.config),
-        "agent": mapping_of(agent.config),
+        "mdp": as_mapping(agent.mdp.config),
+        "agent": as_choice(agent.config),
         "seed": agent.seed,
     }
     state = {"config": dump_yaml(settings), "target": origin.name, "agent": agent.state_dict()}
@@ -68,15 +67,3 @@ def load_agent(
     with fitting(str(path)):
         agent.load_state_dict(state["agent"])
     return agent
-
-
-def mapping_of(config: Any) -> dict[str, Any]:
-    """A configuration as a file holds it; a section of several kinds says its class."""
-    content = {}
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        content[each.name] = mapping_of(value) if dataclasses.is_dataclass(value) else value
-    kind = type(config)
-    if not may_be_subclass(kind):
-        return content
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": content}

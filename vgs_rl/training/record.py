@@ -39,6 +39,11 @@ def as_mapping(config: Any) -> dict[str, Any]:
     }
 
 
+def as_choice(config: Any) -> dict[str, Any]:
+    """What a file holds for a section whose class can be chosen."""
+    return {"class_path": import_path(type(config)), "init_args": as_mapping(config)}
+
+
 def import_path(kind: type) -> str:
     """The shortest path within the class's packages that imports it, as a `class_path`.
 
@@ -60,7 +65,7 @@ def _entry(value: Any, kind: Any = None) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         section = section_type(kind)
         if is_section(section) and may_be_subclass(section):
-            return {"class_path": import_path(type(value)), "init_args": as_mapping(value)}
+            return as_choice(value)
         return as_mapping(value)
     if isinstance(value, Mapping):
         return {key: _entry(each) for key, each in value.items()}
