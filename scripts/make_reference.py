@@ -3,4 +3,4 @@
 from face import show
 
 if __name__ == "__main__":
-    show("make_reference")
+    show("make-reference")

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # vgs_rl_main, where this checkout is not installed
 PATIENCE = 300.0  # seconds
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT, load
 
+from vgs_rl.agents.base import Agent
+from vgs_rl.experiments.cli import command_named
 from vgs_rl.experiments.config import RunConfig, config_of, named_config, parse_run
 from vgs_rl.experiments.detectors.config import named_detector, saved_config
+from vgs_rl.experiments.pretrained import shipped_samplers
 from vgs_rl.experiments.run import build
 from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.files.yaml_text import dump_yaml, parse_yaml
+from vgs_rl.registry import registered
+from vgs_rl.samplers.base import Samples
 from vgs_rl.training.config import read_yaml
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.identity import identity_of
+from vgs_rl_main import COMMANDS
 
 SMALL = ["--mdp.num_steps=2", "--evaluation.n_samples=8", "--device=cpu"]
 MODULES = {
@@ -67,7 +77,11 @@ MISTAKES = [
     ("train --conf x.yaml", "there is no option --conf; did you mean --config?"),
     ("train --agent.lrr 3", "there is no option --agent.lrr; did you mean --agent.lr?"),
     ("train --over true", "there is no option --over; did you mean --overwrite?"),
-    ("train stray", "unrecognized arguments: stray"),
+    ("train stray", "no run configuration is called 'stray'; there are ablation/action_bound, "),
+    ("train gmm99", "no run configuration is called 'gmm99'; did you mean gmm9,"),
+    ("train ebm_digits", "no run configuration is called 'ebm_digits'; "),
+    ("train missing.yaml", "config missing.yaml"),
+    ("train gmm9 --agent.lrr 3", "there is no option --agent.lrr; did you mean --agent.lr?"),
     ("train --config twice.yaml", "line 3: 'seed' is given twice, first in line 2"),
     ("train --config mdp.yaml", "mdp must be a mapping of chain, num_steps, "),
     ("train --config bomb.yaml", "it expands to more than 100000 values"),
@@ -117,6 +131,7 @@ MISTAKES = [
     ("evaluate --pretrained foreign.pt", "foreign.pt"),
     ("evaluate --pretrained DW4 --checkpoint best", "--checkpoint is for run folders"),
     ("train_ebm --config ebm.yaml", "ebm must be a mapping of energy, on_sphere, mdp, "),
+    ("train_ebm ebm_digit", "no detector configuration is called 'ebm_digit'; did you mean ebm_di"),
     ("train_ebm --jobs -1", "--jobs: must be at least 0, got -1"),
     ("train_ebm --seeds 0", "experiment.seeds must be at least 1, got 0"),
     ("train_ebm --data NoSource", "data: no SourceConfig is called 'NoSource'"),
@@ -142,6 +157,21 @@ MISTAKES = [
     ("compare --output a_file", "--output: a_file cannot be written"),
     ("compare --markdown page.md", "page.md has no section 'compare'"),
     ("compare --figures pictures", "--figures needs --markdown, which shows them"),
+    ("compare GMM8", "no target is named 'GMM8'; did you mean GMM9"),
+    ("compare GMM9 --env GMM25", "--env GMM25: GMM9 is given already, give one"),
+    ("sample", "the following arguments are required: source"),
+    ("sample LJ14", "no run folder or sampler is called 'LJ14'; did you mean LJ13?"),
+    ("sample LJ13 --n 0", "--n: must be at least 1, got 0"),
+    ("sample LJ13 --output x.txt", "--output: must end in .npz or .pt, got 'x.txt'"),
+    ("sample LJ13 --output a_file/x.npz", "--output: a_file/x.npz cannot be written"),
+    ("sample LJ13 --checkpoint last", "--checkpoint is for run folders, an exported sampler has"),
+    ("sample foreign.pt", "foreign.pt"),
+    (
+        "list smaplers",
+        "must be one of targets, agents, configs, samplers, got 'smaplers'; did ",
+    ),
+    ("list --json .", "--json: must be a file to write, got '.'"),
+    ("completion fish", "shell: must be one of bash, zsh, got 'fish'"),
     ("make_reference --target LJ14 --out x.npz", "--target: must be one of DW4, LJ13, LJ55"),
     ("make_reference --target LJ13 --out x.npy", "--out: must end in .npz, got 'x.npy'"),
     ("make_reference --target LJ13 --out a_file/x.npz", "--out: a_file/x.npz cannot be written"),
@@ -182,17 +212,184 @@ def test_a_report_may_be_written_into_a_folder_that_is_not_there_yet(place: Path
     assert (place / "made" / "it.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "evaluate", "train_ebm", "detect", "compare", "make_reference"]
-)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "benchmark"])
 def test_help_is_shown_on_an_ascii_terminal(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "shown"
     with open(file, "w", encoding="ascii") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        assert load(f"commands.{name}").main(["--help"]) == 0
-    assert "--json" in file.read_text(encoding="ascii") or name == "make_reference"
+        assert command_named(name, f"vgs-rl {name}")(["--help"]) == 0
+    text = file.read_text(encoding="ascii")
+    assert text.startswith(f"usage: vgs-rl {name} ") and f"\n    vgs-rl {name}" in text.replace(
+        f"\nvgs-rl {name}", f"\n    vgs-rl {name}"
+    )
+
+
+def defaults_of(text: str) -> dict[str, str]:
+    """Options of a help text with the defaults that it shows, or what it says of them."""
+    options = re.findall(r"^  (--[\w.-]+)(.*?)(?=^  --|^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(body.split()) for name, body in options if name != "--help"}
+
+
+@pytest.mark.parametrize("name", ["train", "train-ebm", "evaluate", "compare", "sample", "detect"])
+def test_help_explains_every_option_with_its_default(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_named(name, f"vgs-rl {name}")(["--help"]) == 0
+    shown = defaults_of(capsys.readouterr().out)
+    bare = {"--config", "--print_config", "--features"}  # which take a file, or nothing
+    without = [
+        option
+        for option, text in shown.items()
+        if "default" not in text and "all of it" not in text and option not in bare
+    ]
+    assert [each for each in without if not each.endswith(".help")] == []
+    if name == "train":
+        assert "learning rate" in shown["--agent.lr"] and "0.002" in shown["--agent.lr"]
+        assert "--agent.objective.batch_size" in shown and "--mdp.num_steps" in shown
+
+
+def test_a_configuration_is_named_or_a_file_and_what_is_printed_runs(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    main = command_named("train", "vgs-rl train")
+
+    def printed(*arguments: str) -> str:
+        assert main([*arguments, "--print_config"]) == 0
+        return capsys.readouterr().out
+
+    text = printed("gmm9", "--agent.lr", "1e-3", "--seed", "3")
+    assert text == printed("--seed=3", "gmm9", "--agent.lr=0.001")
+    assert text == printed("--config", str(CONFIGS / "gmm9.yaml"), "--seed=3", "--agent.lr=1e-3")
+    config = RunConfig.from_yaml(text)
+    assert (config.seed, getattr(config.agent, "lr", None)) == (3, 1e-3)
+    assert config.mdp == named_config("gmm9").mdp
+    (place / "again.yaml").write_text(text, encoding="utf-8")
+    assert printed("again.yaml") == text
+    (place / "again.yaml").unlink()
+
+
+def test_messages_name_the_command_that_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Agent, "learn", stopped)
+    for typed in ("vgs-rl train", "python scripts/train.py"):
+        main = command_named("train", typed)
+        assert main(["gmm9", *SMALL, f"--output={tmp_path}", "--overwrite=true"]) == 130
+        folder = tmp_path / "GMM9/vgs/0"
+        assert f"stopped; go on with: {typed} --resume {folder}\n" in capsys.readouterr().out
+    command_named("train", "vgs-rl train")
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_samples_are_written_with_their_weights_and_repeat(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = command_named("sample", "vgs-rl sample")
+    run = [str(place / VGS), "--n=50", "--seed=3"]
+    for name in ("one.npz", "two.npz", "three.pt"):
+        assert main([*run, f"--output={tmp_path / name}"]) == 0
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert one["x"].shape == (50, 2) and one["log_weight"].shape == (50,)
+    assert np.array_equal(one["x"], two["x"])
+    assert np.allclose(Samples.load(tmp_path / "three.pt").x, one["x"])
+    assert main([*run, "--resample=true", f"--output={tmp_path / 'kept.npz'}"]) == 0
+    weights = np.load(tmp_path / "kept.npz")["log_weight"]
+    assert np.ptp(weights) == 0
+    assert "log Z" in capsys.readouterr().out
+    assert main(["DW4", "--n=4", f"--output={tmp_path / 'dw4.npz'}", "--device=cpu"]) == 0
+    assert np.load(tmp_path / "dw4.npz")["x"].shape == (4, 8)
+
+
+def test_the_list_shows_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main = command_named("list", "vgs-rl list")
+    assert main(["--json", "-"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert {row["id"] for row in tables["targets"]} == set(registered())
+    names = {row["configuration"] for row in tables["configs"]}
+    assert names == {*shipped_configs("run"), *shipped_configs("detector")}
+    assert [row["sampler"] for row in tables["samplers"]] == shipped_samplers()
+    assert all(row["elbo"] for row in tables["samplers"])
+    agents = [row["agent"] for row in tables["agents"]]
+    assert {"vgs", "pis", "sb3-ppo", "mala"} < set(agents)
+    assert main(["samplers"]) == 0
+    assert "LJ13" in capsys.readouterr().out
+
+
+COMPLETIONS = {
+    "vgs-rl tr": {"train", "train-ebm"},
+    "vgs-rl train gm": {"gmm4", "gmm9", "gmm25", "gmm40"},
+    "vgs-rl train-ebm ebm": {"ebm_digits", "ebm_textures"},
+    "vgs-rl train --agent.objective.batch": {"--agent.objective.batch_size"},
+    "vgs-rl train --mdp.chain v": {"ve", "vp"},
+    "vgs-rl sample L": {"LJ13", "LJ55"},
+    "vgs-rl evaluate --checkpoint b": {"best"},
+    "vgs-rl benchmark qual": {"quality"},
+    "vgs-rl benchmark quality --see": {"--seeds"},
+}
+
+
+def test_bash_completes_commands_names_options_and_choices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_named("completion", "vgs-rl completion")(["bash"]) == 0
+    (tmp_path / "vgs-rl").write_text(capsys.readouterr().out, encoding="utf-8")
+    script = "source ./vgs-rl\n"
+    for line in COMPLETIONS:
+        script += f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()\n"
+        script += '_shtab_vgs_rl; echo "${COMPREPLY[*]}"\n'
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    found = [set(line.split()) for line in done.stdout.splitlines()]
+    assert dict(zip(COMPLETIONS, found, strict=True)) == COMPLETIONS
+
+
+def test_zsh_has_the_same_commands_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_named("completion", "vgs-rl completion")(["zsh"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("#compdef vgs-rl")
+    for word in (*COMMANDS, *shipped_configs("detector"), "--agent.objective.batch_size"):
+        assert word in text or word.replace(".", "\\.") in text, word
+    if shutil.which("zsh"):
+        subprocess.run(["zsh", "-n", "-c", text], check=True)
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def test_help_version_and_a_mistyped_command_answer_without_importing_torch() -> None:
+    code = "import sys, vgs_rl_main as m; print(m.main(sys.argv[1:]), 'torch' in sys.modules)"
+    for argument, status, words in (
+        ("--help", 0, list(COMMANDS)),
+        ("--version", 0, ["vgs-rl 0."]),
+        ("trian", 2, ["error: no command is called 'trian'; did you mean train?"]),
+    ):
+        command = [sys.executable, "-c", code, argument]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == f"{status} False"
+        assert all(word in done.stdout + done.stderr for word in words)
+
+
+def test_ctrl_c_while_the_package_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    slow = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "torch.py").write_text(slow, encoding="utf-8")
+    command = [sys.executable, str(ROOT / "vgs_rl_main.py"), "list"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for line in (command, [sys.executable, str(ROOT / "scripts/train.py"), "--help"]):
+        done = subprocess.run(line, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_command_runs_as_a_module_and_names_itself_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vgs_rl", "sample", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m vgs_rl sample ")
 
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:

@@ -309,4 +309,4 @@ def test_training_with_defaults_says_where_the_settings_of_the_target_are(
     assert load("commands.train").main(options) == 0
     out = capsys.readouterr().out
     assert "note: chain and agent are defaults; those found for GMM9 are in" in out
-    assert "--config configs/gmm9.yaml" in out
+    assert "the configuration gmm9: vgs-rl train gmm9" in out

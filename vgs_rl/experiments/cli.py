@@ -1,22 +1,24 @@
 """What all commands share: one line for a mistake, exit codes, pipes, Ctrl-C, checked arguments.
 
-Exit codes: 0 done, 1 done but something failed, 2 a mistake of the user's, 130 interrupted. This
-module is a command's first import and imports nothing heavy itself: Ctrl-C while the others are
-imported is no traceback.
+Exit codes: 0 done, 1 done but something failed, 2 a mistake of the user's, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import io
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from vgs_rl.files.shipped import Kind
 
 STANDARD = Path("-")  # as a file to write: standard output
 
@@ -24,15 +26,29 @@ Main = Callable[[list[str]], int]
 T = TypeVar("T")
 
 
-def _ended_by(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(130)
-    sys.__excepthook__(kind, error, trace)
+_called: dict[str, str] = {}
 
 
-if sys.excepthook is sys.__excepthook__:
-    sys.excepthook = _ended_by  # until `command` takes over, and after a second Ctrl-C
+def command_named(name: str, typed: str) -> Main:
+    """The `main` of a command.
+
+    Args:
+        name: such as `train-ebm`.
+        typed: how the user calls it, for its messages: `vgs-rl train`, `python scripts/train.py`.
+    """
+    _called[name] = typed
+    main: Main = module_of(name).main
+    return main
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a command; importing it imports PyTorch."""
+    return importlib.import_module(f"vgs_rl.experiments.commands.{name.replace('-', '_')}")
+
+
+def called(name: str) -> str:
+    """How the user calls a command."""
+    return _called.get(name, f"vgs-rl {name}")
 
 
 class Mistake(ValueError):
@@ -80,7 +96,7 @@ def _one_line(error: BaseException) -> str:
 
 
 class _Output(io.TextIOBase):
-    """Standard output that goes on when its reader has gone, as in `train.py … | head`."""
+    """Standard output that goes on when its reader has gone, as in `vgs-rl list | head`."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -115,17 +131,30 @@ class _Output(io.TextIOBase):
         os.close(nowhere)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows every default as the user would type it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if not action.option_strings or default is argparse.SUPPRESS or "default" in text:
+            return text
+        shown = str(default).lower() if isinstance(default, bool) else default or "none"
+        return f"{text} (default: {shown})".replace("%", "%%")
+
+
 class Parser(argparse.ArgumentParser):
     """A command line without abbreviations; a mistake is a :class:`Mistake`, with what is near.
 
     Args:
         document: what the command does, for --help.
+        name: the command's.
     """
 
-    def __init__(self, document: str | None) -> None:
+    def __init__(self, document: str | None, name: str) -> None:
         super().__init__(
+            prog=called(name),
             description=document,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
 
@@ -149,6 +178,33 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A mistake, where argparse would print its usage and exit."""
         raise Mistake(message.removeprefix("argument "))
+
+
+def with_files(arguments: Sequence[str], parser: argparse.ArgumentParser, kind: Kind) -> list[str]:
+    """A command line in which a configuration's name, `gmm9`, is `--config` and its file.
+
+    Args:
+        arguments: the command line; what is neither an option nor an option's value is a name.
+        parser: the command's, which knows the options without a value.
+        kind: what the configurations are of.
+
+    Raises:
+        ConfigError: with the nearest names, if there is none.
+    """
+    from vgs_rl.training.config import config_file
+
+    result, tokens = list[str](), list(arguments)
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("-"):
+            result += ["--config", str(config_file(token, kind))]
+            continue
+        result.append(token)
+        action = parser._option_string_actions.get(token)
+        alone = "=" in token or (action is not None and action.nargs == 0)
+        if tokens and not alone:
+            result.append(tokens.pop(0))
+    return result
 
 
 # --- types of arguments --------------------------------------------------------------------------
@@ -258,7 +314,11 @@ def one_of(*choices: str) -> Argument[str]:
 
     def read(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}, got {value!r}")
+            from vgs_rl.fields import near_names
+
+            near = near_names(str(value), choices)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"must be one of {', '.join(choices)}, got {value!r}{hint}")
         return str(value)
 
     return Argument(" or ".join(choices), read)

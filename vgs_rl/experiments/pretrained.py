@@ -27,6 +27,17 @@ def shipped_samplers() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.pt"))
 
 
+def shipped_report(name: str) -> Report:
+    """The report of a shipped sampler, without building it.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    path = FOLDER / f"{name}.pt"
+    with fitting(str(path)):
+        return Report.from_json(load_checkpoint(path, kind="sampler")["report"])
+
+
 def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: Path) -> None:
     """Writes what sampling needs of a trained agent: no optimiser, no buffer.
 

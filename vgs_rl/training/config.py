@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from jsonargparse import (
     ArgumentParser,
+    DefaultHelpFormatter,
     Namespace,
     set_dumper,
     set_loader,
@@ -24,6 +25,7 @@ from vgs_rl import fields
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.files.shipped import CONFIGS, Kind, shipped_configs
 from vgs_rl.files.yaml_text import YamlError, dump_yaml, parse_yaml, read_mapping
+from vgs_rl.training.help import nested_help
 from vgs_rl.training.options import checked_options
 from vgs_rl.trust import Trust, admit, admit_typed
 
@@ -125,6 +127,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+class _Help(DefaultHelpFormatter):
+    """Keeps the lines of a command's description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
 class ConfigParser(ArgumentParser):
     """Command line and YAML files of a configuration dataclass, as :func:`make_parser` makes it.
 
@@ -135,15 +144,25 @@ class ConfigParser(ArgumentParser):
     config_type: type
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Sections are given as mappings; names of files are not taken for them."""
+        """Sections are given as mappings; the options of chosen classes come last."""
         text: str = super().format_help(formatter)
-        return text.replace("Path to a configuration file.", "all of it: '{field: value, ...}'.")
+        text = text.replace("Path to a configuration file.", "all of it: '{field: value, ...}'.")
+        text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        # The nested options below show the fields of a default class.
+        whole = r"\{'class_path':\s+'[\w.]*?(\w+)',\s+'init_args'.*?\}+(?=, known\s|\))"
+        text = re.sub(whole, r"\1", text, flags=re.DOTALL)
+        return text + nested_help(self.config_type)
 
 
 def make_parser(config: type, **options: Any) -> ConfigParser:
     """A command line and YAML parser for a configuration dataclass; options go over files."""
     parser = ConfigParser(
-        exit_on_error=False, allow_abbrev=False, parser_mode=YAML_MODE, print_config=None, **options
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode=YAML_MODE,
+        print_config=None,
+        formatter_class=_Help,
+        **options,
     )
     parser.config_type = config
     parser.add_argument("--config", action="config", help="YAML file; options go over it")

@@ -85,7 +85,7 @@ def quality(
     Args:
         configs: names of files in configs/, or paths of YAML files.
         seeds: training seeds; the table shows medians over them, and for how many bounds hold.
-        agents: further agents by their short names in compare.py, such as `sb3-ppo` or `pis`: each
+        agents: further agents by their short names (`vgs-rl list agents`), such as `pis`: each
             gets a column, after as many seconds on the same MDP as the configuration's own agent.
         extra: which of the columns above to show; for many particles some take as long as the
             training.

@@ -1,13 +1,13 @@
 """Benchmarks: what the machine was, what was compared, what it cost.
 
-python scripts/benchmark.py env                              a step through NumPy, transitions/s
-python scripts/benchmark.py libraries                        where SB3's and tianshou's time goes
-python scripts/benchmark.py sampling                         samples/s, memory, evaluation time
-python scripts/benchmark.py oracle --configs '[gmm9]'        ceilings of schedule, drift and start
-python scripts/benchmark.py quality --configs '[gmm9]'       trains over seeds; figures and bounds
-python scripts/benchmark.py steps                            T against quality, with a picture
-python scripts/benchmark.py ebm                              an update of an energy-based model
-python scripts/benchmark.py stability                        10,000 of them at three rates
+vgs-rl benchmark env                              a step through NumPy, transitions/s
+vgs-rl benchmark libraries                        where SB3's and tianshou's time goes
+vgs-rl benchmark sampling                         samples/s, memory, evaluation time
+vgs-rl benchmark oracle --configs '[gmm9]'        ceilings of schedule, drift and start
+vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and bounds
+vgs-rl benchmark steps                            T against quality, with a picture
+vgs-rl benchmark ebm                              an update of an energy-based model
+vgs-rl benchmark stability                        10,000 of them at three rates
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
 from vgs_rl.experiments.benchmarks.speed import env, sampling
 from vgs_rl.experiments.benchmarks.steps import oracle, steps
-from vgs_rl.experiments.cli import Mistake, command
+from vgs_rl.experiments.cli import Mistake, called, command
 from vgs_rl.fields import field_types, nearest
 from vgs_rl.training.options import checked_options
 
@@ -52,7 +52,11 @@ def main(arguments: list[str]) -> int:
         for option in (each.partition("=")[0] for each in options if each.startswith("--")):
             if option not in known:
                 raise Mistake(f"there is no option {option}; {nearest(option, known)}")
-    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    settings: dict[str, Any] = {
+        "exit_on_error": False,
+        "allow_abbrev": False,
+        "prog": called("benchmark"),
+    }
     try:
         auto_cli(COMMANDS, args=[name, *options], **settings)
     except ArgumentError as error:

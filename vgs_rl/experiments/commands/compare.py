@@ -1,8 +1,7 @@
 """Trains agents and runs baselines on the same MDP, and lays them over each other.
 
-    python scripts/compare.py --env GMM9 --agents vgs,sb3-ppo,pis,tb,mala --seeds 3 \
-        --budget steps=2e6
-    python scripts/compare.py --env GMM9,Funnel10 --agents vgs,pis,hmc --budget seconds=60
+    vgs-rl compare GMM9 --agents vgs,sb3-ppo,pis,tb,mala --seeds 3 --budget steps=2e6
+    vgs-rl compare GMM9,Funnel10 --agents vgs,pis,hmc --budget seconds=60
 
 Agents: vgs, pis, tb, logvar, sb3-ALGORITHM, tianshou-ALGORITHM (and those with -kernel behind).
 Without training, on the same account of energy evaluations: ula, mala, hmc, pt (parallel
@@ -108,10 +107,13 @@ def _compare(options: Namespace) -> int:
     return 1 if failed else 0
 
 
-def _parse(arguments: list[str]) -> Namespace:
-    parser = Parser(__doc__)
+def make_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(__doc__, "compare")
     add = parser.add_argument
-    add("--env", default="GMM9", help="targets, or configuration files, with commas between")
+    targets = "targets, configurations or their files, with commas between"
+    add("targets", nargs="?", default=None, help=targets)
+    add("--env", default=None, help="the same as an option; GMM9 by default")
     add("--agents", default="vgs,pis,tb,logvar,mala,hmc,ais,pt", help="short names")
     add("--reports", default="", help="report.json files of other samplers, for more rows")
     add("--seeds", type=whole(), default=1, help="number of seeds, from 0")
@@ -128,7 +130,14 @@ def _parse(arguments: list[str]) -> Namespace:
     figures = "copy pictures here, linked in --markdown"
     add("--figures", type=output_folder, default=None, help=figures)
     add("--section", default="compare", help="its marks: <!-- SECTION:begin -->, …:end -->")
-    options = parser.read(arguments)
+    return parser
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    options = make_parser().read(arguments)
+    if options.targets and options.env:
+        raise Mistake(f"--env {options.env}: {options.targets} is given already, give one")
+    options.env = options.targets or options.env or "GMM9"
     if options.figures and not options.markdown:
         raise Mistake("--figures needs --markdown, which shows them")
     if options.markdown is not None:

@@ -1,8 +1,8 @@
 """Anomaly detection by classical detectors: image and pixel AUROC of each on the same features.
 
-python scripts/detect.py digits
-python scripts/detect.py textures --figures runs/detect
-python scripts/detect.py mvtec --folder DIR        (pictures; --features: the authors' files)
+vgs-rl detect digits
+vgs-rl detect textures --figures runs/detect
+vgs-rl detect mvtec --folder DIR        (pictures; --features: the authors' files)
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ def _draw(detector: OutlierDetector, data: anomaly.AnomalyData, path: Path) -> N
     save_figure(plot_detections(detector, data.test), path)
 
 
-def _parse(arguments: list[str]) -> Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("data", type=one_of("digits", "textures", "mvtec"))
+def make_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(__doc__, "detect")
+    parser.add_argument(
+        "data", type=one_of("digits", "textures", "mvtec"), help="digits, textures or mvtec"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of splits, crops and defects")
     split = one_of("validation", "test")
     parser.add_argument("--split", type=split, default="test", help="test or validation")
@@ -88,8 +91,12 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--folder", type=Path, help="where MVTec-AD is")
     parser.add_argument("--features", action="store_true", help="read the authors' feature files")
     parser.add_argument("--figures", type=output_folder, help="folder for pictures of scores")
-    parser.add_argument("--json", type=output, help="write the figures as JSON; - is stdout")
-    options = parser.read(arguments)
+    parser.add_argument("--json", type=output, help="write the metrics as JSON; - is stdout")
+    return parser
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    options = make_parser().read(arguments)
     if options.data == "mvtec" and options.folder is None:
         raise Mistake("mvtec needs --folder")
     for name in ("folder", "features"):

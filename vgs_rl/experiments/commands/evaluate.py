@@ -1,9 +1,9 @@
-"""Evaluates trained runs again: their figures beside the ideals of exact samples.
+"""Evaluates trained runs again: their metrics and what exact samples score.
 
-python scripts/evaluate.py RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
-python scripts/evaluate.py --pretrained my_sampler.pt     an exported sampler, or a shipped name
-python scripts/evaluate.py RUN --export my_sampler.pt     one small file for load_sampler()
-python scripts/evaluate.py RUN [RUN ...] [--split validation]     detectors of train_ebm.py
+vgs-rl evaluate RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
+vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped name
+vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
+vgs-rl evaluate RUN [RUN ...] [--split validation]     detectors of vgs-rl train-ebm
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Namespace:
-    parser = Parser(__doc__)
+def make_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(__doc__, "evaluate")
     add = parser.add_argument
     add("runs", type=Path, nargs="*", help="run folders")
     add("--pretrained", default=None, help="a shipped sampler, or an exported file")
@@ -93,7 +94,11 @@ def _parse(arguments: list[str]) -> Namespace:
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
     add("--json", type=output, default=None, help="write the reports here; - is stdout")
     add("--trust", type=switch, default=False, help=TRUST_HELP)
-    options = parser.read(arguments)
+    return parser
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    options = make_parser().read(arguments)
     options.runs = list(dict.fromkeys(options.runs))
     if not options.runs and not options.pretrained:
         raise Mistake("give at least one run folder, or --pretrained NAME")
@@ -105,7 +110,7 @@ def _parse(arguments: list[str]) -> Namespace:
 def _evaluate_detectors(options: Namespace) -> dict[str, Report]:
     detectors = [run for run in options.runs if is_detector(run)]
     if len(detectors) < len(options.runs) or options.pretrained:
-        raise Mistake("detectors and samplers are evaluated by different figures: call twice")
+        raise Mistake("detectors and samplers are evaluated by different metrics: call twice")
     for name in FOR_SAMPLERS:
         if getattr(options, name):
             raise Mistake(f"--{name} is for samplers, got a detector: {detectors[0]}")

@@ -1,6 +1,6 @@
 """Makes the reference samples of a particle system: parallel tempering, checked for convergence.
 
-python scripts/make_reference.py --target LJ13 --out envs/reference/lj13.npz [--seed 0]
+vgs-rl make-reference --target LJ13 --out envs/reference/lj13.npz [--seed 0]
 """
 
 from __future__ import annotations
@@ -213,8 +213,7 @@ def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
         "method": METHOD,
         "recipe": asdict(recipe),
         "seed": seed,
-        "command": f"python scripts/make_reference.py --target {target} --out {out.name} "
-        f"--seed {seed}",
+        "command": f"vgs-rl make-reference --target {target} --out {out.name} --seed {seed}",
         "versions": {"vgs_rl": vgs_rl.__version__, "torch": torch.__version__},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,17 +228,22 @@ def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
     return diagnostics
 
 
-@command
-def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit status."""
-    parser = Parser(__doc__)
+def make_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(__doc__, "make-reference")
     add = parser.add_argument
     add("--target", type=one_of(*RECIPES), required=True, help=f"one of {', '.join(RECIPES)}")
     add("--out", type=output_file, required=True, help="the file to write, .npz")
     add("--seed", type=seed, default=0, help="of everything")
     for name in ("validation_chains", "test_chains", "draws", "thin", "burn_in"):
         add(f"--{name}", type=whole(), default=None, help="the recipe's by default")
-    options = vars(parser.read(arguments))
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    options = vars(make_parser().read(arguments))
     target, out, number = (options.pop(name) for name in ("target", "out", "seed"))
     if out.suffix != ".npz":
         raise Mistake(f"--out: must end in .npz, got {str(out)!r}")

@@ -1,11 +1,12 @@
 """Trains an agent on a target, evaluates it and writes a run folder.
 
-    python scripts/train.py --config configs/gmm9.yaml --agent.lr 1e-3 --seed 1
-    python scripts/train.py --env my_module:Rings --mdp.num_steps 10 --budget.updates 1000
-    python scripts/train.py --resume runs/GMM9/vgs/0
+    vgs-rl train gmm9 --agent.lr 1e-3 --seed 1
+    vgs-rl train my_file.yaml --budget.updates 1000
+    vgs-rl train --env my_module:Rings --mdp.num_steps 10
+    vgs-rl train --resume runs/GMM9/vgs/0
 
-Every option is listed by --help; unknown or contradictory ones are refused by name. A file that
-names a module of your own needs --trust true; what you type yourself does not.
+A name is a shipped configuration; `vgs-rl list configs` shows them. Options go over it. A file
+that names a module of your own needs --trust true; what you type yourself does not.
 """
 
 from __future__ import annotations
@@ -16,33 +17,43 @@ from pathlib import Path
 from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.envs.configured import tuned_config
 from vgs_rl.evaluation.evaluate import format_comparison
-from vgs_rl.experiments.cli import STANDARD, command, output, switch
+from vgs_rl.experiments.cli import STANDARD, called, command, output, switch, with_files
 from vgs_rl.experiments.config import config_of, parse_run, run_parser
 from vgs_rl.experiments.evaluation import ceilings
 from vgs_rl.experiments.run import train
 from vgs_rl.registry import find
 from vgs_rl.samplers.oracle import require_exact_values
-from vgs_rl.training.config import ConfigError, resumed
+from vgs_rl.training.config import ConfigError, ConfigParser, resumed
 
 
-@command
-def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit status."""
-    parser = run_parser(description=(__doc__ or "").splitlines()[0])
+def make_parser() -> ConfigParser:
+    """The command's options."""
+    parser = run_parser(prog=called("train"), description=__doc__)
     add = parser.add_argument
     add("--resume", type=Path, default=None, help="run folder to go on with")
     add("--overwrite", type=switch, default=False, help="replace an existing run folder")
     add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
     add("--progress", type=switch, default=True, help="show a progress bar")
     add("--json", type=output, default=None, help="also write the report here; - is stdout")
+    add("--print_config", action="store_true", help="print the configuration and exit")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = make_parser()
     folder, out = None, sys.stdout
     try:
-        arguments = resumed(arguments)
+        arguments = resumed(with_files(arguments, parser, "run"))
         options = parse_run(arguments, parser)
         from_file = any(each.partition("=")[0] == "--config" for each in arguments)
         if options.resume is not None and options.overwrite:
             raise ConfigError("--overwrite true starts a run, and --resume goes on: give one")
         config = config_of(options)
+        if options.print_config:
+            print(config.to_yaml(), end="")
+            return 0
         folder = options.resume or config.folder
         if options.ceiling:
             energy = find(config.env).make_energy(**config.env_args)
@@ -54,7 +65,7 @@ def main(arguments: list[str]) -> int:
             if tuned is not None:
                 print(
                     f"note: chain and agent are defaults; those found for {config.env} are in "
-                    f"--config configs/{tuned}.yaml",
+                    f"the configuration {tuned}: {called('train')} {tuned}",
                     file=out,
                 )
         with handling(interrupt):  # SIGTERM while samples are evaluated is Ctrl-C, too
@@ -82,6 +93,7 @@ def main(arguments: list[str]) -> int:
             report.save(options.json)
     except KeyboardInterrupt:
         begun = folder is not None and (folder / "config.yaml").is_file()
-        print(f"stopped; go on with: train.py --resume {folder}" if begun else "stopped", file=out)
+        again = f"stopped; go on with: {called('train')} --resume {folder}"
+        print(again if begun else "stopped", file=out)
         return 130
     return 0

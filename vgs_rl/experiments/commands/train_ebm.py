@@ -1,12 +1,12 @@
 """Trains an energy-based model as an anomaly detector, evaluates it, and compares it in one table.
 
-    python scripts/train_ebm.py --config configs/ebm_digits.yaml --seeds 3 --compare true
-    python scripts/train_ebm.py --config configs/ebm_textures.yaml --part gravel --seed 1
-    python scripts/train_ebm.py --config configs/mvtec.yaml --data.folder DIR
-    python scripts/train_ebm.py --resume runs/digits
+    vgs-rl train-ebm ebm_digits --seeds 3 --compare true
+    vgs-rl train-ebm ebm_textures --part gravel --seed 1
+    vgs-rl train-ebm mvtec --data.folder DIR
+    vgs-rl train-ebm --resume runs/digits
 
-Every option is listed by --help; unknown or contradictory ones are refused by name. Ctrl-C stops
-every run at a checkpoint. `evaluate.py` evaluates single runs again.
+A name is a shipped configuration; `vgs-rl list configs` shows them. Options go over it. Ctrl-C
+stops every run at a checkpoint. `vgs-rl evaluate` evaluates single runs again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import sys
 from pathlib import Path
 
 from vgs_rl.agents.base import handling, interrupt
-from vgs_rl.experiments.cli import STANDARD, command, output, switch, whole
+from vgs_rl.experiments.cli import (
+    STANDARD,
+    called,
+    command,
+    output,
+    switch,
+    whole,
+    with_files,
+)
 from vgs_rl.experiments.detectors.config import (
     DetectorConfig,
     config_of,
@@ -29,31 +37,41 @@ from vgs_rl.experiments.detectors.jobs import make_jobs, reopen, run_all
 from vgs_rl.experiments.detectors.report import as_markdown, collect, write
 from vgs_rl.experiments.tables import machine, write_json
 from vgs_rl.files.lock import FolderLock
-from vgs_rl.training.config import ConfigError, resumed
+from vgs_rl.training.config import ConfigError, ConfigParser, resumed
 from vgs_rl.training.folder import clear, make_folders, write_config
 from vgs_rl.training.resume import require_same_run
 from vgs_rl.trust import names_of
 
 
-@command
-def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit status."""
-    parser = detector_parser(description=(__doc__ or "").splitlines()[0])
+def make_parser() -> ConfigParser:
+    """The command's options."""
+    parser = detector_parser(prog=called("train-ebm"), description=__doc__)
     add = parser.add_argument
     add("--resume", type=Path, default=None, help="experiment folder to go on with")
     add("--overwrite", type=switch, default=False, help="replace an existing experiment folder")
     add("--jobs", type=whole(0), default=0, help="trainings at a time; 0 is one for each core")
     add("--progress", type=switch, default=True, help="show a progress bar")
     add("--json", type=output, default=None, help="also write the table here; - is stdout")
+    add("--print_config", action="store_true", help="print the configuration and exit")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = make_parser()
     folder, out = None, sys.stdout
     try:
-        arguments = resumed(arguments)
+        arguments = resumed(with_files(arguments, parser, "detector"))
         options = parse_detector(arguments, parser)
         if options.resume is not None and options.overwrite:
             raise ConfigError(
                 "--overwrite true starts an experiment, and --resume goes on: give one"
             )
         config = config_of(options)
+        if options.print_config:
+            print(config.to_yaml(), end="")
+            return 0
         folder = options.resume or config.folder
         text = config.to_yaml()
         trust = options.trust is True or names_of(text, DetectorConfig)
@@ -94,6 +112,7 @@ def main(arguments: list[str]) -> int:
             write_json(content, options.json)
     except KeyboardInterrupt:
         begun = folder is not None and (folder / "config.yaml").is_file()
-        print(f"stopped; go on with: train_ebm.py --resume {folder}" if begun else "stopped")
+        again = f"stopped; go on with: {called('train-ebm')} --resume {folder}"
+        print(again if begun else "stopped")
         return 130
     return 1 if failed else 0

@@ -19,11 +19,17 @@ from vgs_rl.experiments.config import RunConfig, merged, run_config
 from vgs_rl.experiments.jobs import fraction
 from vgs_rl.experiments.run import build
 from vgs_rl.fields import checked, field_types, near_names, nearest
-from vgs_rl.files.shipped import CONFIGS
+from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.files.yaml_text import plain_scalar
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.registry import Target, find
-from vgs_rl.training.config import BudgetConfig, read_config, read_yaml, resolve_device
+from vgs_rl.training.config import (
+    BudgetConfig,
+    config_file,
+    read_config,
+    read_yaml,
+    resolve_device,
+)
 from vgs_rl.training.identity import digest, settings_of
 from vgs_rl.trust import Trust
 
@@ -259,8 +265,9 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 
 def _shipped(env: str, trust: bool) -> tuple[dict[str, Any], str, Target]:
     """A configuration file's content, its stem and target; the target's own MDP by default."""
-    if env.endswith((".yaml", ".yml")):
-        base, stem = read_config(Path(env), RunConfig, trust=trust), Path(env).stem
+    if env.endswith((".yaml", ".yml")) or env in shipped_configs("run"):
+        file = config_file(env, "run")
+        base, stem = read_config(file, RunConfig, trust=trust), file.stem
         target = find(str(base.get("env", RunConfig.env)))
     else:
         target = find(env)
@@ -339,7 +346,7 @@ def _job(
     )
 
 
-def _tuned() -> list[str]:
+def tuned_agents() -> list[str]:
     """Short names of the libraries' algorithms that have settings of their own."""
     return [file.stem.replace("_", "-") for file in sorted((CONFIGS / "rl").glob("*.yaml"))]
 
@@ -368,6 +375,6 @@ def _agent_section(
         return {"class_path": class_path, "init_args": {**tuned, **arguments}}, (module, extra)
     libraries = (f"{name}-ALGORITHM[-kernel]" for name in LIBRARIES)
     known = ["vgs", *PATH_AGENTS, *libraries, *BASELINES]
-    near = near_names(kind, [*known, *_tuned()])
+    near = near_names(kind, [*known, *tuned_agents()])
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
     raise CompareError(f"--agents: nothing is known by {kind!r}; {hint}")
