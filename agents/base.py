@@ -329,6 +329,7 @@ class Agent(Usable):
                 temperature=self.mdp.temperature,
             )
         self._record(folder, self._energy_progress.metrics(energies, samples.log_weight))
+        folder.keep_states(samples.x)
         step = self.counters.env_steps
         for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
             folder.histogram(name, values, step)

@@ -636,7 +636,7 @@ def test_curves_begin_at_zero_have_one_point_a_step_and_appear_while_training(
             if tag.startswith("eval"):
                 assert steps[0] == 0 or "milliseconds" in tag, tag
         assert {"eval/elbo", "eval_by_energies/elbo", "eval_by_milliseconds/elbo"} < set(scalars)
-        assert {"report/elbo", "report/tvd_energy_ideal"} < set(scalars)
+        assert {"report/elbo", "report/tvd_energy"} < set(scalars)
         counts = [
             len(events.Scalars(f"eval{by}/elbo")) for by in ("", "_by_energies", "_by_milliseconds")
         ]

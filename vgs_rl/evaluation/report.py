@@ -179,11 +179,24 @@ class Report:
         write_text(Path(path), self.as_json() + "\n")
 
     def to_tensorboard(self, writer: ScalarWriter, step: int) -> None:
-        """Writes ``report/<name>`` and, where there is an ideal, ``report/<name>_ideal``."""
+        """Writes the metrics as ``report/<name>``."""
         for name, metric in self.metrics.items():
             writer.add_scalar(f"report/{name}", metric.value, step)
-            if metric.ideal is not None:
-                writer.add_scalar(f"report/{name}_ideal", metric.ideal, step)
+
+    def ideals(self) -> dict[str, float]:
+        """What perfect samplers score, by the tags of TensorBoard.
+
+        Those of ``eval/`` are here where they do not depend on the number of samples: log Z for the
+        ELBO and for the estimate of log Z, and 1 for the path-ESS.
+        """
+        known = {name: m.ideal for name, m in self.metrics.items() if m.ideal is not None}
+        ideals = {f"report/{name}": ideal for name, ideal in known.items()}
+        for name in ("elbo", "path_ess"):
+            if name in known:
+                ideals[f"eval/{name}"] = known[name]
+        if "elbo" in known:
+            ideals["eval/log_z"] = known["elbo"]
+        return ideals
 
 
 def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) -> str:

@@ -176,9 +176,7 @@ def run_baseline(
     drawn = None
     for samples, seconds in _draws(run, budget):
         drawn, used = samples, seconds
-        counters = _counters(samples, seconds)
-        metrics = _validated(samples, progress, run, evaluation.validation_samples)
-        folder.record(metrics, updates=0, **counters)
+        _record(samples, seconds, run, progress, evaluation.validation_samples, folder)
     if drawn is None:
         raise ValueError(f"{run.name} can draw nothing within {budget}")
     trained = run.name != UNCONTROLLED
@@ -274,8 +272,20 @@ def _counters(samples: Samples, seconds: float) -> dict[str, Any]:
     return {"env_steps": used, "energy_evaluations": used, "seconds": seconds}
 
 
-def _validated(
-    samples: Samples, progress: EnergyProgress, run: Baseline, n: int
-) -> dict[str, float]:
+def _record(
+    samples: Samples,
+    seconds: float,
+    run: Baseline,
+    progress: EnergyProgress,
+    n: int,
+    folder: RunFolder,
+) -> None:
+    """What a validation of a training writes: metrics, histograms, a few states."""
+    counters = _counters(samples, seconds)
     energies = run.mdp.energy(evenly_spaced_rows(samples.x, min(n, run.n)))
-    return dict(progress.metrics(energies, samples.log_weight, independent=samples.independent))
+    metrics = progress.metrics(energies, samples.log_weight, independent=samples.independent)
+    folder.record(metrics, updates=0, **counters)
+    folder.keep_states(samples.x)
+    folder.histogram("eval/energy", energies, counters["env_steps"])
+    if samples.log_weight is not None and samples.independent:
+        folder.histogram("eval/log_weight", samples.log_weight, counters["env_steps"])

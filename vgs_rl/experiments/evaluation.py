@@ -30,8 +30,8 @@ from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import (
     resolve_device,
 )
-from vgs_rl.training.folder import RunFolder
-from vgs_rl.training.identity import identity_details, settings_of
+from vgs_rl.training.folder import IDEAL, RunFolder, write_ideal_run
+from vgs_rl.training.identity import identity_details, shown_settings
 
 
 def evaluate_agent(
@@ -110,7 +110,15 @@ def finish(
     evaluated[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
-    folder.hyper_parameters(settings_of(config), finished=True)
+    if folder.path == config.folder:  # else it was moved, and who its neighbours are is not known
+        write_ideal_run(
+            folder.path.parents[1] / IDEAL,
+            report.ideals(),
+            env_steps=step,
+            energy_evaluations=agent.counters.energy_evaluations,
+            seconds=agent.counters.seconds,
+        )
+    folder.hyper_parameters(shown_settings(config), finished=True)
     folder.draw(
         lambda: final_figures(config, target, agent, folder, evaluated[0].x), step, keep=True
     )

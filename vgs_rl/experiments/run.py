@@ -20,7 +20,7 @@ from vgs_rl.training.config import (
     resolve_device,
 )
 from vgs_rl.training.folder import RunFolder, write_config
-from vgs_rl.training.identity import identity_of, settings_of
+from vgs_rl.training.identity import identity_of, shown_settings
 from vgs_rl.training.resume import (
     check_identity,
     chosen_checkpoint,
@@ -123,7 +123,7 @@ def _learn(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
 ) -> Report | None:
     """Trains to the end of the budget, takes the chosen checkpoint and evaluates it."""
-    folder.hyper_parameters(settings_of(config))
+    folder.hyper_parameters(shown_settings(config))
     agent.learn(
         config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
     )

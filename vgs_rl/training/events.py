@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SESSION = "events.out.tfevents.0.session"
+IDEALS = "events.out.tfevents.0.ideals"
 FLUSH_SECONDS = 10.0
 _numbers = itertools.count()
 
@@ -71,16 +72,11 @@ class EventFile:
 
     def add_figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
-        from torch.utils.tensorboard._utils import figure_to_image
-        from torch.utils.tensorboard.summary import image
-
-        self._write(step=step, summary=image(tag, figure_to_image(figure, close=False), 1.0, "CHW"))
+        self._write(step=step, summary=picture(tag, figure))
 
     def add_text(self, tag: str, words: str) -> None:
         """Markdown."""
-        from torch.utils.tensorboard.summary import text
-
-        self._write(step=0, summary=text(tag, words))
+        self._write(step=0, summary=markdown(tag, words))
 
     def _write(self, **content: Any) -> None:
         event = self._event(wall_time=time.time(), **content)
@@ -98,32 +94,133 @@ class EventFile:
         self._file.close()
 
 
+def write_summaries(file: Path, summaries: Iterable[tuple[int, Any]]) -> None:
+    """Writes a whole event file, in place of an earlier one of its name.
+
+    Args:
+        file: its name has to hold ``tfevents``.
+        summaries: steps and protocol buffers ``Summary``.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(opened: Any) -> None:
+        records, now = RecordWriter(opened), time.time()
+        records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        for step, summary in summaries:
+            records.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
+
+    write_atomically(file, write)
+
+
 def write_session(folder: Path, settings: Mapping[str, Any], *, finished: bool) -> None:
     """Writes the run's entry in the HParams view, in place of an earlier one.
 
-    No experiment is described anywhere. TensorBoard then makes its columns from the entries of all
-    runs, which are the same at every start; of several descriptions it would pick any.
+    A run describes no experiment. TensorBoard then makes its columns from the entries of all runs,
+    which are the same at every start. A comparison describes one, see :func:`experiment`.
 
     Args:
         folder: the run folder.
         settings: by dotted name; None is left out, so that a column has one type.
         finished: whether the run has come to its end.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
     from torch.utils.tensorboard.summary import hparams
 
-    plain = {
-        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for name, value in settings.items()
-        if value is not None
-    }
+    plain = {name: plain_setting(value) for name, value in settings.items() if value is not None}
     _, start, end = hparams(plain, {})
+    summaries = [start, end] if finished else [start]
+    write_summaries(folder / SESSION, [(0, summary) for summary in summaries])
 
-    def write(file: Any) -> None:
-        records, now = RecordWriter(file), time.time()
-        records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-        for summary in [start, end] if finished else [start]:
-            records.write(Event(wall_time=now, summary=summary).SerializeToString())
 
-    write_atomically(folder / SESSION, write)
+def write_ideals(folder: Path, lines: Iterable[tuple[str, float, int]]) -> None:
+    """Writes horizontal lines from step 0, in place of earlier ones.
+
+    Args:
+        folder: a run's folder, which holds nothing else.
+        lines: tag, height and last step of each.
+    """
+    from torch.utils.tensorboard.summary import scalar
+
+    points = [
+        (step, scalar(tag, height))
+        for tag, height, end in lines
+        for step in dict.fromkeys((0, end))
+    ]
+    write_summaries(folder / IDEALS, points)
+
+
+def plain_setting(value: Any) -> bool | int | float | str:
+    """A setting as the HParams view takes it; lists and mappings are JSON."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def experiment(columns: Mapping[str, Iterable[Any]], metrics: Sequence[str]) -> Any:
+    """The summary that says which columns the HParams view has.
+
+    Args:
+        columns: names of settings, with the values that they have.
+        metrics: tags of scalars.
+    """
+    from google.protobuf.struct_pb2 import ListValue
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    infos = []
+    for name, values in columns.items():
+        plain = list(dict.fromkeys(plain_setting(value) for value in values if value is not None))
+        kind, domain = api_pb2.DATA_TYPE_STRING, None
+        if all(isinstance(value, bool) for value in plain):
+            kind = api_pb2.DATA_TYPE_BOOL
+        elif all(isinstance(value, int | float) for value in plain):
+            kind = api_pb2.DATA_TYPE_FLOAT64
+        else:
+            domain = ListValue()
+            domain.extend([str(value) for value in plain])
+        infos.append(api_pb2.HParamInfo(name=name, type=kind, domain_discrete=domain))
+    shown = [
+        api_pb2.MetricInfo(
+            name=api_pb2.MetricName(tag=tag), display_name=tag.partition("/")[2] or tag
+        )
+        for tag in metrics
+    ]
+    content = plugin_data_pb2.HParamsPluginData(
+        experiment=api_pb2.Experiment(hparam_infos=infos, metric_infos=shown),
+        version=metadata.PLUGIN_DATA_VERSION,
+    ).SerializeToString()
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content)
+    described = SummaryMetadata(plugin_data=plugin)
+    value = Summary.Value(
+        tag=metadata.EXPERIMENT_TAG, metadata=described, tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])
+
+
+def layout(categories: Mapping[str, Mapping[str, str]]) -> Any:
+    """The summary that lays out the Custom Scalars view: by category, charts of one tag each.
+
+    Args:
+        categories: by title, tags by the titles of charts.
+    """
+    from torch.utils.tensorboard.summary import custom_scalars
+
+    return custom_scalars(
+        {
+            title: {name: ["Multiline", [f"^{tag}$"]] for name, tag in charts.items()}
+            for title, charts in categories.items()
+        }
+    )
+
+
+def markdown(tag: str, words: str) -> Any:
+    """The summary of a text card."""
+    from torch.utils.tensorboard.summary import text
+
+    return text(tag, words)
+
+
+def picture(tag: str, figure: Figure) -> Any:
+    """The summary of a picture."""
+    from torch.utils.tensorboard._utils import figure_to_image
+    from torch.utils.tensorboard.summary import image
+
+    return image(tag, figure_to_image(figure, close=False), 1.0, "CHW")

@@ -5,7 +5,8 @@ metrics.jsonl        one line per record: counters and scalars
 events.out.tfevents  the same for TensorBoard, with histograms and pictures
 checkpoints/         best.pt (by validation), last.pt
 figures/             PNG files
-report.json          the final figures, each beside its ideal; there is one when the run is finished
+states/              a few states of some validations, see :mod:`vgs_rl.training.states`
+report.json          the final metrics with their ideals; there is one when the run is finished
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from vgs_rl.files.checkpoint import load_checkpoint, remove_temporaries, save_ch
 from vgs_rl.files.lock import NAME as LOCK
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.plots.plots import Drawing, save_figure, try_picture
-from vgs_rl.training.events import EventFile, write_session
+from vgs_rl.training.events import EventFile, write_ideals, write_session
+from vgs_rl.training.states import drop_states, keep_states
 
 HISTOGRAM_LIMIT = 9e19  # TensorBoard's bins end at 1e20
 
 # TensorBoard has one x-axis a tag, the environment steps of training; the other two get their own.
 AXES = {"energy_evaluations": ("energies", 1), "seconds": ("milliseconds", 1000)}
+IDEAL = "ideal"  # the run of TensorBoard that holds what perfect samplers score
 RESULTS = ("report.json", "samples.pt")
 
 
@@ -73,7 +76,9 @@ class RunFolder:
         make_folders(self.path)
         with ExitStack() as opened:
             opened.callback((lock or FolderLock(self.path)).release)
-            remove_temporaries(self.path, self.path / "checkpoints", self.path / "figures")
+            remove_temporaries(
+                *(self.path / name for name in ("", "checkpoints", "figures", "states"))
+            )
             if resume_at is None:
                 clear(self.path, overwrite=overwrite)
             else:
@@ -84,6 +89,7 @@ class RunFolder:
             write_config(self.path, config)
             if resume_at is not None:
                 self._drop_records_after(resume_at)
+                drop_states(self.path, self._validations())
             self._open(opened, config, resumed=resume_at is not None)
             self._opened = opened.pop_all()
 
@@ -105,15 +111,9 @@ class RunFolder:
         opened.callback(self._metrics.close)
 
     def _drop_records_after(self, updates: int) -> None:
+        found = read_records(self.path)
+        self.records += [each for each in found if each.get("updates", math.inf) <= updates]
         file = self.path / "metrics.jsonl"
-        for line in file.read_bytes().splitlines() if file.exists() else []:
-            try:
-                record = json.loads(line)
-                kept = record["updates"] <= updates
-            except (ValueError, TypeError, KeyError):  # a line that a crash cut short
-                continue
-            if kept:
-                self.records.append(record)
         write_text(file, "".join(json.dumps(record) + "\n" for record in self.records))
 
     def record(
@@ -148,6 +148,17 @@ class RunFolder:
             record["updates"] == updates and any(tag.startswith("eval/") for tag in record)
             for record in reversed(self.records)
         )
+
+    def _validations(self) -> int:
+        return sum(any(tag.startswith("eval/") for tag in record) for record in self.records)
+
+    def keep_states(self, x: Tensor) -> None:
+        """Keeps a few states of the validation that was recorded last.
+
+        Args:
+            x: its samples, shape (n, D).
+        """
+        keep_states(self.path, x, self.records[-1], self._validations() - 1)
 
     def _add_to_axes(self, record: Mapping[str, Any]) -> None:
         for tag, value in record.items():
@@ -220,6 +231,43 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's metrics.jsonl; those that a crash cut short are left out."""
+    file, records = path / "metrics.jsonl", []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def write_ideal_run(
+    path: Path,
+    ideals: Mapping[str, float],
+    *,
+    env_steps: int,
+    energy_evaluations: int,
+    seconds: float,
+) -> None:
+    """Writes the run of TensorBoard that overlays ideals as horizontal lines on those of samplers.
+
+    Args:
+        path: its folder; made if it does not exist.
+        ideals: by the tags of metrics; those of eval/ stand over all three axes.
+        env_steps: where the lines end on the axis of environment steps.
+        energy_evaluations: where they end on that of energy evaluations.
+        seconds: where they end on that of time.
+    """
+    used = {"energy_evaluations": energy_evaluations, "seconds": seconds}
+    lines = [(tag, value, env_steps) for tag, value in ideals.items()]
+    for counter, (axis, unit) in AXES.items():
+        for tag, value in ideals.items():
+            group, _, name = tag.partition("/")
+            if group == "eval":
+                lines.append((f"eval_by_{axis}/{name}", value, int(used[counter] * unit)))
+    path.mkdir(parents=True, exist_ok=True)
+    write_ideals(path, lines)
 
 
 def occupied(path: Path) -> bool:

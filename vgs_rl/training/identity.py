@@ -1,4 +1,4 @@
-"""What a run is: the settings that define it, their digest, and where two runs differ.
+"""What a run is: the settings that define it, their digest, and where runs differ.
 
 A configuration's class names the settings that a resumed run may change in a class attribute
 ``changeable``; all others define the run.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ def identity_of(config: Any) -> dict[str, Any]:
     return dict(_visit(config, "", definition=True))
 
 
+def shown_settings(config: Any) -> dict[str, Any]:
+    """The settings for people: an agent is named as on the command line, by its class's `name`."""
+    return settings_of(config) | {"agent": config.agent.name}
+
+
 def digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of settings as canonical JSON, in hexadecimal."""
     return hashlib.sha256(_canonical(dict(settings)).encode()).hexdigest()
@@ -52,6 +57,22 @@ def identity_details(config: Any) -> dict[str, Any]:
     settings = settings_of(config)
     del settings["output"]
     return {"identity": digest(identity_of(config)), "settings": digest(settings)}
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings in which any two of these runs differ, in their order.
+
+    A setting that only one of two runs has belongs to another class, and is no difference.
+
+    Example:
+        >>> differing([{"lr": 1, "width": 8, "seed": 0}, {"lr": 2, "seed": 0}])
+        ['lr']
+    """
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.items():
+            values.setdefault(name, set()).add(_canonical(value))
+    return [name for name, found in values.items() if len(found) > 1]
 
 
 def differences(

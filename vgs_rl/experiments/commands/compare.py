@@ -29,6 +29,7 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
+from vgs_rl.experiments.comparison.board import write_board, write_layout
 from vgs_rl.experiments.comparison.jobs import budget_name, check_jobs, make_jobs, parse_budget
 from vgs_rl.experiments.comparison.pictures import draw_comparison
 from vgs_rl.experiments.comparison.report import (
@@ -83,6 +84,7 @@ def _compare(options: Namespace) -> int:
     print_machine(size)
     ready = sum(job.finished for job in jobs)
     print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
+    write_layout(root)
     failed = run_all(jobs, run_job, processes=processes, threads=options.threads)
     results = collect(jobs, others)
     if not results:
@@ -92,6 +94,7 @@ def _compare(options: Namespace) -> int:
     text = as_markdown(results, title, failed)
     print(f"\n{text}\n")
     write_text(root / "table.md", text + "\n")
+    write_board(root, jobs, text)
     contents = {"machine": size, "budget": budget, **as_json(results, failed)}
     for file in (root / "table.json", options.json):
         write_json(contents, file)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import Samples
 from vgs_rl.training.config import EvaluationConfig
+from vgs_rl.training.folder import read_records
 
 COUNTERS = ("energy_evaluations", "seconds", "env_steps")
 # Okabe and Ito's colours without the sampler's own, which is the value-gradient agent's.
@@ -63,7 +62,7 @@ def _draw_learning(energy: Energy, jobs: Sequence[Job]) -> Figure:
     config = jobs[0].config
     if config.mdp.temperature != 1.0:  # what is known is known at 1
         return plot_learning(jobs, None, None)
-    return plot_learning(jobs, energy.log_z, _curve_ideal(energy, config.evaluation))
+    return plot_learning(jobs, energy.log_z, curve_ideal(energy, config.evaluation))
 
 
 def _states(file: Path) -> Tensor:
@@ -73,7 +72,7 @@ def _states(file: Path) -> Tensor:
 @torch.no_grad()
 def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
     """The samples of each agent's first seed; a file that cannot be read is left out, by name."""
-    exact = _exact(energy) if jobs[0].config.mdp.temperature == 1.0 else None
+    exact = exact_states(energy) if jobs[0].config.mdp.temperature == 1.0 else None
     samples = {} if exact is None else {EXACT: exact}
     for job in jobs:
         if job.agent not in samples:
@@ -85,7 +84,7 @@ def _draw_samples(energy: Energy, jobs: Sequence[Job]) -> Figure:
     return plot_samples(samples, energies, energy.symmetry, EXACT)
 
 
-def _curve_ideal(energy: Energy, evaluation: EvaluationConfig) -> float | None:
+def curve_ideal(energy: Energy, evaluation: EvaluationConfig) -> float | None:
     """TVD-E of as many exact samples against what curves are measured with, where there are any."""
     if not energy.can_sample:
         return None
@@ -96,7 +95,7 @@ def _curve_ideal(energy: Energy, evaluation: EvaluationConfig) -> float | None:
     return float(np.mean([progress.metrics(e, None)["eval/tvd_energy"] for e in draws]))
 
 
-def _exact(energy: Energy) -> Tensor | None:
+def exact_states(energy: Energy) -> Tensor | None:
     """Exact or reference samples for the pictures, shape (n, D), or None."""
     if energy.can_sample:
         return energy.sample(SHOWN, torch.Generator().manual_seed(0)).float()
@@ -126,7 +125,7 @@ def plot_learning(jobs: Sequence[Job], log_z: float | None, ideal: float | None)
     agents = list(dict.fromkeys(job.agent for job in jobs))
     styles = style_of(agents)
     records = {
-        agent: [_records(job.folder) for job in jobs if job.agent == agent] for agent in agents
+        agent: [read_records(job.folder) for job in jobs if job.agent == agent] for agent in agents
     }
     gap = "ELBO  [nats]" if log_z is None else "$\\log Z$ - ELBO  [nats]"
     with rc_context(draw.STYLE):
@@ -206,15 +205,6 @@ def _scale(axes: Axes, *, logarithmic: bool, ends: Sequence[float]) -> None:
         axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y", color=draw.INK, alpha=0.08, lw=0.6)
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; those that a crash cut short are left out."""
-    file, records = folder / "metrics.jsonl", []
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
 
 
 def plot_samples(
