@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import FrameType
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vgs_rl.agents.usage import Usable
 from vgs_rl.checks import seed_of
@@ -26,6 +20,8 @@ from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
+from vgs_rl.training.optim import Tally
 from vgs_rl.weights import effective_share, live_elbo
 
 
@@ -43,42 +39,6 @@ class AgentConfig(ABC):
     @abstractmethod
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> Agent:
         """The untrained agent."""
-
-
-@dataclass(kw_only=True)
-class Counters:
-    """What training has used so far (validation is not counted, and its time is)."""
-
-    updates: int = 0
-    env_steps: int = 0
-    energy_evaluations: int = 0
-    seconds: float = 0.0
-
-
-class Tally:
-    """The count of updates in vain, kept on the device: no host round trip at every update."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.skipped = torch.zeros((), device=device, dtype=torch.float32)  # as optimisers want
-
-    def count(self, loss: Tensor) -> Tensor:
-        """Counts an update whose loss (or its sum with the gradient's norm) is not finite.
-
-        Returns:
-            1 if it is not, else 0: `found_inf` of fused optimisers, which then skip their step.
-        """
-        bad = (~torch.isfinite(loss.detach())).to(self.skipped)
-        self.skipped = self.skipped + bad
-        return bad
-
-    def state_dict(self) -> dict[str, Any]:
-        """The count."""
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        check_like(state, self.state_dict(), "tally")
-        self.skipped = state["skipped"].clone()
 
 
 class Agent(Usable):
@@ -111,7 +71,6 @@ class Agent(Usable):
         self.checkpoint: str | None = None
         self.best_elbo, self.best_progress = -float("inf"), 0.0
         self.tally = Tally(mdp.device)
-        self._saved_at = time.monotonic()
         self._energy_progress: EnergyProgress | None = None
         self._setup()
 
@@ -201,61 +160,48 @@ class Agent(Usable):
             seconds=seconds,
         )
         evaluation = evaluation or EvaluationConfig()
-        total = budget.updates
-        finished = stopped = False
         validated = -1
-        with (
-            interruptible() as interrupted,
-            tqdm(
-                total=total or 100,
-                initial=self.counters.updates if total else 0,
-                unit="update" if total else "%",
-                disable=not progress_bar,
-                dynamic_ncols=True,
-                smoothing=0.05,
-                mininterval=0.2 if sys.stderr.isatty() else 15.0,  # a log file wants few lines
-            ) as bar,
-        ):
-            shown: dict[str, str] = {}
-            began = time.perf_counter() - self.counters.seconds
-            self._set_progress(budget)
+        checkpoints = Checkpoints(folder, self.state_dict, evaluation.save_seconds)
+        with Loop(self, budget, progress_bar=progress_bar) as loop:
+
+            def show(values: dict[str, float]) -> None:
+                loop.shown["loss"] = f"{values.get('train/loss', float('nan')):.4g}"
+
+            def validate(scalars: Scalars) -> None:
+                nonlocal validated
+                if self.counters.updates % evaluation.validate_every == 0:
+                    elbo = self._validate(evaluation, folder, checkpoints)
+                    loop.shown["elbo"] = f"{elbo:.3f}"
+                    validated = self.counters.updates
+                    loop.tick()
+
+            self.progress = loop.fraction()
             if folder is not None and not folder.records:
                 if self.counters.updates == 0:
-                    self._validate(evaluation, folder, competes=False)
-                    self.counters.seconds = time.perf_counter() - began
+                    self._validate(evaluation, folder, checkpoints, competes=False)
+                    loop.tick()
                 else:
-                    self._save(folder)
-            self._saved_at = time.monotonic()
-            while not stopped and not (finished := self._set_progress(budget)):
-                scalars = self.update()
-                self.counters.seconds = time.perf_counter() - began
-                updates = self.counters.updates
-                if updates % evaluation.log_every == 0:
-                    values = {name: float(value) for name, value in scalars.items()}
-                    self._record(folder, values)
-                    shown["loss"] = f"{values.get('train/loss', float('nan')):.4g}"
-                if updates % evaluation.validate_every == 0:
-                    shown["elbo"] = f"{self._validate(evaluation, folder):.3f}"
-                    validated = updates
-                    self.counters.seconds = time.perf_counter() - began
-                if time.monotonic() - self._saved_at > evaluation.save_seconds:
-                    self._save(folder)
-                bar.set_postfix(shown, refresh=False)
-                done = 1 if total else int(100 * self._fraction(budget)) - bar.n
-                bar.update(done)
-                asked = callback is not None and callback(self) is False
-                stopped = asked or interrupted()
+                    checkpoints.save()
+            finished = loop.run(
+                [
+                    Recording(folder, self, evaluation.log_every, show),
+                    validate,
+                    checkpoints,
+                    lambda scalars: None if callback is None else callback(self),
+                ],
+                on_progress=self._set_progress,
+            )
             updates = self.counters.updates
             recorded = folder is not None and folder.validated(updates)
             if finished and validated != updates and not recorded:
-                self._validate(evaluation, folder)
-                self.counters.seconds = time.perf_counter() - began
-            self._save(folder)
+                self._validate(evaluation, folder, checkpoints)
+                loop.tick()
+            checkpoints.save()
             if folder is not None:
                 folder.flush()
             for note in self.notes():
                 warnings.warn(note, stacklevel=2)
-            self.finished = finished and not interrupted()
+            self.finished = finished and not loop.interrupted()
             return self
 
     def update(self) -> dict[str, Tensor]:
@@ -268,26 +214,16 @@ class Agent(Usable):
         self.counters.energy_evaluations += self.mdp.energy_evaluations - used
         return scalars
 
-    def _fraction(self, budget: BudgetConfig) -> float:
-        return budget.fraction(asdict(self.counters))
-
-    def _set_progress(self, budget: BudgetConfig) -> bool:
-        self.progress = self._fraction(budget)
-        return self.progress >= 1.0
-
-    def _record(self, folder: RunFolder | None, scalars: Mapping[str, float]) -> None:
-        if folder is not None:
-            folder.record(scalars, **asdict(self.counters))
-
-    def _save(self, folder: RunFolder | None) -> None:
-        """The last checkpoint, with records up to it."""
-        if folder is not None:
-            folder.flush()
-            folder.save("last", self.state_dict())
-        self._saved_at = time.monotonic()
+    def _set_progress(self, fraction: float) -> None:
+        self.progress = fraction
 
     def _validate(
-        self, evaluation: EvaluationConfig, folder: RunFolder | None, *, competes: bool = True
+        self,
+        evaluation: EvaluationConfig,
+        folder: RunFolder | None,
+        checkpoints: Checkpoints,
+        *,
+        competes: bool = True,
     ) -> float:
         """ELBO and friends on fresh samples; saves the best checkpoint and the last.
 
@@ -298,7 +234,8 @@ class Agent(Usable):
 
         Args:
             evaluation: how.
-            folder: where records and checkpoints go.
+            folder: where records, pictures and the best checkpoint go.
+            checkpoints: saves the last one.
             competes: whether the agent may be the best; an untrained one may not.
 
         Raises:
@@ -309,7 +246,7 @@ class Agent(Usable):
         if samples.log_weight is None:
             if folder is not None:
                 folder.histogram("eval/energy", self.mdp.energy(samples.x), self.counters.env_steps)
-            self._save(folder)
+            checkpoints.save()
             return float("nan")
         log_weight = samples.log_weight.double()
         if infinite := int(torch.isposinf(log_weight).sum()):
@@ -328,7 +265,8 @@ class Agent(Usable):
                 self.mdp.generator(evaluation.seed + 5),
                 temperature=self.mdp.temperature,
             )
-        self._record(folder, self._energy_progress.metrics(energies, samples.log_weight))
+        metrics = self._energy_progress.metrics(energies, samples.log_weight)
+        folder.record(metrics, **asdict(self.counters))
         folder.keep_states(samples.x)
         step = self.counters.env_steps
         for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
@@ -344,7 +282,7 @@ class Agent(Usable):
             self.best_progress = self.progress
             self.best_elbo = elbo
             folder.save("best", self.state_dict())
-        self._save(folder)
+        checkpoints.save()
         return elbo
 
     # --- state --------------------------------------------------------------------------------
@@ -395,46 +333,3 @@ def rollout_scalars(mdp: SamplingMDP, rollout: Rollout) -> dict[str, Tensor]:
         scalars["rollout/elbo"] = live_elbo(log_weight)
         scalars["rollout/path_ess"] = effective_share(log_weight)
     return scalars
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, read between updates.
-
-    The second one is a KeyboardInterrupt. A SIGHUP that is ignored (``nohup``) stays ignored.
-    """
-    pressed = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    with handling(on_signal):
-        yield lambda: pressed
-
-
-@contextmanager
-def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Calls a handler at Ctrl-C, SIGTERM and SIGHUP; outside the main thread it does nothing."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
-        numbers.append(hang_up)
-    previous = {}
-    try:
-        for number in numbers:
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread, which alone gets signals
-        pass
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler that raises KeyboardInterrupt, as Python's own does at Ctrl-C alone."""
-    raise KeyboardInterrupt

@@ -18,7 +18,7 @@ from vgs_rl.samplers.base import ChainSampler, Samples
 from vgs_rl.trust import Trust
 
 if TYPE_CHECKING:
-    from vgs_rl.agents.base import Counters
+    from vgs_rl.training.loop import Counters
 
 
 class Usable(ABC):

@@ -22,7 +22,7 @@ from vgs_rl.agents import (
     MLPNetwork,
     ValueGradientConfig,
 )
-from vgs_rl.agents.base import Agent, interruptible
+from vgs_rl.agents.base import Agent
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.report import Report
@@ -40,6 +40,7 @@ from vgs_rl.samplers.oracle import oracle_sampler
 from vgs_rl.training.config import BudgetConfig, ConfigError, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.identity import digest, identity_of, settings_of
+from vgs_rl.training.loop import interruptible
 from vgs_rl.training.resume import require_same_run
 
 QUIET: dict[str, Any] = {"progress_bar": False}

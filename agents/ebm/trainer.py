@@ -9,17 +9,13 @@ Reference: Yoon et al., arXiv:2502.13280, the experiment on MVTec-AD.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vgs_rl.agents.base import Counters, interruptible
 from vgs_rl.agents.ebm.negatives import AgentNegatives, NegativesConfig, NoNegatives
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import require_at_least, require_positive
@@ -31,6 +27,7 @@ from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.start import StartConfig
 from vgs_rl.training.config import BudgetConfig, allow_subclasses
 from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
 
 allow_subclasses(EnergyConfig, NegativesConfig)
 
@@ -160,49 +157,32 @@ class EBMTrainer:
         Returns:
             Whether the budget was used up.
         """
-        total, finished, stopped = budget.updates, False, False
-        began = time.perf_counter() - self.counters.seconds
-        with (
-            interruptible() as interrupted,
-            tqdm(
-                total=total,
-                initial=self.counters.updates,
-                unit="update",
-                disable=not progress_bar,
-                dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 15.0,
-            ) as bar,
-        ):
-            if not self._prepared:
-                self._save(folder)
-                if not self._prepare(interrupted):
-                    return False
-                self._save(folder)
-            saved_at = time.monotonic()
-            while not stopped and not (finished := budget.fraction(asdict(self.counters)) >= 1.0):
-                scalars = self.update()
-                self.counters.seconds = time.perf_counter() - began
-                updates = self.counters.updates
-                if updates % log_every == 0:
-                    values = {name: float(value) for name, value in scalars.items()}
-                    if folder is not None:
-                        folder.record(values, **asdict(self.counters))
-                    shown = values.get("train/energy_gap", values["train/ebm_loss"])
-                    bar.set_postfix({"gap or loss": f"{shown:.3g}"}, refresh=False)
-                asked = callback is not None and callback(self) is False
-                if updates % save_every == 0 or time.monotonic() - saved_at > save_seconds:
-                    self._save(folder)
-                    saved_at = time.monotonic()
-                bar.update(1)
-                stopped = asked or interrupted()
-            self._save(folder)
-            return finished and not interrupted()
+        checkpoints = Checkpoints(folder, self.state_dict, save_seconds)
+        with Loop(self, budget, progress_bar=progress_bar) as loop:
 
-    def _save(self, folder: RunFolder | None) -> None:
-        """The last checkpoint, with records up to it."""
-        if folder is not None:
-            folder.flush()
-            folder.save("last", self.state_dict())
+            def show(values: dict[str, float]) -> None:
+                shown = values.get("train/energy_gap", values["train/ebm_loss"])
+                loop.shown["gap or loss"] = f"{shown:.3g}"
+
+            def save(scalars: Scalars) -> None:
+                if self.counters.updates % save_every == 0:
+                    checkpoints.save()
+
+            if not self._prepared:
+                checkpoints.save()
+                if not self._prepare(loop.interrupted):
+                    return False
+                checkpoints.save()
+            finished = loop.run(
+                [
+                    Recording(folder, self, log_every, show),
+                    lambda scalars: None if callback is None else callback(self),
+                    save,
+                    checkpoints,
+                ]
+            )
+            checkpoints.save()
+            return finished and not loop.interrupted()
 
     def update(self) -> dict[str, Tensor]:
         """One update of E on new negatives, after the sampler's own where it is its turn."""

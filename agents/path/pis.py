@@ -8,13 +8,12 @@ KL divergence of paths up to a constant, and a step is differentiable: x_{t+1} =
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
 from vgs_rl.agents.target import TargetLike, prepare
@@ -25,6 +24,7 @@ from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
 
 
 @dataclass(kw_only=True)
@@ -146,33 +146,21 @@ class PathAgent(Agent):
     def _train_step(self) -> dict[str, Tensor]:
         loss, rollout = self._loss()
         self.counters.env_steps += len(rollout.x) * self.mdp.num_steps
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters: list[nn.Parameter] = [
-            p for group in self.optimizer.param_groups for p in group["params"]
-        ]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        factor = self._rate_factor()
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
-        self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        factor = scheduled_rate(
+            1.0,
+            progress=self.progress,
+            updates=self.counters.updates,
+            warmup=self.config.warmup,
+            final=self.config.final_lr,
+        )
+        set_rates(self.optimizer, [rate * factor for rate in self.rates])
+        norm = guarded_step(self.optimizer, loss, self.tally, clip_norm=self.config.clip_norm)
         return {
             "train/loss": loss.detach(),
             "train/gradient_norm": norm,
             "train/learning_rate": torch.tensor(self.rates[0] * factor),
             **rollout_scalars(self.mdp, rollout),
         }
-
-    def _rate_factor(self) -> float:
-        """Linear warm-up, then a cosine over the budget."""
-        config = self.config
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
-        warm = min(1.0, (self.counters.updates + 1) / (config.warmup + 1))
-        return warm * (config.final_lr + (1 - config.final_lr) * cosine)
 
     def sampler(self) -> ChainSampler:
         """See :meth:`Agent.sampler`."""

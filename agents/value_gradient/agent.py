@@ -7,7 +7,6 @@ with the `posterior` drift, fitted noise scales and gradient matching of this pr
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -39,6 +38,7 @@ from vgs_rl.plots.panels import View
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing, has_landscape, plot_value
 from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
 
 Parameters = tuple[Tensor, ...] | list[Tensor]
 
@@ -267,38 +267,28 @@ class ValueGradientAgent(Agent):
 
     def _train_step(self) -> dict[str, Tensor]:
         loss, scalars = self.objective.loss(self)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = list(self.network.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        lr = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
-        self.optimizer.found_inf = self.tally.count(norm + loss)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        rate = scheduled_rate(
+            self.config.lr,
+            progress=self.progress,
+            updates=self.counters.updates,
+            warmup=self.config.warmup,
+            final=self.config.final_lr,
+        )
+        set_rates(self.optimizer, [rate])
+        norm = guarded_step(self.optimizer, loss, self.tally, clip_norm=self.config.clip_norm)
         if self.objective.averages_now():
             self.averaged.update_parameters(self.network)
             self.objective.after_average(self)
         return {
             **scalars,
             "train/gradient_norm": norm,
-            "train/learning_rate": torch.tensor(lr),
+            "train/learning_rate": torch.tensor(rate),
             "train/rho_mean": self.mdp.rho.mean(),
         }
 
     def report_details(self) -> dict[str, Any]:
         """See :meth:`Agent.report_details`; with what the objective says."""
         return super().report_details() | self.objective.report_details()
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine over the budget."""
-        config = self.config
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
-        warm = min(1.0, (self.counters.updates + 1) / (config.warmup + 1))
-        return config.lr * warm * (config.final_lr + (1 - config.final_lr) * cosine)
 
     def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
         """The chain over the density (of particles: as clusters); up to 2-D the value and drift."""

@@ -26,6 +26,7 @@ from vgs_rl.files.restore import (
     load_module,
     load_optimizer,
 )
+from vgs_rl.training.optim import Tally, guarded_step
 
 # Smaller differences between energies than this, relative to their size, are rounding.
 SAME_ENERGY = 1e-6
@@ -156,7 +157,7 @@ class EnergyLearner:
         self.counters = LearnerCounters()
         self.replay = self.data[:0]
         self._data_std = float(_spread(self.data))
-        self._skipped = torch.zeros((), device=self.data.device)
+        self._tally = Tally(self.data.device)
         self._lost = torch.zeros((), device=self.data.device)
         self._skipped_before = 0.0
         self._restart = False
@@ -195,7 +196,7 @@ class EnergyLearner:
             spread = _spread(x[:fresh]) / self._data_std
             same = away[:fresh].std() <= SAME_ENERGY * away[:fresh].abs().max()
             if self.counters.updates % config.guard_every == 0:
-                self._guard(torch.stack([gap, spread, same.to(gap), self._skipped]))
+                self._guard(torch.stack([gap, spread, same.to(gap), self._tally.skipped]))
         return {
             "train/ebm_loss": loss.detach(),
             "train/energy_gap": gap,
@@ -204,7 +205,7 @@ class EnergyLearner:
             "train/negatives_std": spread,
             "train/ebm_gradient_norm": norm,
             "train/ebm_learning_rate": torch.tensor(self.lr),
-            "train/ebm_skipped_updates": self._skipped.clone(),
+            "train/ebm_skipped_updates": self._tally.skipped,
             "train/lost_negatives": self._lost.clone(),
             "train/ebm_rollbacks": torch.tensor(self.counters.rollbacks),
             "train/collapses": torch.tensor(self.counters.collapses),
@@ -221,24 +222,19 @@ class EnergyLearner:
             "train/ebm_loss": loss.detach(),
             "train/ebm_gradient_norm": norm,
             "train/ebm_learning_rate": torch.tensor(self.lr),
-            "train/ebm_skipped_updates": self._skipped.clone(),
+            "train/ebm_skipped_updates": self._tally.skipped,
         }
 
     def _step(self, loss: Tensor, present: Tensor) -> Tensor:
         """Adam's step, or none; returns the gradient's norm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = list(self.energy.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        usable = torch.isfinite(norm + loss.detach()) & (norm <= self.config.max_gradient_norm)
-        bad = (~(usable & present.any())).float()
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        # The fused optimiser skips the whole step where found_inf is 1: no host round trip.
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self._skipped += bad
-        return norm
+        return guarded_step(
+            self.optimizer,
+            loss,
+            self._tally,
+            clip_norm=self.config.clip_norm,
+            max_norm=self.config.max_gradient_norm,
+            wanted=present.any(),
+        )
 
     def _noised(self, x: Tensor) -> Tensor:
         if not self.config.data_noise:
@@ -333,7 +329,7 @@ class EnergyLearner:
             "replay": self.replay,
             "counters": asdict(self.counters),
             "lr": self.lr,
-            "skipped": self._skipped,
+            "skipped": self._tally.skipped,
             "skipped_before": self._skipped_before,
             "lost": self._lost,
             "restart": self._restart,
@@ -359,7 +355,7 @@ class EnergyLearner:
         self.counters = LearnerCounters(**state["counters"])
         self._skipped_before = state["skipped_before"]
         self._set_lr()  # today's, which a resumed run may have changed
-        self._skipped, self._lost = state["skipped"].clone(), state["lost"].clone()
+        self._tally.skipped, self._lost = state["skipped"].clone(), state["lost"].clone()
         self._restart = state["restart"]
 
 

@@ -22,8 +22,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from vgs_rl.agents.base import handling, interrupt, interruptible
 from vgs_rl.training.config import BudgetConfig
+from vgs_rl.training.loop import handling, interrupt, interruptible
 
 STOP, END = "stop", "end"  # what the parent says to a process, beside jobs
 PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from vgs_rl.agents.base import Counters
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.config import RunConfig, run_config
@@ -15,6 +14,7 @@ from vgs_rl.files.restore import check_like, fitting, load_module
 from vgs_rl.files.yaml_text import parse_mapping
 from vgs_rl.registry import find
 from vgs_rl.samplers.memory import AllocationLimit
+from vgs_rl.training.loop import Counters
 from vgs_rl.trust import PACKAGE, Trust
 
 FOLDER = Path(str(resources.files("vgs_rl.agents"))) / "trained"

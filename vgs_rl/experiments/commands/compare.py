@@ -18,7 +18,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.experiments.cli import (
     Mistake,
     Parser,
@@ -49,6 +48,7 @@ from vgs_rl.experiments.tables import (
 )
 from vgs_rl.files.checkpoint import write_text
 from vgs_rl.training.config import TRUST_HELP
+from vgs_rl.training.loop import handling, interrupt
 
 
 @command

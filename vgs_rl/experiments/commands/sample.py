@@ -12,7 +12,6 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.experiments.cli import (
     Mistake,
     Parser,
@@ -29,6 +28,7 @@ from vgs_rl.experiments.run import load_run
 from vgs_rl.fields import nearest
 from vgs_rl.samplers.base import Sampler
 from vgs_rl.training.config import TRUST_HELP
+from vgs_rl.training.loop import handling, interrupt
 from vgs_rl.weights import log_z_estimate
 
 FORMATS = (".npz", ".pt")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.envs.configured import tuned_config
 from vgs_rl.evaluation.evaluate import format_comparison
 from vgs_rl.experiments.cli import STANDARD, called, command, output, switch, with_files
@@ -24,6 +23,7 @@ from vgs_rl.experiments.run import train
 from vgs_rl.registry import find
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import ConfigError, ConfigParser, resumed
+from vgs_rl.training.loop import handling, interrupt
 
 
 def make_parser() -> ConfigParser:

@@ -16,7 +16,6 @@ import os
 import sys
 from pathlib import Path
 
-from vgs_rl.agents.base import handling, interrupt
 from vgs_rl.experiments.cli import (
     STANDARD,
     called,
@@ -39,6 +38,7 @@ from vgs_rl.experiments.tables import machine, write_json
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.training.config import ConfigError, ConfigParser, resumed
 from vgs_rl.training.folder import clear, make_folders, write_config
+from vgs_rl.training.loop import handling, interrupt
 from vgs_rl.training.resume import require_same_run
 from vgs_rl.trust import names_of
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from vgs_rl.agents.base import Counters
 from vgs_rl.agents.ebm.classical import OutlierConfig, OutlierDetector
 from vgs_rl.agents.ebm.detector import evaluate_detector, load_energy
 from vgs_rl.evaluation.detection import detection_metrics, mean_metrics
@@ -21,6 +20,7 @@ from vgs_rl.experiments.pretrained import counters_of
 from vgs_rl.experiments.tables import Table, markdown_table
 from vgs_rl.files.checkpoint import write_text
 from vgs_rl.training.config import ConfigError, read_yaml
+from vgs_rl.training.loop import Counters
 from vgs_rl.trust import Trust
 
 METRICS = ("auroc_image", "auroc_pixel")

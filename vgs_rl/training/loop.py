@@ -1,0 +1,226 @@
+"""The training loop: updates until a budget is used up, with what is done after each of them.
+
+:class:`Loop` shows a bar, turns the first Ctrl-C into an orderly end and calls callbacks;
+:class:`Recording` and :class:`Checkpoints` are two that every training has.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any, Protocol, Self
+
+from torch import Tensor
+from tqdm import tqdm
+
+from vgs_rl.training.config import BudgetConfig
+from vgs_rl.training.folder import RunFolder
+
+Scalars = Mapping[str, Tensor]
+Callback = Callable[[Scalars], bool | None]
+"""Called after an update with what it logs; False ends the training."""
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What training has used so far (validation is not counted, and its time is)."""
+
+    updates: int = 0
+    env_steps: int = 0
+    energy_evaluations: int = 0
+    seconds: float = 0.0
+
+
+class Learner(Protocol):
+    """What a loop trains."""
+
+    counters: Counters
+
+    def update(self) -> Scalars:
+        """One update, which counts itself; returns scalars to log."""
+
+
+class Loop:
+    """Updates until a budget is used up, Ctrl-C is pressed or a callback returns False.
+
+    A context: within it the first Ctrl-C is a flag, and the bar is shown.
+
+    Attributes:
+        interrupted: whether Ctrl-C has been pressed.
+        shown: what the bar says, by name.
+
+    Args:
+        learner: what is trained; the loop keeps its counters' seconds.
+        budget: when to stop.
+        progress_bar: whether to show one.
+    """
+
+    def __init__(
+        self, learner: Learner, budget: BudgetConfig, *, progress_bar: bool = True
+    ) -> None:
+        self.learner, self.budget = learner, budget
+        self.shown: dict[str, str] = {}
+        self._progress_bar = progress_bar
+        self._began = time.perf_counter() - learner.counters.seconds
+
+    def __enter__(self) -> Self:
+        total = self.budget.updates
+        with ExitStack() as stack:
+            self.interrupted: Callable[[], bool] = stack.enter_context(interruptible())
+            self._bar = stack.enter_context(
+                tqdm(
+                    total=total or 100,
+                    initial=self.learner.counters.updates if total else 0,
+                    unit="update" if total else "%",
+                    disable=not self._progress_bar,
+                    dynamic_ncols=True,
+                    smoothing=0.05,
+                    mininterval=0.2 if sys.stderr.isatty() else 15.0,  # a log file wants few lines
+                )
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def fraction(self) -> float:
+        """Fraction of the budget used, in [0, 1]."""
+        return self.budget.fraction(asdict(self.learner.counters))
+
+    def tick(self) -> None:
+        """Brings the counters' seconds up to date."""
+        self.learner.counters.seconds = time.perf_counter() - self._began
+
+    def run(
+        self,
+        callbacks: Sequence[Callback],
+        *,
+        on_progress: Callable[[float], None] = lambda fraction: None,
+    ) -> bool:
+        """Updates until the end.
+
+        Args:
+            callbacks: called in their order after every update, all of them.
+            on_progress: told the fraction of the budget used, before every update and at the end.
+
+        Returns:
+            Whether the budget was used up.
+        """
+        while True:
+            fraction = self.fraction()
+            on_progress(fraction)
+            if fraction >= 1.0:
+                return True
+            scalars = self.learner.update()
+            self.tick()
+            goes_on = [callback(scalars) is not False for callback in callbacks]
+            self._bar.set_postfix(self.shown, refresh=False)
+            total = self.budget.updates
+            self._bar.update(1 if total else int(100 * self.fraction()) - self._bar.n)
+            if not all(goes_on) or self.interrupted():
+                return False
+
+
+class Recording:
+    """Writes the scalars of every `every`-th update, with the counters.
+
+    Args:
+        folder: where to; None writes nothing.
+        learner: whose counters are written.
+        every: updates between records.
+        show: told what is written, for the bar.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        learner: Learner,
+        every: int,
+        show: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.folder, self.learner, self.every, self.show = folder, learner, every, show
+
+    def __call__(self, scalars: Scalars) -> None:
+        """After an update."""
+        if self.learner.counters.updates % self.every == 0:
+            values = {name: float(value) for name, value in scalars.items()}
+            if self.folder is not None:
+                self.folder.record(values, **asdict(self.learner.counters))
+            self.show(values)
+
+
+class Checkpoints:
+    """Saves the last checkpoint when it was long ago.
+
+    Args:
+        folder: where to; None saves nothing.
+        state: what is saved.
+        seconds: most seconds between two.
+    """
+
+    def __init__(
+        self, folder: RunFolder | None, state: Callable[[], dict[str, Any]], seconds: float
+    ) -> None:
+        self.folder, self.state, self.seconds = folder, state, seconds
+        self._saved_at = time.monotonic()
+
+    def __call__(self, scalars: Scalars) -> None:
+        """After an update."""
+        if time.monotonic() - self._saved_at > self.seconds:
+            self.save()
+
+    def save(self) -> None:
+        """The last checkpoint, with records up to it."""
+        if self.folder is not None:
+            self.folder.flush()
+            self.folder.save("last", self.state())
+        self._saved_at = time.monotonic()
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, read between updates.
+
+    The second one is a KeyboardInterrupt. A SIGHUP that is ignored (``nohup``) stays ignored.
+    """
+    pressed = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    with handling(on_signal):
+        yield lambda: pressed
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls a handler at Ctrl-C, SIGTERM and SIGHUP; outside the main thread it does nothing."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    previous = {}
+    try:
+        for number in numbers:
+            previous[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread, which alone gets signals
+        pass
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler that raises KeyboardInterrupt, as Python's own does at Ctrl-C alone."""
+    raise KeyboardInterrupt
