@@ -6,7 +6,7 @@ from vgs_rl.envs.checks.report import CheckError, CheckReport
 from vgs_rl.envs.checks.vector import check_vector_env
 from vgs_rl.envs.ebm import EBMEnv, EBMVectorEnv, digits_energy
 from vgs_rl.envs.observation import Observation
-from vgs_rl.envs.sampling import SamplingEnv, SamplingVectorEnv
+from vgs_rl.envs.sampling import SamplingEnv
 from vgs_rl.envs.targets.funnel import EasyFunnel10, Funnel, Funnel10, HardFunnel10
 from vgs_rl.envs.targets.gaussian import GMM9, GMM25, GMM40, FourGauss, Gaussian, GaussianMixture
 from vgs_rl.envs.targets.many_well import ManyWell, ManyWell32
@@ -18,6 +18,7 @@ from vgs_rl.envs.targets.particles import (
     LennardJones,
     ParticleEnergy,
 )
+from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import register
 from vgs_rl.start import StartConfig

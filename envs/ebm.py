@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgs_rl.ebm.contrastive import ContrastiveConfig, EnergyLearner
-from vgs_rl.ebm.energies import AutoencoderEnergy, LearnedEnergy
+from vgs_rl.ebm.energies import AutoencoderEnergy
+from vgs_rl.ebm.learned import LearnedEnergy
 from vgs_rl.energy import Energy
-from vgs_rl.envs.sampling import SamplingEnv, SamplingVectorEnv
+from vgs_rl.envs.sampling import SamplingEnv
+from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.mdp import SamplingMDP
 
 
@@ -132,7 +134,7 @@ class EBMEnv(_LearnedTarget, SamplingEnv):
 
     Args:
         target: as :class:`SamplingEnv`'s; its energy must be a
-            :class:`~vgs_rl.ebm.energies.LearnedEnergy`.
+            :class:`~vgs_rl.ebm.learned.LearnedEnergy`.
         learner: lets the environment train its energy on terminal states; None leaves the energy
             to others. Guards act but for restarts, which are the agent's: `take_restart` asks.
         learner_seed: seeds the choice of data rows.
@@ -169,7 +171,7 @@ class EBMVectorEnv(_LearnedTarget, SamplingVectorEnv):
 
     Args:
         target: as :class:`SamplingVectorEnv`'s; its energy must be a
-            :class:`~vgs_rl.ebm.energies.LearnedEnergy`.
+            :class:`~vgs_rl.ebm.learned.LearnedEnergy`.
         learner: as :class:`EBMEnv`'s.
         learner_seed: seeds the choice of data rows.
         options: those of :class:`SamplingVectorEnv`.

@@ -28,7 +28,7 @@ from vgs_rl.envs import (
     check_vector_env,
 )
 from vgs_rl.envs.episodes import NoEpisode, rewarded_energy
-from vgs_rl.envs.sampling import default_action_bound
+from vgs_rl.envs.face import default_action_bound
 from vgs_rl.experiments.config import config_of, parse_run
 from vgs_rl.experiments.run import build
 

@@ -19,7 +19,8 @@ from vgs_rl.envs import (
     SamplingVectorEnv,
 )
 from vgs_rl.envs.episodes import NoEpisode
-from vgs_rl.envs.render import HEADER, SAMPLER, SIDE, Renderer
+from vgs_rl.envs.frames import HEADER, SAMPLER, SIDE
+from vgs_rl.envs.render import Renderer
 
 IDS = [id for id in registered() if id.startswith("vgs_rl/")]
 ORANGE = SAMPLER.astype(np.uint8)
@@ -172,7 +173,7 @@ def test_a_frame_takes_no_new_figure(monkeypatch):
         for _ in range(3):
             env.step(zeros(env))
             frames.append(env.render())
-        monkeypatch.setattr("vgs_rl.envs.render.Figure", None)
+        monkeypatch.setattr("vgs_rl.envs.frames.Figure", None)
     assert len(frames) == 4 and all(is_frame(frame) for frame in frames)
 
 

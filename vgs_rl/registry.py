@@ -72,7 +72,7 @@ def register(
     energy_args: Mapping[str, Any] | None = None,
     mdp: MDPConfig | None = None,
     env: str = "vgs_rl.envs.sampling:SamplingEnv",
-    vector_env: str = "vgs_rl.envs.sampling:SamplingVectorEnv",
+    vector_env: str = "vgs_rl.envs.vector:SamplingVectorEnv",
 ) -> Target:
     """Registers a target under a Gymnasium id, for `gymnasium.make`, `make_vec`, `--env`, configs.
 

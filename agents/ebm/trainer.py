@@ -20,7 +20,8 @@ from vgs_rl.agents.ebm.negatives import AgentNegatives, NegativesConfig, NoNegat
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.ebm.contrastive import ContrastiveConfig, EnergyLearner
-from vgs_rl.ebm.energies import EnergyConfig, MLPEnergyConfig
+from vgs_rl.ebm.energies import MLPEnergyConfig
+from vgs_rl.ebm.learned import EnergyConfig
 from vgs_rl.fields import settle
 from vgs_rl.files.restore import check_like, fitting, load_module
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -44,7 +45,7 @@ class EBMConfig:
     """An energy-based model and how it learns.
 
     Args:
-        energy: what E is: `class_path` of an :class:`~vgs_rl.ebm.energies.EnergyConfig`.
+        energy: what E is: `class_path` of an :class:`~vgs_rl.ebm.learned.EnergyConfig`.
         on_sphere: whether data are unit vectors, and the sampler moves on the unit sphere.
         mdp: how a negative moves; `start.kind: data` begins at data noised by the chain.
         negatives: who samples: `AgentNegatives` (any agent), `LangevinNegatives`, or

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from vgs_rl.envs.sampling import SamplingVectorEnv
+from vgs_rl.envs.vector import SamplingVectorEnv
 
 Array = NDArray[Any]
 

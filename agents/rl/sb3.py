@@ -20,7 +20,7 @@ from vgs_rl.agents.rl.base import (
     require_library,
 )
 from vgs_rl.envs.observation import Feature
-from vgs_rl.envs.sampling import SamplingVectorEnv
+from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.files.restore import check_like, check_optimizer
 from vgs_rl.mdp import Policy, SamplingMDP
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from vgs_rl.agents.rl.adapter import EpisodeStatistics, VectorAdapter, terminal_metrics
-from vgs_rl.envs.sampling import SamplingVectorEnv
+from vgs_rl.envs.vector import SamplingVectorEnv
 
 Array = NDArray[Any]
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from vgs_rl.agents.rl.base import kernel_policy
 from vgs_rl.agents.rl.sb3_env import SB3VecEnv
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
-from vgs_rl.envs.sampling import SamplingEnv, SamplingVectorEnv
+from vgs_rl.envs.sampling import SamplingEnv
+from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.samplers.stochastic import Parameters
 

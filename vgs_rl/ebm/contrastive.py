@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive, seed_of
-from vgs_rl.ebm.energies import LearnedEnergy
+from vgs_rl.ebm.learned import LearnedEnergy
 from vgs_rl.fields import settle
 from vgs_rl.files.restore import (
     check_like,
@@ -126,7 +126,7 @@ def contrastive_loss(
 
 
 class EnergyLearner:
-    """Moves a :class:`~vgs_rl.ebm.energies.LearnedEnergy` by contrastive divergence, under guard.
+    """Moves a :class:`~vgs_rl.ebm.learned.LearnedEnergy` by contrastive divergence, under guard.
 
     The energy is changed in place, so whoever samples it meanwhile follows.
 

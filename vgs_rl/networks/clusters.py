@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,52 +13,16 @@ from torch.nn import functional as F
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
 from vgs_rl.networks.base import silu_pair
-from vgs_rl.networks.pairs import NoisedPairPotential, PairSums, hat_functions
+from vgs_rl.networks.cluster_features import (
+    Descriptors,
+    Places,
+    differentiable_pull_back,
+    noise_of,
+)
+from vgs_rl.networks.pairs import hat_functions
 
 
-class Stiffness(NamedTuple):
-    """Second derivatives of Σ U_t, by pairs, times the length of a relaxation.
-
-    Attributes:
-        unit: unit vectors, shape (d, P, B).
-        across: length · U_t'/r, shape (P, B).
-        along: length · (U_t'' - U_t'/r), shape (P, B).
-    """
-
-    unit: Tensor
-    across: Tensor
-    along: Tensor
-
-
-class Stage(NamedTuple):
-    """Positions, and how the next stage's depend on them.
-
-    Attributes:
-        y: positions in units of l_t, shape (d, n, B).
-        stiffness: of the pairs at y; None at the last stage.
-    """
-
-    y: Tensor
-    stiffness: Stiffness | None
-
-
-class Places(NamedTuple):
-    """What a sweep needs of positions at their steps; none of it takes a gradient.
-
-    Attributes:
-        stages: positions, then what they relax to, one after the other.
-        unit: l_t, one or (B,).
-        energy: Σ_{i<j} U_t at the first, shape (B,).
-        force: its gradient, shape (d, n, B).
-    """
-
-    stages: list[Stage]
-    unit: Tensor
-    energy: Tensor
-    force: Tensor
-
-
-class ClusterValue(nn.Module):
+class ClusterValue(Descriptors):
     """V(x, t) of n particles, from the noised pair potential and what surrounds each particle.
 
     With y = A_t x_t (the terminal state under noise of variance A_t² S_t) and r_ij its distances,
@@ -110,12 +74,9 @@ class ClusterValue(nn.Module):
 
     PART = 200_000  # numbers per descriptor array of one part of a batch
 
-    centres: Tensor
     basis: Tensor
     levels: Tensor
     scale: Tensor
-    unit: Tensor
-    relaxation: Tensor
     density_mean: Tensor
     density_std: Tensor
     vector_std: Tensor
@@ -140,28 +101,22 @@ class ClusterValue(nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        if energy.symmetry is None or not hasattr(energy, "pair_potential"):
-            raise ValueError(
-                f"network 'cluster' needs a particle system with a pair_potential, "
-                f"got {type(energy).__name__}"
-            )
-        n, d = energy.symmetry
-        self.n, self.d, self.temperature = n, d, temperature
-        if not 0 <= near < reach:
-            raise ValueError(f"near must be in [0, reach = {reach}), got {near}")
-        self.radial, self.spacing = radial, (reach - near) / radial
-        steps = chain.num_steps
-        noise = (chain.A.double().square() * chain.S.double())[:-1].cpu()
-        self.pairs = NoisedPairPotential(energy, noise)
-        self.sums = PairSums(n)
-        self.register_buffer("centres", near + (torch.arange(radial) + 0.5) * self.spacing, False)
+        super().__init__(
+            noise_of(chain),
+            energy,
+            prior_std=prior_std,
+            near=near,
+            reach=reach,
+            radial=radial,
+            relax=relax,
+            stages=stages,
+        )
+        noise = noise_of(chain)
+        self.temperature = temperature
         self.register_buffer("basis", hat_functions(noise.log(), knots).float(), False)
         self.register_buffer("levels", noise.log().float(), False)
         self.register_buffer("scale", chain.A[:-1].cpu().float(), False)
-        self.register_buffer("unit", (1 + noise / prior_std**2).sqrt().float(), False)
-        self.stages = stages if relax > 0 else 0
-        self.register_buffer("relaxation", (relax * noise).float(), False)
+        steps = chain.num_steps
         channels = (1 + self.stages) * radial
         self.register_buffer("density_mean", torch.zeros(steps, channels))
         self.register_buffer("density_std", torch.ones(steps, channels))
@@ -200,117 +155,6 @@ class ClusterValue(nn.Module):
         """Centred positions of y = A_t x, shape (d, n, B)."""
         y = positions_first(x, self.n) * self.scale[t]
         return y - y.mean(1, keepdim=True)
-
-    def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Radial functions and their slopes at r (P, B): both (K, P, B)."""
-        # Clamped: what underflows to denormal numbers is many times slower.
-        u = (r - self.centres.view(-1, 1, 1)).mul_(1 / self.spacing).clamp_(-9.0, 9.0)
-        value = torch.exp(-0.5 * u.square())
-        return value, u.mul_(value).mul_(-1 / self.spacing)
-
-    def _pairs(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (P, B) of the pairs of y (d, n, B), and unit vectors (d, P, B)."""
-        difference = self.sums.difference(y)
-        r = difference.square().sum(0).clamp_min(1e-8).sqrt()
-        return r, difference / r
-
-    def _describe(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """ρ of shape (K, n, B) and v of shape (K, d, n, B) at positions y in units of l_t."""
-        r, unit = self._pairs(y)
-        value, _ = self._radial(r)
-        return self._collect(value, [value * along for along in unit])
-
-    def _collect(self, value: Tensor, vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Sums over each particle's pairs of numbers (K, P, B), and of vectors that change sign."""
-        vector = torch.stack([self.sums.net(part) for part in vectors], 1)
-        return self.sums.total(value), vector
-
-    def _pull(self, y: Tensor, density: Tensor, vector: Tensor) -> Tensor:
-        """Transposed Jacobian of :meth:`_describe`: (K, n, B) and (K, d, n, B) to (d, n, B)."""
-        r, unit = self._pairs(y)
-        value, slope = self._radial(r)
-        both = self.sums.both(density)
-        across = []
-        for axis in range(self.d):
-            difference = self.sums.difference(vector[:, axis])
-            both.addcmul_(difference, unit[axis])
-            across.append(difference.mul_(value).sum(0).div_(r))
-        along = slope.mul_(both).sum(0)
-        for part, axis_unit in zip(across, unit, strict=True):
-            along = along - part * axis_unit
-        return self.sums.forces(part + along * u for part, u in zip(across, unit, strict=True))
-
-    def _push(self, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobian of :meth:`_describe` times a direction (d, n, B)."""
-        r, unit = self._pairs(y)
-        value, slope = self._radial(r)
-        moved = self.sums.difference(direction)
-        along = (unit * moved).sum(0)
-        turn = (moved - unit * along) / r
-        stretch = slope.mul_(along)
-        parts = [torch.addcmul(stretch * unit[i], value, turn[i]) for i in range(self.d)]
-        return self._collect(stretch, parts)
-
-    def _forces(self, y: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Stiffness]:
-        """Σ U_t at y (d, n, B), its gradient, and the stiffness of its pairs."""
-        r, unit = self._pairs(y)
-        u, slope, curvature = self.pairs(r, t)
-        force = self.sums.forces(slope * along for along in unit)
-        across, length = slope / r, self.relaxation[t]
-        return (
-            self.sums.all(u),
-            force,
-            Stiffness(unit, length * across, length * (curvature - across)),
-        )
-
-    @torch.no_grad()
-    def places(self, y: Tensor, t: int | Tensor) -> Places:
-        """Where descriptors are taken at y (d, n, B), and the pair potential there."""
-        unit, length = self.unit[t], self.relaxation[t]
-        energy, first, stiffness = self._forces(y, t)
-        stages, force = [], first
-        for stage in range(self.stages):
-            if stage:
-                _, force, stiffness = self._forces(y, t)
-            stages.append(Stage(y / unit, stiffness))
-            y = y - length * force
-        stages.append(Stage(y / unit, None))
-        return Places(stages, unit, energy, first)
-
-    def _relaxed(self, stage: Stage, direction: Tensor) -> Tensor:
-        """Jacobian of the next stage's positions by this one's, times a direction (d, n, B)."""
-        assert stage.stiffness is not None
-        unit, across, along = stage.stiffness
-        moved = self.sums.difference(direction)
-        stretch = along * (unit * moved).sum(0)
-        both = zip(moved, unit, strict=True)
-        return direction - self.sums.forces(across * m + stretch * u for m, u in both)
-
-    @torch.no_grad()
-    def descriptors(self, places: Places) -> tuple[Tensor, Tensor]:
-        """ρ of shape (C, n, B) and v of shape (C, d, n, B), not standardised."""
-        parts = [self._describe(stage.y) for stage in places.stages]
-        density, vector = zip(*parts, strict=True)
-        return torch.cat(density), torch.cat(vector)
-
-    def pull_back(self, places: Places, density: Tensor, vector: Tensor) -> Tensor:
-        """Transposed Jacobian of the descriptors by y: (C, n, B), (C, d, n, B) to (d, n, B)."""
-        parts = zip(density.split(self.radial), vector.split(self.radial), strict=True)
-        pulls = [self._pull(s.y, *part) for s, part in zip(places.stages, parts, strict=True)]
-        total = pulls.pop()
-        for stage, pull in zip(reversed(places.stages[:-1]), reversed(pulls), strict=True):
-            total = pull + self._relaxed(stage, total)  # a symmetric Jacobian
-        return total / places.unit
-
-    def push_forward(self, places: Places, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobian of the descriptors by y, times a direction (d, n, B)."""
-        parts = []
-        for stage in places.stages:
-            parts.append(self._push(stage.y, direction / places.unit))
-            if stage.stiffness is not None:
-                direction = self._relaxed(stage, direction)
-        density, vector = zip(*parts, strict=True)
-        return torch.cat(density), torch.cat(vector)
 
     def _environment(self, places: Places, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
@@ -376,7 +220,7 @@ class ClusterValue(nn.Module):
         learned, by_density, by_vector = self._environment(places, t)
         strength = self._coefficients(self.strength, t)
         trap = self.trap[t] + strength[1]
-        pull_back = _pull_back if torch.is_grad_enabled() else ClusterValue.pull_back
+        pull_back = differentiable_pull_back if torch.is_grad_enabled() else Descriptors.pull_back
         back = pull_back(self, places, by_density, by_vector)
         gradient = back + (1 + strength[0]) * places.force + trap * y
         value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
@@ -431,57 +275,6 @@ class ClusterValue(nn.Module):
         self.mixture_bias.copy_((product / square).clamp(1e-4, 1 - 1e-4).logit())
 
 
-class _PullBack(torch.autograd.Function):
-    """:meth:`ClusterValue.pull_back`, linear in its cotangents; positions take no gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        network: ClusterValue,
-        places: Places,
-        density: Tensor,
-        vector: Tensor,
-    ) -> Tensor:
-        ctx.network, ctx.places = network, places  # type: ignore[attr-defined]
-        return network.pull_back(places, density, vector)
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        network, places = ctx.network, ctx.places  # type: ignore[attr-defined]
-        return None, None, *network.push_forward(places, grads[0])
-
-
-def _pull_back(network: ClusterValue, places: Places, density: Tensor, vector: Tensor) -> Tensor:
-    """:meth:`ClusterValue.pull_back` with a backward pass of its own."""
-    pulled: Tensor = _PullBack.apply(network, places, density, vector)  # type: ignore[no-untyped-call]
-    return pulled
-
-
-def uniform_weight(
-    rows: int, columns: int, gain: float, generator: torch.Generator
-) -> nn.Parameter:
-    """A matrix (rows, columns), uniform in ±gain/√columns."""
-    weight = torch.rand(rows, columns, generator=generator) * 2 - 1
-    return nn.Parameter(weight * gain / math.sqrt(columns))
-
-
-def positions_first(x: Tensor, n: int) -> Tensor:
-    """States (B, n d) as positions of n particles, the batch last: (d, n, B)."""
-    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1).contiguous()
-
-
-def states_first(y: Tensor) -> Tensor:
-    """Positions (d, n, B) as states (B, n d)."""
-    return y.transpose(0, 1).flatten(0, 1).T
-
-
-def split_steps(t: int | Tensor, count: int, size: int) -> Sequence[int | Tensor]:
-    """Steps of the parts, at most `size` rows each, of a batch of `count` rows."""
-    return t.split(size) if isinstance(t, Tensor) else [t] * -(-count // size)
-
-
 def step_averages(values: Tensor, t: Tensor, levels: Tensor) -> Tensor:
     """Averages of values (B, C) over the states of each step and of those of about its noise.
 
@@ -504,9 +297,32 @@ def step_averages(values: Tensor, t: Tensor, levels: Tensor) -> Tensor:
     return (kernel @ total) / (kernel @ count)
 
 
+def uniform_weight(
+    rows: int, columns: int, gain: float, generator: torch.Generator
+) -> nn.Parameter:
+    """A matrix (rows, columns), uniform in ±gain/√columns."""
+    weight = torch.rand(rows, columns, generator=generator) * 2 - 1
+    return nn.Parameter(weight * gain / math.sqrt(columns))
+
+
+def split_steps(t: int | Tensor, count: int, size: int) -> Sequence[int | Tensor]:
+    """Steps of the parts, at most `size` rows each, of a batch of `count` rows."""
+    return t.split(size) if isinstance(t, Tensor) else [t] * -(-count // size)
+
+
 def columns(table: Tensor, t: int | Tensor) -> Tensor:
     """Rows t of a table (T, C) as columns: (C, B), or (C, 1) for one step."""
     if isinstance(t, int):
         return table[t].unsqueeze(-1)
     # embedding(): its backward pass is several times faster than that of plain indexing.
     return F.embedding(t, table).T.contiguous()
+
+
+def positions_first(x: Tensor, n: int) -> Tensor:
+    """States (B, n d) as positions of n particles, the batch last: (d, n, B)."""
+    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1).contiguous()
+
+
+def states_first(y: Tensor) -> Tensor:
+    """Positions (d, n, B) as states (B, n d)."""
+    return y.transpose(0, 1).flatten(0, 1).T

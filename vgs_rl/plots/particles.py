@@ -24,7 +24,8 @@ from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.evaluation.particles import pair_distances, positions
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.plots import panels as draw
-from vgs_rl.plots.panels import Array, Records
+from vgs_rl.plots.curves import BOUNDS, Records, draw_curves, series
+from vgs_rl.plots.panels import Array
 from vgs_rl.plots.plots import check_counter, plot_chain, times_of
 
 EXACT_CLUSTERS = 5_000  # at most, behind a sampler's histograms
@@ -144,9 +145,9 @@ def cluster_summary(
             label,
         )
     )
-    if len(draw.series(records, counter, "eval/elbo")[0]):
+    if len(series(records, counter, "eval/elbo")[0]):
         log_z = energy.log_z if mdp.temperature == 1.0 else None
-        below.append(lambda axes: draw.draw_curves(axes, records, counter, draw.BOUNDS, log_z))
+        below.append(lambda axes: draw_curves(axes, records, counter, BOUNDS, log_z))
 
     with rc_context(draw.STYLE), mdp.uncounted():
         figure = Figure(figsize=(1.85 * len(times) + 0.4, 6.5), layout="constrained")

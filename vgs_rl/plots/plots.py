@@ -24,7 +24,8 @@ from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.mdp import Policy, SamplingMDP
 from vgs_rl.plots import line_panels
 from vgs_rl.plots import panels as draw
-from vgs_rl.plots.panels import Limits, Records, View
+from vgs_rl.plots.curves import BOUNDS, CURVES, X_LABELS, Records, draw_curves, series
+from vgs_rl.plots.panels import Limits, View
 
 T = TypeVar("T")
 Drawing = Callable[[], Figure]
@@ -162,16 +163,16 @@ def plot_learning_curves(
     check_counter(x)
     shown = [
         curves
-        for curves in draw.CURVES
-        if any(len(draw.series(records, x, tag)[0]) for tag, _ in curves.tags)
+        for curves in CURVES
+        if any(len(series(records, x, tag)[0]) for tag, _ in curves.tags)
     ]
     with rc_context(draw.STYLE):
         figure = Figure(figsize=(2.95 * max(len(shown), 1), 2.5), layout="constrained")
         axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
         for panel, curves in zip(axes, shown, strict=False):
-            draw.draw_curves(panel, records, x, curves, log_z)
+            draw_curves(panel, records, x, curves, log_z)
         if not shown:
-            axes[0].set(xlabel=draw.X_LABELS[x], title="nothing recorded yet")
+            axes[0].set(xlabel=X_LABELS[x], title="nothing recorded yet")
     return figure
 
 
@@ -276,9 +277,9 @@ def plot_summary(
             )
 
         below.append((1.1, draw_landscape))
-    if len(draw.series(records, x, "eval/elbo")[0]):
+    if len(series(records, x, "eval/elbo")[0]):
         log_z = energy.log_z if exact_applies else None
-        below.append((1.25, lambda axes: draw.draw_curves(axes, records, x, draw.BOUNDS, log_z)))
+        below.append((1.25, lambda axes: draw_curves(axes, records, x, BOUNDS, log_z)))
 
     with rc_context(draw.STYLE), mdp.uncounted():
         width, height = max(2.05 * len(times), 3.2 * len(below)) + 0.3, 5.5 if below else 2.8
@@ -367,8 +368,8 @@ def times_of(mdp: SamplingMDP, panels: int) -> list[int]:
 
 def check_counter(x: str) -> None:
     """Refuses what is no counter of a run's records."""
-    if x not in draw.X_LABELS:
-        raise ValueError(f"x must be one of {', '.join(draw.X_LABELS)}, got {x!r}")
+    if x not in X_LABELS:
+        raise ValueError(f"x must be one of {', '.join(X_LABELS)}, got {x!r}")
 
 
 def _energies(

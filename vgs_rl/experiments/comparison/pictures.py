@@ -26,6 +26,7 @@ from vgs_rl.experiments.comparison.jobs import (
 )
 from vgs_rl.experiments.tables import format_cell
 from vgs_rl.plots import panels as draw
+from vgs_rl.plots.curves import X_LABELS, series
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import Samples
@@ -139,7 +140,7 @@ def plot_learning(jobs: Sequence[Job], log_z: float | None, ideal: float | None)
                 if tag == "eval/tvd_energy" and ideal is not None:
                     axes.axhline(ideal, color=draw.INK, lw=0.7)
                 _scale(axes, logarithmic=tag != "eval/elbo" or log_z is not None, ends=ends)
-                axes.set_xlabel(draw.X_LABELS[counter])
+                axes.set_xlabel(X_LABELS[counter])
             grid[row][0].set_ylabel(label)
         handles = [
             draw_line(agent, *styles[agent]) for agent in agents if records[agent] or agent == "vgs"
@@ -165,7 +166,7 @@ def _draw_agent(
 ) -> list[float]:
     """One agent's line and band; returns where its line ends."""
     colour, line = style
-    curves = [draw.series(run, counter, tag) for run in runs]
+    curves = [series(run, counter, tag) for run in runs]
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return []

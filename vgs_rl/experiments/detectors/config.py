@@ -15,7 +15,7 @@ from vgs_rl.agents.ebm.classical import OutlierConfig, OutlierMethod
 from vgs_rl.agents.ebm.detector import WatchConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.ebm.energies import EnergyConfig, LearnedEnergy
+from vgs_rl.ebm.learned import EnergyConfig, LearnedEnergy
 from vgs_rl.envs.anomaly import DigitsSource, SourceConfig
 from vgs_rl.networks.config import NetworkConfig
 from vgs_rl.training.config import (
