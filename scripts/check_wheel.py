@@ -27,10 +27,8 @@ def main(arguments: list[str]) -> int:
     parser = Parser(__doc__, "check_wheel")
     parser.add_argument("dist", type=Path, help="folder with one wheel")
     dist = parser.read(arguments).dist
-    wheels = list(dist.glob("*.whl"))
-    if len(wheels) != 1:
+    if len(wheels := list(dist.glob("*.whl"))) != 1:
         raise Mistake(f"{dist} must hold one wheel, got {len(wheels)}")
-    (wheel,) = wheels
     with tempfile.TemporaryDirectory() as temporary:
         site, elsewhere = Path(temporary, "site"), Path(temporary, "elsewhere")
         # A user's project that has its own envs/ and agents/ must not get in the way.
@@ -39,13 +37,12 @@ def main(arguments: list[str]) -> int:
             wrong = "raise ImportError('the wrong package')"
             (elsewhere / name / "__init__.py").write_text(wrong, encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install"]
-        run([*pip, "--no-deps", "--target", str(site), str(wheel.resolve())])
+        run([*pip, "--no-deps", "--target", str(site), str(wheels[0].resolve())])
         environment = {"PYTHONPATH": str(site)}
         run([sys.executable, "-c", IMPORTS], elsewhere, environment)
         for line in COMMANDS:
             run([str(site / "bin" / "vgs-rl"), *line.split()], elsewhere, environment)
-        config = Path("pyproject.toml").resolve()
-        mypy = [sys.executable, "-m", "mypy", "--config-file", str(config)]
+        mypy = [sys.executable, "-m", "mypy", f"--config-file={Path('pyproject.toml').resolve()}"]
         checked = [str(site / name) for name in ("vgs_rl", "vgs_rl_main.py")]
         run([*mypy, *checked], elsewhere, environment)
     print("the wheel installs, runs and type-checks")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -58,7 +58,8 @@ def options_of(path: str, value: Any) -> list[Option]:
         path: dotted name of the section.
         value: a configuration whose field values are the defaults.
     """
-    texts, kinds = field_texts(type(value)), field_types(type(value))
+    cls: Callable[..., Any] = type(value)
+    texts, kinds = field_texts(type(value)), field_types(cls)
     return [
         Option(
             name=f"--{path}.{each.name}",
@@ -88,7 +89,8 @@ def field_texts(cls: type) -> dict[str, str]:
 
 def _chosen(value: Any, path: str = "", *, within: bool = False) -> Iterator[tuple[str, Any]]:
     """Sections whose class can be chosen, with what is chosen, and those within them."""
-    kinds = field_types(type(value))
+    cls: Callable[..., Any] = type(value)
+    kinds = field_types(cls)
     for each in fields(value):
         content, kind = getattr(value, each.name), section_type(kinds.get(each.name))
         if is_section(kind) and content is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def as_yaml(config: Any) -> str:
 
 def as_mapping(config: Any) -> dict[str, Any]:
     """What a file holds for a configuration; a class that a field may choose is named."""
-    kinds = field_types(type(config))
+    cls: Callable[..., Any] = type(config)
+    kinds = field_types(cls)
     return {
         each.name: _entry(getattr(config, each.name), kinds.get(each.name))
         for each in fields(config)

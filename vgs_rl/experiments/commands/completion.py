@@ -94,7 +94,7 @@ def _copy(parser: argparse.ArgumentParser, name: str, action: argparse.Action) -
         return
     values = {"sample": shipped_samplers, "compare": _targets}.get(name)
     nargs = action.nargs
-    added = parser.add_argument(action.dest, nargs=nargs, **settings)  # type: ignore[arg-type]
+    added = parser.add_argument(action.dest, nargs=nargs, **settings)
     if values is not None:
         added.choices = values()
     elif choices := _choices(action):
