@@ -214,7 +214,7 @@ class MixtureStart(Start):
     def _em(self, data: Any, seed: int, *, warm: bool) -> Any:
         from sklearn.mixture import GaussianMixture
 
-        ideal = max(1e-6 * float(data.var(axis=0).mean()), 1e-12)
+        least = max(1e-6 * float(data.var(axis=0).mean()), 1e-12)
         initial: dict[str, Any] = {}
         if warm:
             weights = self.weights.double().cpu().numpy()
@@ -226,7 +226,7 @@ class MixtureStart(Start):
         mixture = GaussianMixture(
             n_components=len(self.weights),
             covariance_type="diag",
-            reg_covar=ideal,
+            reg_covar=least,
             max_iter=30,
             tol=1e-4,
             random_state=seed,

@@ -164,7 +164,7 @@ def _frames(
             _draw_landscape(axes, landscape, view, config.reach, float(contours))
             _draw_states(axes, tails, view)
             _write_title(axes, title, time, steps, elbo, mdp.energy.log_z)
-            canvas = FigureCanvasAgg(figure)
+            canvas: Any = FigureCanvasAgg(figure)
             canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
