@@ -1,9 +1,9 @@
-# make setup | demo | compare | test | check | slow | clean
+# make setup | demo | compare | test | check | docs | slow | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo compare test check format slow clean
+.PHONY: setup demo compare test check format docs site slow clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make compare agents and baselines side by side on two targets (10 minutes on 2 cores)"
 	@echo "make test    fast tests (minutes)        make slow    trainings as tests"
 	@echo "make check   format, lint, strict types of the built package"
+	@echo "make docs    build the documentation and serve it on localhost:8000"
 	@echo "make format  rewrite the sources in the project's format"
 
 setup: $(VENV)/.installed
@@ -19,7 +20,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,all,clients]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,all,clients,docs]"
 	touch $@
 
 demo: setup
@@ -48,6 +49,13 @@ check: setup
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	rm -rf build
 	$(BIN)/python scripts/check_wheel.py dist
+
+# Strict: a broken link or a name that the API pages do not find ends it.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: site
+	$(BIN)/python -m http.server 8000 --bind localhost --directory build/site
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
