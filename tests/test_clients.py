@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from libraries import run_readme_snippet
+from libraries import run_guides_snippet
 
 import vgs_rl.envs  # noqa: F401  registers the ids
 from vgs_rl.evaluation.report import Report
@@ -151,9 +151,9 @@ def test_rllibs_vector_entry_point_sees_whole_episodes():
     algorithm.stop()
 
 
-def test_readme_shows_how_to_judge_an_agent_of_any_origin(tmp_path, monkeypatch):
+def test_a_guide_shows_how_to_evaluate_an_agent_of_any_origin(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_readme_snippet('agent_name="cleanrl-ppo"')
+    run_guides_snippet('agent_name="cleanrl-ppo"')
     report = Report.load(tmp_path / "cleanrl-ppo.json")
     assert (report.target, report.agent, report.env_steps) == ("GMM9", "cleanrl-ppo", 1_000_000)
     assert report.metrics["elbo"].value < 0

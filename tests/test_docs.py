@@ -137,7 +137,7 @@ def test_commands_and_their_options_exist(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", with_blocks("yaml"), ids=name)
 def test_yaml_blocks_are_configurations(page: Path) -> None:
-    from vgs_rl.training.config import RunConfig
+    from vgs_rl.experiments.config import RunConfig
 
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     for text in blocks(page, "yaml"):

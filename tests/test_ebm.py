@@ -2,9 +2,7 @@
 
 import copy
 import math
-import re
 import warnings
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -743,9 +741,3 @@ def test_a_library_model_trains_the_energy_through_the_environment():
 def test_mdp_with_learned_energy_and_no_data_is_refused_for_a_data_start():
     with pytest.raises(ValueError, match="start.kind 'data' needs an energy with data"):
         SamplingMDP(MLPEnergy(2, hidden=(4,)), two_steps())
-
-
-def test_readme_snippet_runs():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.S) if "EBMTrainer(" in s]
-    exec(snippet.replace("updates=100", "updates=2").replace("steps=200", "steps=2"), {})

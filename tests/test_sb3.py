@@ -21,7 +21,6 @@ from libraries import (
     check_resume_is_bit_identical,
     check_the_users_random_states_stay_untouched,
     check_weights_are_unbiased,
-    run_readme_snippet,
     small_agent,
     small_config,
     small_mdp,
@@ -313,10 +312,6 @@ def test_ids_reach_worker_processes_that_import_nothing_of_ours():
         assert env.step(np.zeros((1, 2), np.float32))[1].shape == (1,)
     finally:
         env.close()
-
-
-def test_readme_snippet_runs():
-    run_readme_snippet("SB3VecEnv(")
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from libraries import (
     check_resume_is_bit_identical,
     check_the_users_random_states_stay_untouched,
     check_weights_are_unbiased,
-    run_readme_snippet,
     small_agent,
     small_mdp,
 )
@@ -173,10 +172,6 @@ def test_the_adapter_asks_for_the_mode_it_needs():
 def test_names_tell_library_algorithm_and_noise():
     assert TianshouConfig().name == "tianshou-ppo"
     assert TianshouConfig(algorithm="SAC", policy_noise="policy").name == "tianshou-sac-kernel"
-
-
-def test_readme_snippet_runs():
-    run_readme_snippet("TianshouVectorEnv(")
 
 
 @pytest.mark.parametrize(("scaling", "method"), [(True, "clip"), (True, "tanh"), (False, None)])
