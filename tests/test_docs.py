@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import itertools
 import json
 import re
 import runpy
@@ -130,7 +131,7 @@ def test_commands_and_their_options_exist(page: Path, tmp_path: Path) -> None:
         plain = arguments[0] if arguments and not arguments[0].startswith("-") else None
         if command == "train" and plain is not None:
             assert (SHIPPED / f"{plain}.yaml").is_file(), plain
-        for option, value in zip(arguments, arguments[1:], strict=False):
+        for option, value in itertools.pairwise(arguments):
             if option == "--config" and value.startswith("configs/"):
                 assert (ROOT / value).is_file(), value
 
