@@ -51,7 +51,7 @@ from vgs_rl.envs import (
 )
 from vgs_rl.envs.targets.gaussian import Gaussian
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.training.config import BudgetConfig, ConfigError, make_parser, parse
+from vgs_rl.training.config import BudgetConfig, ConfigError, given, make_parser, parse
 from vgs_rl.training.folder import RunFolder
 
 
@@ -539,22 +539,21 @@ def test_a_configuration_names_energy_and_sampler_by_class_path(tmp_path):
         "learner: {batch_size: 8}\n"
     )
     parser = make_parser(EBMConfig)
-    options = parse(parser, ["--config", str(file), "--agent_updates", "2", "--trust", "true"])
+    arguments = ["--config", str(file), "--agent_updates", "2", "--trust", "true"]
+    options = parse(parser, given(parser, arguments))
     config = EBMConfig(**{name: options[name] for name in EBMConfig.__dataclass_fields__})
     trainer = EBMTrainer(eight(), config)
     trainer.learn(BudgetConfig(updates=2), progress_bar=False)
     assert isinstance(trainer.energy.module, torch.nn.Linear)
     assert config.negatives.name == "langevin-persistent" and config.agent_updates == 2
-    options = parse(
-        parser,
-        [
-            "--negatives=AgentNegatives",
-            "--negatives.agent=ValueGradientConfig",
-            "--negatives.agent.objective=SoftBellman",
-            "--energy=AutoencoderEnergyConfig",
-            "--energy.latent=7",
-        ],
-    )
+    arguments = [
+        "--negatives=AgentNegatives",
+        "--negatives.agent=ValueGradientConfig",
+        "--negatives.agent.objective=SoftBellman",
+        "--energy=AutoencoderEnergyConfig",
+        "--energy.latent=7",
+    ]
+    options = parse(parser, given(parser, arguments))
     assert options.energy.latent == 7 and isinstance(options.negatives.agent.objective, SoftBellman)
     with pytest.raises(ConfigError, match="latents"):
         parse(parser, ["--energy=AutoencoderEnergyConfig", "--energy.latents=7"])

@@ -107,7 +107,7 @@ def command_line(config: RunConfig) -> list[str]:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than everything else here."""
-    monkeypatch.setattr(runs, "final_figures", lambda *_: {})
+    monkeypatch.setattr("vgs_rl.experiments.evaluation.final_figures", lambda *_: {})
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
@@ -412,11 +412,11 @@ def test_a_signal_elsewhere_ends_without_a_traceback(
 
     config = tiny(tmp_path)
     if moment == "evaluating":
-        monkeypatch.setattr(runs, "evaluate", press)
+        monkeypatch.setattr("vgs_rl.experiments.evaluation.evaluate", press)
     else:
         monkeypatch.setattr(Agent, "update", press)
     assert command(*command_line(config)) == 130
-    assert f"stopped; go on with: train.py --resume {config.folder}" in capsys.readouterr().out
+    assert f"stopped; go on with: vgs-rl train --resume {config.folder}" in capsys.readouterr().out
     assert not (config.folder / ".lock").exists()
 
 

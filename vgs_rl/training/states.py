@@ -47,7 +47,8 @@ def keep_states(path: Path, x: Tensor, record: Mapping[str, Any], index: int) ->
     if index % stride:
         return
     folder = path / FOLDER
-    folder.mkdir(exist_ok=True)
+    if path.is_dir():  # else the write says that the folder is gone
+        folder.mkdir(exist_ok=True)
     rows = evenly_spaced_rows(x.detach(), min(ROWS, len(x))).float().cpu().clone()
     counters = {name: record[name] for name in COUNTERS}
     save_checkpoint(folder / f"{index:06d}.pt", {"x": rows, "counters": counters})
