@@ -556,7 +556,7 @@ def test_a_configuration_names_energy_and_sampler_by_class_path(tmp_path):
     options = parse(parser, given(parser, arguments))
     assert options.energy.latent == 7 and isinstance(options.negatives.agent.objective, SoftBellman)
     with pytest.raises(ConfigError, match="latents"):
-        parse(parser, ["--energy=AutoencoderEnergyConfig", "--energy.latents=7"])
+        given(parser, ["--energy=AutoencoderEnergyConfig", "--energy.latents=7"])
 
 
 def test_what_cannot_follow_a_moving_energy_is_refused():
