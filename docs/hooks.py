@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build" / "api" / "vgs_rl"
 ROLE = re.compile(r":(?:class|meth|func|mod|attr|data|exc):`~?([^`]+)`")
 
 
+@event_priority(100)  # before mkdocstrings looks for the tree
 def on_config(config: Any) -> Any:
     """Copies the sources into one tree, as the installed package is, for static reading."""
     shutil.rmtree(TREE, ignore_errors=True)

@@ -8,7 +8,8 @@ reward       minus the cost of the step; on the last step minus E(x_T) as well, 
 terminated   at step T, always; nothing is ever truncated
 
 On the last step of an episode the info holds `energy`, E(x_T), and `log_weight`,
-`log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z exactly, whatever the actions were (THEORY).
+`log w = -log pi_0(x_0) + Σ_t log-ratio_t`: E[w] = Z exactly, whatever the actions were
+(docs/theory.md#weights).
 
 With `noise=False` the action is the push v_t, x_{t+1} = a_t x_t + sigma_t v_t, and a stochastic
 policy is the sampling kernel. The reward is -tau (½‖v_t‖² + ½ D log 2π - D log a_t), so that

@@ -213,7 +213,7 @@ def test_minus_the_return_bounds_the_kl_divergence(variance, gains, rho, chain):
     assert agrees(rollout.x.square().sum(-1), 2 * v)
 
 
-# THEORY, "Which gradient": ELBO of GMM9 with exact values, from 100,000 samples.
+# docs/theory.md, "The value": ELBO of GMM9 with exact values, from 100,000 samples.
 ORACLE = {
     "bellman": {5: -27.25, 10: -3.449, 20: -0.823, 40: -0.295},
     "posterior": {5: -2.48, 10: -1.061, 20: -0.488, 40: -0.236},

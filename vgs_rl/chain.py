@@ -1,4 +1,4 @@
-"""The chain's constants: noise schedules and everything that follows from them (THEORY: bridge).
+"""The chain's constants: noise schedules and all that follows from them (docs/theory.md#chain).
 
 Noising kernel   q~(x_t | x_{t+1}) = N(x_{t+1} / a_t, s_t² I)
 Sampling kernel  pi(x_{t+1} | x_t) = N(a_t x_t + sigma_t u_t, (rho_t sigma_t)² I), sigma_t = a_t s_t

@@ -1,4 +1,4 @@
-"""Sampling as a Markov decision process, as functions on tensors (THEORY: the MDP).
+"""Sampling as a Markov decision process, as functions on tensors (docs/theory.md#mdp).
 
 state       (x_t, t)
 action      u_t, the control, in units of the step's own noise
@@ -430,7 +430,7 @@ class SamplingMDP(nn.Module):
     def reverse_log_weight(self, policy: Policy, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of episodes drawn backwards from terminal states x of shape (B, D).
 
-        Where x ~ p exactly, the mean is the EUBO, an upper bound of log Z (THEORY).
+        Where x ~ p exactly, the mean is the EUBO, an upper bound of log Z (docs/theory.md#weights).
 
         Raises:
             ValueError: if the start has no density.

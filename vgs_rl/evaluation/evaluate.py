@@ -1,4 +1,4 @@
-"""One evaluation for all samplers: every metric beside its ideal (DESIGN: Evaluation).
+"""One evaluation for all samplers: every metric beside its ideal (docs/protocol.md).
 
 A metric's ideal is what a perfect sampler would score: the mean of the same metric over pairs of
 equally large sets of exact samples, with its standard deviation (`ideal_std`), or the value at

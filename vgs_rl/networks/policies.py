@@ -1,4 +1,4 @@
-"""The value-gradient policy: two ways to read the control off a value function (THEORY)."""
+"""The value-gradient policy: two ways to read the control off a value (docs/theory.md#value)."""
 
 from __future__ import annotations
 
