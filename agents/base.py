@@ -91,7 +91,7 @@ class Agent(Usable):
         return {}
 
     def report_details(self) -> dict[str, Any]:
-        """What a report of this agent says besides its figures, as JSON holds it."""
+        """What a report of this agent says besides its metrics, as JSON holds it."""
         return {
             "updates": self.counters.updates,
             "skipped_updates": self.skipped,
@@ -111,7 +111,7 @@ class Agent(Usable):
             return []
         note = f"{skipped:,} of {updates:,} updates {self.IN_VAIN}"
         if 2 * skipped >= updates:
-            note += "; the agent has hardly learned, its figures are those of an untrained one"
+            note += "; the agent has hardly learned, its metrics are those of an untrained one"
         return [note]
 
     # --- the loop -----------------------------------------------------------------------------

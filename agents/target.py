@@ -6,15 +6,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.energy import Energy
 from vgs_rl.envs.configured import EnvironmentConfig, tuned_config
-from vgs_rl.fields import nearest
+from vgs_rl.fields import nearest, settle
 from vgs_rl.files.shipped import CONFIGS
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.networks.config import NetworkConfig
@@ -49,6 +49,46 @@ class Origin:
     name: str
     env: str = ""
     env_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TargetAgent(Agent):
+    """An agent of any target.
+
+    Args:
+        target: an id (`GMM9`), an energy, a function (B, D) -> (B,), an MDP or an environment.
+        config: its settings; by default those of the target's shipped configuration.
+        seed: of everything random in training.
+        dim: D of a function's states.
+        mdp: the chain; by default the target's.
+        device: `auto`, `cpu` or `cuda`; an MDP and an environment have theirs.
+        **settings: fields of the configuration, over those of `config`.
+
+    Attributes:
+        config_type: the class of its configuration.
+
+    Raises:
+        ValueError: if target or settings do not fit, naming the field and what was expected.
+        TypeError: if `target` is none of these.
+    """
+
+    config_type: ClassVar[type[AgentConfig]]
+
+    def __init__(
+        self,
+        target: TargetLike,
+        config: AgentConfig | None = None,
+        *,
+        seed: int = 0,
+        dim: int | None = None,
+        mdp: MDPConfig | None = None,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        chain, config, self.origin = prepare(
+            target, config, self.config_type, dim=dim, mdp=mdp, device=device, settings=settings
+        )
+        self.config = settle(copy.deepcopy(config), "agent")
+        super().__init__(chain, seed=seed)
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.evaluate import evaluate
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.evaluation.report import Report
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots.plots import plot_summary
-from vgs_rl.samplers.base import ChainSampler, Samples
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.trust import Trust
 
 if TYPE_CHECKING:
@@ -63,7 +65,15 @@ class Usable(ABC):
         return self.sampler().sample(n, seed, resample=resample)
 
     def evaluate(
-        self, n: int = 20_000, *, seed: int = 0, resample: bool = False, progress_bar: bool = False
+        self,
+        n: int = 20_000,
+        *,
+        seed: int = 0,
+        resample: bool = False,
+        sampler: Sampler | None = None,
+        protocol: ParticleProtocol | None = None,
+        on_samples: Callable[[Samples], None] | None = None,
+        progress_bar: bool = False,
     ) -> Report:
         """Every metric that agent and target admit; see :func:`vgs_rl.evaluate`.
 
@@ -71,12 +81,15 @@ class Usable(ABC):
             n: samples to draw.
             seed: of the evaluation.
             resample: evaluate importance-resampled samples.
+            sampler: what draws instead of the agent's own sampler, on its target and its account.
+            protocol: repeats and sample counts of particle metrics; all of it by default.
+            on_samples: told what was drawn.
             progress_bar: whether to show one while it draws.
 
         Returns:
             The report; printing it shows the table.
         """
-        sampler = self.sampler()
+        sampler = sampler or self.sampler()
         sampler.progress_bar = progress_bar
         report = evaluate(
             sampler,
@@ -90,6 +103,8 @@ class Usable(ABC):
             train_seconds=self.counters.seconds,
             env_steps=self.counters.env_steps,
             energy_evaluations=self.counters.energy_evaluations,
+            protocol=protocol,
+            on_samples=on_samples,
         )
         report.details |= self.report_details()
         return report

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vgs_rl.energy import Energy
-from vgs_rl.files.shipped import CONFIGS
+from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import find
 from vgs_rl.training.config import (
@@ -35,13 +35,6 @@ class EnvironmentConfig:
     mdp: MDPConfig = field(default_factory=MDPConfig)
 
 
-def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package, such as `gmm9`, `paper/gmm9`."""
-    return sorted(
-        str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml")
-    )
-
-
 def tuned_config(target: str) -> str | None:
     """Name of the shipped configuration whose settings were found for a target, or None.
 
@@ -59,8 +52,8 @@ def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConf
 
     Args:
         target: name of the target, as :func:`vgs_rl.find` takes it.
-        config: a name of :func:`shipped_configs`, or the path of a YAML file, which may name no
-            other code than `target` (:mod:`vgs_rl.trust`).
+        config: a name of :func:`vgs_rl.files.shipped.shipped_configs`, or the path of a YAML file,
+            which may name no other code than `target` (:mod:`vgs_rl.trust`).
 
     Raises:
         ConfigError: if there is no such file, it is of another target, or a setting is wrong.

@@ -24,7 +24,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import torch
@@ -45,9 +45,6 @@ from vgs_rl.envs.face import (
 )
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.mdp import MDPConfig, SamplingMDP
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[Any]
 

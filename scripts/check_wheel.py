@@ -51,8 +51,10 @@ def main(arguments: list[str]) -> int:
 
 def run(command: list[str], folder: Path | None = None, more: dict[str, str] | None = None) -> None:
     """Runs a command with more in its environment; exits with its status if it fails."""
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **(more or {})})
+    environment = {**os.environ, **(more or {})}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
+        print(done.stdout, done.stderr)
         sys.exit(done.returncode)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny as tiny_config
 from commands import ROOT, load, run
 
 from vgs_rl import MDPConfig, SamplingMDP
@@ -11,21 +12,14 @@ from vgs_rl.envs import FourGauss
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.config import RunConfig
 
-TINY = """
-env: FourGauss
-mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
-agent:
-  class_path: ValueGradientConfig
-  init_args:
-    prior_std: 2.0
-    network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
-    objective:
-      class_path: GradientMatching
-      init_args: {batch_size: 128, refresh_size: 128, first_size: 512, start_size: 256}
+TINY = (
+    tiny_config.TINY
+    + """\
 budget: {updates: 30}
 evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
 device: cpu
 """
+)
 
 
 @pytest.fixture

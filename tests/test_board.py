@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny as tiny_config
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -17,19 +18,12 @@ from vgs_rl.training.events import SESSION
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.states import FILES, ROWS, load_states
 
-TINY = """
-env: FourGauss
-mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
-agent:
-  class_path: ValueGradientConfig
-  init_args:
-    prior_std: 2.0
-    network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
-    objective:
-      class_path: GradientMatching
-      init_args: {batch_size: 128, refresh_size: 512, first_size: 512, start_size: 256}
+TINY = (
+    tiny_config.TINY
+    + """\
 evaluation: {n_samples: 200, validation_samples: 100, validate_every: 4, figures_every: 0}
 """
+)
 TABLE = "| agent | elbo |\n|---|---|\n| vgs | 1 |"
 AXES = ("eval", "eval_by_energies", "eval_by_milliseconds")
 

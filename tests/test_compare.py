@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny as tiny_config
 import torch
 import yaml
 from commands import ROOT, load, run, run_until_ctrl_c
@@ -31,19 +32,12 @@ make_jobs, parse_budget = compare_jobs.make_jobs, compare_jobs.parse_budget
 check_jobs, run_job = compare_jobs.check_jobs, load("comparison.worker").run_job
 CompareError = compare_jobs.CompareError
 
-TINY = """
-env: FourGauss
-mdp: {chain: vp, num_steps: 5, schedule: {kind: auto, total_noise: 0.9}, start: {scale: 1.3}}
-agent:
-  class_path: ValueGradientConfig
-  init_args:
-    prior_std: 2.0
-    network: {class_path: MLPNetwork, init_args: {width: 16, depth: 2}}
-    objective:
-      class_path: GradientMatching
-      init_args: {batch_size: 128, refresh_size: 512, first_size: 512, start_size: 256}
+TINY = (
+    tiny_config.TINY
+    + """\
 evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
 """
+)
 
 
 def small_mdp() -> SamplingMDP:

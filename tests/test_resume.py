@@ -34,7 +34,7 @@ from vgs_rl.files import checkpoint
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderInUse, FolderLock
 from vgs_rl.mdp import MDPConfig
-from vgs_rl.registry import find, register
+from vgs_rl.registry import register
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
 from vgs_rl.training.config import BudgetConfig, ConfigError, EvaluationConfig
@@ -137,7 +137,7 @@ def report(path: Path) -> Report:
 def evaluated(path: Path) -> dict[str, float]:
     """What evaluate.py finds."""
     config, agent = open_run(path)
-    again = evaluate_agent(config, find(config.env), agent)
+    again = evaluate_agent(config, agent)
     return {name: metric.value for name, metric in again.metrics.items()}
 
 
@@ -611,8 +611,8 @@ def test_no_evaluation_moves_a_training_counter(tmp_path: Path) -> None:
     config, agent = often, build(often)[1]
     agent.update()
     used = agent.counters.energy_evaluations, agent.counters.env_steps
-    evaluate_agent(config, find("GMM9"), agent)
-    evaluate_agent(config, find("GMM9"), agent, sampler=oracle_sampler(agent.mdp, "posterior"))
+    evaluate_agent(config, agent)
+    evaluate_agent(config, agent, sampler=oracle_sampler(agent.mdp, "posterior"))
     evaluate_smc(config, agent)
     agent.sampler().sample(100, 0)
     assert (agent.counters.energy_evaluations, agent.counters.env_steps) == used

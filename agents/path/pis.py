@@ -7,7 +7,6 @@ KL divergence of paths up to a constant, and a step is differentiable: x_{t+1} =
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.base import Agent, AgentConfig, rollout_scalars
-from vgs_rl.agents.target import TargetLike, prepare
+from vgs_rl.agents.base import AgentConfig, rollout_scalars
+from vgs_rl.agents.target import TargetAgent
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import MDPConfig, Rollout, SamplingMDP
+from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
@@ -73,46 +72,17 @@ class PathConfig(AgentConfig):
             raise ValueError(f"agent.final_lr must be in [0, 1], got {self.final_lr}")
 
 
-class PathAgent(Agent):
+class PathAgent(TargetAgent):
     """Learns a control from whole episodes; a subclass writes :meth:`_loss`.
 
-    Args:
-        target: an id (`GMM9`), an energy, a function (B, D) -> (B,), an MDP or an environment.
-        config: its settings; the defaults if it is left out.
-        seed: of everything random in training.
-        dim: D of a function's states.
-        mdp: the chain; by default the target's.
-        device: `auto`, `cpu` or `cuda`.
-        **settings: fields of the configuration, over those of `config`.
-
     Attributes:
-        config_type: the class of its configuration.
         network: the control.
         policy: it, as a policy of the MDP.
     """
 
     saved: ClassVar[tuple[str, ...]] = ("network", "optimizer")
 
-    config_type: ClassVar[type[PathConfig]]
     config: PathConfig
-
-    def __init__(
-        self,
-        target: TargetLike,
-        config: PathConfig | None = None,
-        *,
-        seed: int = 0,
-        dim: int | None = None,
-        mdp: MDPConfig | None = None,
-        device: str = "auto",
-        **settings: Any,
-    ) -> None:
-        kind = self.config_type
-        chain, config, self.origin = prepare(
-            target, config, kind, dim=dim, mdp=mdp, device=device, settings=settings
-        )
-        self.config = settle(copy.deepcopy(config), "agent")
-        super().__init__(chain, seed=seed)
 
     def _setup(self) -> None:
         config = self.config

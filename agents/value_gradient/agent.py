@@ -6,7 +6,6 @@ with the `posterior` drift, fitted noise scales and gradient matching of this pr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,12 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from vgs_rl.agents.base import Agent, AgentConfig
-from vgs_rl.agents.target import TargetLike, prepare
+from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.target import TargetAgent
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import MDPConfig, Rollout, SamplingMDP
+from vgs_rl.mdp import Rollout, SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP, ValueFunction
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.compiled import CompiledValue
@@ -111,17 +110,8 @@ class ValueGradientConfig(AgentConfig):
         return ValueGradientAgent(mdp, self, seed=seed)
 
 
-class ValueGradientAgent(Agent):
+class ValueGradientAgent(TargetAgent):
     """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueObjective`; u_t is its scaled gradient.
-
-    Args:
-        target: an id (`GMM9`), an energy, a function (B, D) -> (B,), an MDP or an environment.
-        config: its settings; by default those of the target's shipped configuration.
-        seed: of everything random in training.
-        dim: D of a function's states.
-        mdp: the chain; by default the target's.
-        device: `auto`, `cpu` or `cuda`.
-        **settings: fields of :class:`ValueGradientConfig`, over those of `config`.
 
     Attributes:
         network: V, trained.
@@ -132,25 +122,8 @@ class ValueGradientAgent(Agent):
     TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
+    config_type = ValueGradientConfig
     config: ValueGradientConfig
-
-    def __init__(
-        self,
-        target: TargetLike,
-        config: ValueGradientConfig | None = None,
-        *,
-        seed: int = 0,
-        dim: int | None = None,
-        mdp: MDPConfig | None = None,
-        device: str = "auto",
-        **settings: Any,
-    ) -> None:
-        kind = ValueGradientConfig
-        chain, config, self.origin = prepare(
-            target, config, kind, dim=dim, mdp=mdp, device=device, settings=settings
-        )
-        self.config = settle(copy.deepcopy(config), "agent")
-        super().__init__(chain, seed=seed)
 
     def _setup(self) -> None:
         config = self.config

@@ -207,6 +207,22 @@ def with_files(arguments: Sequence[str], parser: argparse.ArgumentParser, kind: 
     return result
 
 
+def add_training_options(parser: argparse.ArgumentParser, what: str, result: str) -> None:
+    """Adds what every command that trains has.
+
+    Args:
+        parser: the command's.
+        what: it trains: `run`, `experiment`.
+        result: it writes as JSON: `report`, `table`.
+    """
+    add = parser.add_argument
+    add("--resume", type=Path, default=None, help=f"{what} folder to go on with")
+    add("--overwrite", type=switch, default=False, help=f"replace an existing {what} folder")
+    add("--progress", type=switch, default=True, help="show a progress bar")
+    add("--json", type=output, default=None, help=f"also write the {result} here; - is stdout")
+    add("--print_config", action="store_true", help="print the configuration and exit")
+
+
 # --- types of arguments --------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from vgs_rl.plots.particles import (
 )
 from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
 from vgs_rl.registry import Target, find
-from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.samplers.base import ChainSampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
 from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import (
@@ -35,36 +36,19 @@ from vgs_rl.training.identity import identity_details, shown_settings
 
 
 def evaluate_agent(
-    config: RunConfig,
-    target: Target,
-    agent: Agent,
-    *,
-    n: int | None = None,
-    resample: bool = False,
-    sampler: Sampler | None = None,
-    protocol: ParticleProtocol | None = None,
-    on_samples: Callable[[Samples], None] | None = None,
-    progress_bar: bool = False,
+    config: RunConfig, agent: Agent, *, n: int | None = None, **options: Any
 ) -> Report:
-    """The report of an agent (or of another sampler) on the run's own evaluation seed."""
-    sampler = sampler or agent.sampler()
-    sampler.progress_bar = progress_bar
-    report = evaluate(
-        sampler,
-        agent.mdp.energy,
-        n or config.evaluation.n_samples,
-        seed=config.evaluation.seed,
-        resample=resample,
-        target_name=target.name,
-        agent_name=config.agent.name,
-        training_seed=config.seed,
-        train_seconds=agent.counters.seconds,
-        env_steps=agent.counters.env_steps,
-        energy_evaluations=agent.counters.energy_evaluations,
-        protocol=protocol,
-        on_samples=on_samples,
-    )
-    report.details |= agent.report_details() | identity_details(config)
+    """The report of an agent (or of another sampler) on the run's own evaluation seed.
+
+    Args:
+        config: the run.
+        agent: its agent.
+        n: samples to draw; the run's number by default.
+        **options: of :meth:`vgs_rl.agents.usage.Usable.evaluate`.
+    """
+    evaluation = config.evaluation
+    report = agent.evaluate(n or evaluation.n_samples, seed=evaluation.seed, **options)
+    report.details |= identity_details(config)
     return report
 
 
@@ -85,7 +69,6 @@ def evaluate_smc(
     sampler = TwistedSMC(agent.mdp, agent.policy)
     return evaluate_agent(
         config,
-        find(config.env),
         agent,
         n=n,
         resample=True,
@@ -104,9 +87,7 @@ def finish(
 ) -> Report:
     """Evaluates, draws, writes samples.pt and, last of all, report.json."""
     evaluated: list[Samples] = []
-    report = evaluate_agent(
-        config, target, agent, on_samples=evaluated.append, progress_bar=progress_bar
-    )
+    report = evaluate_agent(config, agent, on_samples=evaluated.append, progress_bar=progress_bar)
     evaluated[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.base import Agent
+from vgs_rl.agents.target import Origin
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.config import RunConfig, saved_config
@@ -49,7 +50,9 @@ def build(config: RunConfig, energy: Energy | None = None) -> tuple[Target, Agen
         energy = energy or target.make_energy(**config.env_args)
         device = resolve_device(config.device)
         mdp = SamplingMDP(energy, config.mdp, device=device)
-        return target, config.agent.build(mdp, seed=config.seed)
+        agent = config.agent.build(mdp, seed=config.seed)
+        agent.origin = Origin(target.name, config.env, config.env_args)
+        return target, agent
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise ConfigError(str(error)) from error
 

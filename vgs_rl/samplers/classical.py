@@ -5,26 +5,62 @@ The classes that they derive from take a budget of energy evaluations, which com
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from vgs_rl.checks import count_of
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.langevin import HMCSampler, ULASampler
 from vgs_rl.samplers.mala import MALASampler
-from vgs_rl.samplers.tempering import ParallelTempering as _ParallelTempering
+from vgs_rl.samplers.tempering import ParallelTempering as TemperingSampler
 
 
-class MALA(MALASampler):
-    """The Metropolis-adjusted Langevin algorithm; step sizes adapt in the first half.
+class Chains:
+    """The constructor of MCMC samplers.
 
     Args:
         target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
         num_chains: chains side by side.
         num_steps: steps of each; the second half gives the samples.
         dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.mala.MALASampler`: `scale` of the initial states,
-            `temperature`, `max_drift`, `device`.
+        **options: of the class that takes a budget, such as `scale` of the initial states,
+            `temperature` and `device`.
+
+    Attributes:
+        defaults: of the options that a step's cost depends on: `leapfrog_steps`, and `replicas` of
+            every chain.
+
+    Raises:
+        ValueError: if an argument does not fit, naming it and what was expected.
+        TypeError: if `target` is none of these.
+    """
+
+    defaults: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        num_chains: int = 200,
+        num_steps: int = 500,
+        dim: int | None = None,
+        **options: Any,
+    ) -> None:
+        energy = energy_of(target, dim)
+        chains, steps = count_of("num_chains", num_chains), count_of("num_steps", num_steps)
+        counts = {n: count_of(n, options.pop(n, value)) for n, value in self.defaults.items()}
+        gradients = 1 + counts.get("leapfrog_steps", 1) * steps  # the first is at the start
+        copies = chains * counts.get("replicas", 1)
+        budget = copies * gradients * energy.gradient_evaluations
+        super().__init__(energy, budget, chains=chains, **counts, **options)  # type: ignore[call-arg]
+
+
+class MALA(Chains, MALASampler):
+    """The Metropolis-adjusted Langevin algorithm; constructed as :class:`Chains`.
+
+    Step sizes adapt in the first half. Options are those of
+    :class:`~vgs_rl.samplers.mala.MALASampler`.
 
     Example:
         >>> import vgs_rl
@@ -32,110 +68,33 @@ class MALA(MALASampler):
         torch.Size([100, 2])
     """
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        num_chains: int = 1_000,
-        num_steps: int = 1_000,
-        dim: int | None = None,
-        **options: Any,
-    ) -> None:
-        energy, budget = _energy_and_budget(target, dim, num_chains, num_steps, 1)
-        super().__init__(energy, budget, chains=num_chains, **options)
 
+class ULA(Chains, ULASampler):
+    """The unadjusted Langevin algorithm, biased by its step size; constructed as :class:`Chains`.
 
-class ULA(ULASampler):
-    """The unadjusted Langevin algorithm: biased by its step size.
-
-    Args:
-        target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
-        num_chains: chains side by side.
-        num_steps: steps of each; the second half gives the samples.
-        dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.langevin.ULASampler`: `scale`, `step_size`,
-            `acceptance`, `temperature`, `device`.
+    Options are those of :class:`~vgs_rl.samplers.langevin.ULASampler`, such as `step_size`.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        num_chains: int = 1_000,
-        num_steps: int = 1_000,
-        dim: int | None = None,
-        **options: Any,
-    ) -> None:
-        energy, budget = _energy_and_budget(target, dim, num_chains, num_steps, 1)
-        super().__init__(energy, budget, chains=num_chains, **options)
 
+class HMC(Chains, HMCSampler):
+    """Hamiltonian Monte Carlo; constructed as :class:`Chains`, a step is a trajectory.
 
-class HMC(HMCSampler):
-    """Hamiltonian Monte Carlo; step sizes adapt in the first quarter.
-
-    Args:
-        target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
-        num_chains: chains side by side.
-        num_steps: trajectories of each; the second half gives the samples.
-        leapfrog_steps: steps of a trajectory.
-        dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.langevin.HMCSampler`: `scale`, `temperature`,
-            `device`.
+    Step sizes adapt in the first quarter. Options are those of
+    :class:`~vgs_rl.samplers.langevin.HMCSampler`, such as `leapfrog_steps`.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        num_chains: int = 500,
-        num_steps: int = 200,
-        leapfrog_steps: int = 8,
-        dim: int | None = None,
-        **options: Any,
-    ) -> None:
-        steps = count_of("leapfrog_steps", leapfrog_steps)
-        energy, budget = _energy_and_budget(target, dim, num_chains, num_steps, steps)
-        super().__init__(
-            energy, budget, chains=num_chains, leapfrog_steps=leapfrog_steps, **options
-        )
+    defaults = {"leapfrog_steps": 8}
 
 
-class ParallelTempering(_ParallelTempering):
-    """Parallel tempering: chains at rising temperatures swap states.
+class ParallelTempering(Chains, TemperingSampler):
+    """Parallel tempering: chains at rising temperatures swap states; constructed as `Chains`.
 
-    Args:
-        target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
-        num_chains: chains side by side.
-        num_steps: sweeps of each; the second half gives the samples.
-        replicas: temperatures of each chain.
-        leapfrog_steps: steps of a trajectory.
-        dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.tempering.ParallelTempering`: `hottest`, `scale`,
-            `temperature`, `device`.
+    A step is a sweep over all temperatures. Options are those of
+    :class:`~vgs_rl.samplers.tempering.ParallelTempering`, such as `replicas`, `hottest` and
+    `leapfrog_steps`.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        num_chains: int = 100,
-        num_steps: int = 200,
-        replicas: int = 8,
-        leapfrog_steps: int = 5,
-        dim: int | None = None,
-        **options: Any,
-    ) -> None:
-        replicas = count_of("replicas", replicas)
-        steps = count_of("leapfrog_steps", leapfrog_steps)
-        energy, budget = _energy_and_budget(target, dim, num_chains, num_steps, steps)
-        super().__init__(
-            energy,
-            budget * replicas,
-            chains=num_chains,
-            replicas=replicas,
-            leapfrog_steps=leapfrog_steps,
-            **options,
-        )
+    defaults = {"leapfrog_steps": 5, "replicas": 8}
 
 
 class AIS(AnnealedSMC):
@@ -145,8 +104,7 @@ class AIS(AnnealedSMC):
         target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
         num_steps: annealing steps.
         dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.annealed.AnnealedSMC`: `scale`, `moves`,
-            `temperature`, `pilot`, `device`, `seed`.
+        **options: of :class:`~vgs_rl.samplers.annealed.AnnealedSMC`, such as `scale`.
     """
 
     def __init__(
@@ -155,33 +113,14 @@ class AIS(AnnealedSMC):
         super().__init__(energy_of(target, dim), num_steps, **options)
 
 
-class SMC(AnnealedSMC):
-    """Annealed sequential Monte Carlo: as :class:`AIS`, with resampling on the way.
+class SMC(AIS):
+    """Annealed sequential Monte Carlo: :class:`AIS` with resampling on the way.
 
     Args:
-        target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
-        num_steps: annealing steps.
+        target: as of :class:`AIS`.
         threshold: effective sample size, as a fraction, below which particles are resampled.
-        dim: D of a function's states.
         **options: as of :class:`AIS`.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        num_steps: int = 100,
-        threshold: float = 0.5,
-        dim: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(energy_of(target, dim), num_steps, threshold=threshold, **options)
-
-
-def _energy_and_budget(
-    target: Any, dim: int | None, chains: int, steps: int, gradients: int
-) -> tuple[Any, int]:
-    """The energy, and the evaluations that its chains use for so many steps and their start."""
-    energy = energy_of(target, dim)
-    chains, steps = count_of("num_chains", chains), count_of("num_steps", steps)
-    return energy, chains * energy.gradient_evaluations * (1 + gradients * steps)
+    def __init__(self, target: Any, *, threshold: float = 0.5, **options: Any) -> None:
+        super().__init__(target, threshold=threshold, **options)

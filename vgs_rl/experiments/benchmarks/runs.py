@@ -74,7 +74,6 @@ def shipped_run(env: str, output: Path, n: int | None, compiled: bool) -> Traine
         agent.counters = counters_of(trained)
         evaluate_agent(
             config,
-            target,
             agent,
             n=n,
             sampler=sampler,
@@ -110,7 +109,6 @@ def resampled(run: TrainedRun) -> Report:
     config, agent = run.load()
     report = evaluate_agent(
         config,
-        find(config.env),
         agent,
         resample=True,
         sampler=_again(run, agent),
@@ -156,7 +154,6 @@ def mala(run: TrainedRun) -> Report:
     begin = time.perf_counter()
     found = evaluate_agent(
         config,
-        find(config.env),
         agent,
         sampler=sampler,
         on_samples=lambda _: drawn.append(time.perf_counter() - begin),
@@ -174,7 +171,7 @@ def mala_steps(run: TrainedRun) -> Report:
     pilot = min(200, run.report.n_samples // 2)
     sampler = RefinedSampler(drawn, agent.mdp.energy, steps=10, pilot=pilot)
     how = _protocol_of(agent, run.report)
-    refined = evaluate_agent(config, find(config.env), agent, sampler=sampler, **how)
+    refined = evaluate_agent(config, agent, sampler=sampler, **how)
     return _costing_as(run.report, refined, "vgs + MALA")
 
 
@@ -186,7 +183,6 @@ def low_noise(run: TrainedRun) -> Report:
     scale[-1] = 0.0
     quiet = evaluate_agent(
         config,
-        find(config.env),
         agent,
         sampler=agent.sampler(compiled=run.compiled, noise_scale=scale),
         progress_bar=True,

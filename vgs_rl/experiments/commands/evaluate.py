@@ -36,7 +36,6 @@ from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
 from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
 from vgs_rl.experiments.run import open_run
 from vgs_rl.files.checkpoint import write_text
-from vgs_rl.registry import find
 from vgs_rl.samplers.base import Sampler
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
@@ -192,7 +191,6 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     config, agent = run.config, run.agent
     report = evaluate_agent(
         config,
-        find(config.env),
         agent,
         n=options.n,
         resample=options.resample,

@@ -12,11 +12,17 @@ that names a module of your own needs --trust true; what you type yourself does 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from vgs_rl.envs.configured import tuned_config
 from vgs_rl.evaluation.evaluate import format_comparison
-from vgs_rl.experiments.cli import STANDARD, called, command, output, switch, with_files
+from vgs_rl.experiments.cli import (
+    STANDARD,
+    add_training_options,
+    called,
+    command,
+    switch,
+    with_files,
+)
 from vgs_rl.experiments.config import config_of, parse_run, run_parser
 from vgs_rl.experiments.evaluation import ceilings
 from vgs_rl.experiments.run import train
@@ -29,13 +35,9 @@ from vgs_rl.training.loop import handling, interrupt
 def make_parser() -> ConfigParser:
     """The command's options."""
     parser = run_parser(prog=called("train"), description=__doc__)
-    add = parser.add_argument
-    add("--resume", type=Path, default=None, help="run folder to go on with")
-    add("--overwrite", type=switch, default=False, help="replace an existing run folder")
-    add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
-    add("--progress", type=switch, default=True, help="show a progress bar")
-    add("--json", type=output, default=None, help="also write the report here; - is stdout")
-    add("--print_config", action="store_true", help="print the configuration and exit")
+    add_training_options(parser, "run", "report")
+    ceiling = "also evaluate the oracle with either drift"
+    parser.add_argument("--ceiling", type=switch, default=False, help=ceiling)
     return parser
 
 

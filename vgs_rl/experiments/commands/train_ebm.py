@@ -14,14 +14,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 from vgs_rl.experiments.cli import (
     STANDARD,
+    add_training_options,
     called,
     command,
-    output,
-    switch,
     whole,
     with_files,
 )
@@ -46,13 +44,9 @@ from vgs_rl.trust import names_of
 def make_parser() -> ConfigParser:
     """The command's options."""
     parser = detector_parser(prog=called("train-ebm"), description=__doc__)
-    add = parser.add_argument
-    add("--resume", type=Path, default=None, help="experiment folder to go on with")
-    add("--overwrite", type=switch, default=False, help="replace an existing experiment folder")
-    add("--jobs", type=whole(0), default=0, help="trainings at a time; 0 is one for each core")
-    add("--progress", type=switch, default=True, help="show a progress bar")
-    add("--json", type=output, default=None, help="also write the table here; - is stdout")
-    add("--print_config", action="store_true", help="print the configuration and exit")
+    add_training_options(parser, "experiment", "table")
+    jobs = "trainings at a time; 0 is one for each core"
+    parser.add_argument("--jobs", type=whole(0), default=0, help=jobs)
     return parser
 
 
