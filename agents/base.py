@@ -15,13 +15,14 @@ from vgs_rl.agents.usage import Usable
 from vgs_rl.checks import seed_of
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.files.restore import check_like, fitting, load_generator, load_module, restore
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
 from vgs_rl.training.optim import Tally
+from vgs_rl.transitions import Rollout
 from vgs_rl.weights import effective_share, live_elbo
 
 

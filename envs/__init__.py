@@ -21,7 +21,7 @@ from vgs_rl.envs.targets.particles import (
 from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.registry import register
-from vgs_rl.start import StartConfig
+from vgs_rl.starts import StartConfig
 
 
 def _vp(num_steps: int, scale: float) -> MDPConfig:

@@ -9,6 +9,7 @@ from typing import Any
 from vgs_rl.energy import Energy
 from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.mdp import MDPConfig
+from vgs_rl.names import imports
 from vgs_rl.registry import find
 from vgs_rl.training.config import (
     ConfigError,
@@ -17,7 +18,6 @@ from vgs_rl.training.config import (
     parse_content,
     read_yaml,
 )
-from vgs_rl.trust import imports
 
 
 @dataclass(kw_only=True)

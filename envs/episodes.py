@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vgs_rl.envs.observation import Observation
-from vgs_rl.mdp import SamplingMDP, State
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.transitions import State
 
 Array = NDArray[Any]
 

@@ -31,7 +31,7 @@ from vgs_rl.agents import (
 from vgs_rl.agents.base import Agent
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.envs import DW4, FourGauss
-from vgs_rl.start import StartConfig
+from vgs_rl.starts import StartConfig
 
 SMALL = {"width": 8, "depth": 1}
 QUICK = {"batch_size": 32, "refresh_every": 2, "refresh_size": 32, "first_size": 64}

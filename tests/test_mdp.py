@@ -23,8 +23,8 @@ from vgs_rl.envs import (
     ManyWell,
 )
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
-from vgs_rl.mdp import State
-from vgs_rl.start import GaussianStart, MixtureStart, make_start
+from vgs_rl.starts import GaussianStart, MixtureStart, make_start
+from vgs_rl.transitions import State
 from vgs_rl.weights import log_z_estimate
 
 DOUBLE = torch.float64

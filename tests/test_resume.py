@@ -412,7 +412,7 @@ def test_a_signal_elsewhere_ends_without_a_traceback(
 
     config = tiny(tmp_path)
     if moment == "evaluating":
-        monkeypatch.setattr("vgs_rl.experiments.evaluation.evaluate", press)
+        monkeypatch.setattr("vgs_rl.agents.usage.evaluate", press)
     else:
         monkeypatch.setattr(Agent, "update", press)
     assert command(*command_line(config)) == 130

@@ -10,7 +10,7 @@ from gymnasium import spaces, wrappers
 
 import vgs_rl.envs
 from vgs_rl.envs import SamplingEnv, SamplingVectorEnv
-from vgs_rl.mdp import KernelPolicy
+from vgs_rl.transitions import KernelPolicy
 
 sb3 = pytest.importorskip("stable_baselines3")
 

@@ -29,12 +29,11 @@ from vgs_rl.agents import (
     ValueGradientAgent,
     ValueGradientConfig,
 )
-from vgs_rl.data_start import DataStart
 from vgs_rl.envs import SamplingVectorEnv, check_energy, check_vector_env
-from vgs_rl.mdp import State
 from vgs_rl.samplers.langevin import LangevinKernel
-from vgs_rl.start import UniformStart, make_start
+from vgs_rl.starts import DataStart, UniformStart, make_start
 from vgs_rl.training.config import BudgetConfig
+from vgs_rl.transitions import State
 from vgs_rl.weights import log_z_estimate
 
 DOUBLE = torch.float64

@@ -19,7 +19,7 @@ from vgs_rl.agents import (
 )
 from vgs_rl.envs import GaussianMixture, ManyWell
 from vgs_rl.geometry import CentreOfMassFree, Euclidean
-from vgs_rl.start import MixtureStart, ProductStart, make_start
+from vgs_rl.starts import MixtureStart, ProductStart, make_start
 
 
 def known_product() -> ProductStart:

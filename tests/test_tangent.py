@@ -23,7 +23,7 @@ from vgs_rl import (
 )
 from vgs_rl.agents import PISConfig
 from vgs_rl.envs import SamplingVectorEnv
-from vgs_rl.mdp import State
+from vgs_rl.transitions import State
 
 LOG_Z = {"springs": 2 * math.log(2 * math.pi), "sphere": VonMisesFisher(1.0).log_z}
 

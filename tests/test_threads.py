@@ -27,9 +27,9 @@ from vgs_rl.envs import (
     LennardJones,
     check_energy,
 )
-from vgs_rl.mdp import Policy
 from vgs_rl.samplers.base import Samples
 from vgs_rl.threads import in_callers_thread, map_in_threads
+from vgs_rl.transitions import Policy
 
 N = 5_000  # three chunks
 

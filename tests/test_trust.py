@@ -23,7 +23,8 @@ from vgs_rl.experiments.config import RunConfig, config_of, parse_run, run_confi
 from vgs_rl.experiments.pretrained import FOLDER, export_sampler, load_pretrained
 from vgs_rl.experiments.run import build, load_run
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.trust import admit_typed, names_in
+from vgs_rl.names import names_in
+from vgs_rl.trust import admit_typed
 
 MARKER = "it_ran"
 WRITES = f"open({MARKER!r}, 'w').close()\n"

@@ -14,7 +14,7 @@ from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples, load_sampler
-from vgs_rl.start import StartConfig
+from vgs_rl.starts import StartConfig
 
 # Last, since it needs all of the above: registers the targets, so that their names and Gymnasium
 # ids are known as soon as this package is imported, also as `gymnasium.make("vgs_rl:vgs_rl/…")`.

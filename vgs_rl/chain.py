@@ -14,7 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import seed_of
 from vgs_rl.fields import settle
+from vgs_rl.geometry import Geometry
 
 ChainKind = Literal["vp", "ve"]
 ScheduleKind = Literal["constant", "linear", "quadratic", "sigmoid", "geometric", "auto"]
@@ -158,3 +160,101 @@ class Chain:
             moved = value.to(device, dtype) if isinstance(value, Tensor) else value
             setattr(other, name, moved)
         return other
+
+
+class Noising:
+    """The noising kernel q~ on a space, on one device and dtype: an MDP's way backwards."""
+
+    chain: Chain
+    geometry: Geometry
+    dim: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A new generator on this MDP's device."""
+        return torch.Generator(self.device).manual_seed(seed_of(seed))
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normal noise on a linear space, shape (n, D)."""
+        self.geometry.require_linear("noise that belongs to no state")
+        z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
+        return self.geometry.project(z)
+
+    def noise_at(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise in the directions that the space has at x, both (B, D)."""
+        if self.geometry.linear:
+            return self.noise(len(x), generator)
+        z = torch.randn(x.shape, generator=generator, device=self.device, dtype=self.dtype)
+        return self.geometry.tangent(z, x)
+
+    def _step_back(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One noising step: x_t, and the push u + rho eps at x_t that leads back to x_{t+1} = x."""
+        a, s, sigma = self.chain.a[t], self.chain.s[t], self.chain.sigma[t]
+        if self.geometry.linear:
+            before = x / a + s * self.noise(len(x), generator)
+            return before, (x - a * before) / sigma
+        before, arriving = self.geometry.geodesic(x, self.noise_at(x, generator), s)
+        return before, -arriving
+
+    def noised(self, x: Tensor, t: int | Tensor, generator: torch.Generator) -> Tensor:
+        """States x_t, shape (B, D), given terminal states x, shape (B, D).
+
+        On a linear space one draw of the marginal; elsewhere the T - t steps are simulated.
+
+        Args:
+            x: terminal states x_T.
+            t: one step, or one per row, shape (B,).
+            generator: source of the noise.
+        """
+        if self.geometry.linear:
+            return self.noised_marginal(x, t, generator)[0]
+        return noise_on(self.geometry, self.chain, x, t, generator)
+
+    def noised_marginal(
+        self, x: Tensor, t: int | Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """States x_t given terminal states, without simulating the chain; linear spaces only.
+
+        Args:
+            x: terminal states x_T, shape (B, D).
+            t: one step, or one per row, shape (B,).
+            generator: source of the noise.
+
+        Returns:
+            x_t = x_T / A_t + √S_t z, and the noise z, both of shape (B, D).
+        """
+        scale, spread = self.chain.A[t], self.chain.S[t].sqrt()
+        if isinstance(t, Tensor):
+            scale, spread = scale.unsqueeze(-1), spread.unsqueeze(-1)
+        z = self.noise(len(x), generator)
+        return x / scale + spread * z, z
+
+
+def noise_on(
+    geometry: Geometry,
+    chain: Chain,
+    x: Tensor,
+    t: int | Tensor,
+    generator: torch.Generator,
+    *,
+    factor: Tensor | float = 1.0,
+) -> Tensor:
+    """Noises terminal states x (B, D) down to step t of a chain with a = 1, step by step.
+
+    Args:
+        geometry: the space, of any kind.
+        chain: supplies s_t.
+        x: states on the space.
+        t: one step, or one per row, shape (B,).
+        generator: source of the noise.
+        factor: on every standard deviation.
+    """
+    first = t if isinstance(t, int) else 0
+    for k in reversed(range(first, chain.num_steps)):
+        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        scale = factor * chain.s[k]
+        if isinstance(t, Tensor):
+            scale = (scale * (t <= k)).unsqueeze(-1)  # rows that are there stay
+        x = geometry.move(x, geometry.tangent(z, x), scale)
+    return x

@@ -27,46 +27,21 @@ from __future__ import annotations
 
 import math
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.chain import Chain, ChainKind, ScheduleConfig
-from vgs_rl.checks import seed_of
-from vgs_rl.data_start import DataStart, noise_on
+from vgs_rl.chain import Chain, ChainKind, Noising, ScheduleConfig
 from vgs_rl.energy import Energy, given_gradient
 from vgs_rl.fields import settle
-from vgs_rl.probe import check_declared, probe
-from vgs_rl.start import Start, StartConfig, make_start
+from vgs_rl.probe import check_declared, probe_chain
+from vgs_rl.starts import StartConfig, start_of
+from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
 
 _COUNTING = threading.Lock()
-
-Policy = Callable[[Tensor, int], Tensor]
-"""The control: maps states (B, D) at step t to u of shape (B, D)."""
-
-
-class KernelPolicy(ABC):
-    """A stochastic policy that is the sampling kernel: it draws v_t, and the MDP adds no noise.
-
-    Called like any :data:`Policy` it returns the mean push, for pictures.
-    """
-
-    @abstractmethod
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """The mean of v at states x (B, D), or its best-known centre; shape (B, D)."""
-
-    @abstractmethod
-    def draw(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws v, shape (B, D), with its exact log-density, shape (B,)."""
-
-    @abstractmethod
-    def log_density(self, v: Tensor, x: Tensor, t: int) -> Tensor:
-        """Log pi(v | x, t) for v and x of shape (B, D); -inf where v cannot be drawn; (B,)."""
 
 
 @dataclass(kw_only=True)
@@ -97,42 +72,7 @@ class MDPConfig:
         Chain.build(self.schedule, self.chain, self.num_steps)
 
 
-class State(NamedTuple):
-    """Where a batch is: x of shape (B, D); t one step for all, or one per row, shape (B,)."""
-
-    x: Tensor
-    t: int | Tensor
-
-
-class Transition(NamedTuple):
-    """What one step returns: the next state, its cost (B,) and its log-ratio (B,)."""
-
-    state: State
-    cost: Tensor
-    log_ratio: Tensor
-
-
-class Rollout(NamedTuple):
-    """Whole episodes.
-
-    Attributes:
-        x: terminal states x_T, shape (B, D).
-        log_weight: log w, shape (B,); without -log pi_0(x_0) where the start has no density.
-        cost: summed cost (minus the return), shape (B,).
-        energy: E(x_T), shape (B,).
-        states: x_0 … x_T, shape (T + 1, B, D), if asked for.
-        gradient: ∇E(x_T), shape (B, D), if asked for.
-    """
-
-    x: Tensor
-    log_weight: Tensor
-    cost: Tensor
-    energy: Tensor
-    states: Tensor | None
-    gradient: Tensor | None = None
-
-
-class SamplingMDP(nn.Module):
+class SamplingMDP(Noising, nn.Module):
     """The MDP of one target. Rows of a batch never influence each other.
 
     Attributes:
@@ -188,31 +128,20 @@ class SamplingMDP(nn.Module):
         self.num_steps = config.num_steps
         exact = Chain.build(config.schedule, config.chain, config.num_steps)
         self.chain = exact.to(self.device, dtype)
-        self.start = self._make_start(exact, 1.0).to(self.device, dtype)
+        self.start = start_of(config.start, energy, exact, dtype=dtype).to(self.device, dtype)
         self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
-        self._probe()
-
-    def _make_start(self, chain: Chain, prior_std: float) -> Start:
-        if self.config.start.kind != "data":
-            noise, A = float(chain.S[0]), float(chain.A[0])
-            scale = math.sqrt(noise + prior_std**2 / A**2)
-            return make_start(
-                self.config.start, self.geometry, noise, scale=scale, dtype=self.dtype
-            )
-        data, name = self.energy.data, type(self.energy).__name__
-        if data is None:
-            raise ValueError(f"start.kind 'data' needs an energy with data, {name} has none")
-        if not isinstance(data, Tensor):
-            raise ValueError(f"{name}.data must be a tensor, got {type(data).__name__}")
-        return DataStart(self.geometry, data, chain)
+        probe_chain(energy, self.chain, self.start, self.generator(0), dtype)
 
     def start_as_wide_as(self, prior_std: float) -> None:
         """Makes the start fit N(0, prior_std² I), unless its configuration gives a scale."""
         if self.config.start.scale is None and self.config.start.kind != "data":
             exact = Chain.build(self.config.schedule, self.chain.kind, self.num_steps)
-            self.start = self._make_start(exact, prior_std).to(self.device, self.dtype)
+            start = start_of(
+                self.config.start, self.energy, exact, prior_std=prior_std, dtype=self.dtype
+            )
+            self.start = start.to(self.device, self.dtype)
 
     def noise_scale_of_gaussian(self, std: float) -> None:
         """Sets rho_t to those of the exact sampler of N(0, std² I); linear spaces only.
@@ -223,33 +152,6 @@ class SamplingMDP(nn.Module):
         chain = self.chain
         variance = chain.S + std**2 / chain.A.square()
         self.rho.copy_((variance[1:] / variance[:-1]).sqrt() / chain.a)
-
-    @torch.no_grad()
-    def _probe(self) -> None:
-        """Looks at E where the untrained chain begins and ends, and up to 100 times as far out."""
-        generator = self.generator(0)
-
-        def normal(n: int) -> Tensor:
-            z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
-            return self.geometry.project(z)
-
-        x = self.start.sample(64, generator)
-        if not self.geometry.linear:
-            probe(self.energy, {"from the start": x}, normal)
-            return
-        end = self.chain.A[0] * (x + self.chain.S[0].sqrt() * normal(64))  # without a control
-        width = end.square().mean().sqrt()
-        near = {"from the start": x, "from where the untrained chain ends": end}
-
-        def far(n: int) -> Tensor:
-            reach = torch.logspace(-1, 2, n, device=self.device, dtype=self.dtype)
-            return width * reach.unsqueeze(-1) * normal(n)
-
-        probe(self.energy, near, far)
-
-    def generator(self, seed: int) -> torch.Generator:
-        """A new generator on this MDP's device."""
-        return torch.Generator(self.device).manual_seed(seed_of(seed))
 
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # samplers draw in several threads
@@ -276,19 +178,6 @@ class SamplingMDP(nn.Module):
         energy, gradient = self.energy.with_gradient(x)
         self._count(len(x) * self.energy.gradient_evaluations)
         return energy, gradient
-
-    def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normal noise on a linear space, shape (n, D)."""
-        self.geometry.require_linear("noise that belongs to no state")
-        z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
-        return self.geometry.project(z)
-
-    def noise_at(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Standard normal noise in the directions that the space has at x, both (B, D)."""
-        if self.geometry.linear:
-            return self.noise(len(x), generator)
-        z = torch.randn(x.shape, generator=generator, device=self.device, dtype=self.dtype)
-        return self.geometry.tangent(z, x)
 
     def initial_log_weight(self, x: Tensor) -> Tensor:
         """-log pi_0 at states x_0 of shape (B, D), or 0 where the start has no density; (B,)."""
@@ -448,48 +337,6 @@ class SamplingMDP(nn.Module):
             constant = self.effective_dim * (self.chain.log_a[t] + self.rho[t].log())
             log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return log_weight - self.start.log_prob(x)
-
-    def _step_back(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One noising step: x_t, and the push u + rho eps at x_t that leads back to x_{t+1} = x."""
-        a, s, sigma = self.chain.a[t], self.chain.s[t], self.chain.sigma[t]
-        if self.geometry.linear:
-            before = x / a + s * self.noise(len(x), generator)
-            return before, (x - a * before) / sigma
-        before, arriving = self.geometry.geodesic(x, self.noise_at(x, generator), s)
-        return before, -arriving
-
-    def noised(self, x: Tensor, t: int | Tensor, generator: torch.Generator) -> Tensor:
-        """States x_t, shape (B, D), given terminal states x, shape (B, D).
-
-        On a linear space one draw of the marginal; elsewhere the T - t steps are simulated.
-
-        Args:
-            x: terminal states x_T.
-            t: one step, or one per row, shape (B,).
-            generator: source of the noise.
-        """
-        if self.geometry.linear:
-            return self.noised_marginal(x, t, generator)[0]
-        return noise_on(self.geometry, self.chain, x, t, generator)
-
-    def noised_marginal(
-        self, x: Tensor, t: int | Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """States x_t given terminal states, without simulating the chain; linear spaces only.
-
-        Args:
-            x: terminal states x_T, shape (B, D).
-            t: one step, or one per row, shape (B,).
-            generator: source of the noise.
-
-        Returns:
-            x_t = x_T / A_t + √S_t z, and the noise z, both of shape (B, D).
-        """
-        scale, spread = self.chain.A[t], self.chain.S[t].sqrt()
-        if isinstance(t, Tensor):
-            scale, spread = scale.unsqueeze(-1), spread.unsqueeze(-1)
-        z = self.noise(len(x), generator)
-        return x / scale + spread * z, z
 
     @torch.no_grad()
     def fit_noise_scale(

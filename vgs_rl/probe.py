@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy, Particles
 from vgs_rl.geometry import Geometry
+from vgs_rl.starts.base import Start
 
 # Far states, where none of the near ones has a finite energy: so many at a time, so many in all.
 FAR_AT_ONCE, MOST_FAR = 1_024, 16_384
@@ -97,7 +99,7 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Callable[[int], Tenso
         warnings.warn(
             f"{name}.energy is {what} of {len(together)} states drawn {places}: such states have "
             "weight 0 and teach nothing",
-            stacklevel=5,
+            stacklevel=6,
         )
         return
     drawn, reached = 0, 0.0
@@ -116,8 +118,34 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Callable[[int], Tenso
         f"{name}.energy is {what} of {len(together)} states drawn {places}, which are all, and "
         f"finite on some of {drawn} others: set agent.prior_std (or mdp.start.scale) to the "
         "size of the region where it is finite",
-        stacklevel=5,
+        stacklevel=6,
     )
+
+
+@torch.no_grad()
+def probe_chain(
+    energy: Energy, chain: Chain, start: Start, generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    """Looks at E where the untrained chain begins and ends, and up to 100 times as far out."""
+    geometry, device = energy.geometry, generator.device
+
+    def normal(n: int) -> Tensor:
+        z = torch.randn(n, int(energy.dim), generator=generator, device=device, dtype=dtype)
+        return geometry.project(z)
+
+    x = start.sample(64, generator)
+    if not geometry.linear:
+        probe(energy, {"from the start": x}, normal)
+        return
+    end = chain.A[0] * (x + chain.S[0].sqrt() * normal(64))  # without a control
+    width = end.square().mean().sqrt()
+    near = {"from the start": x, "from where the untrained chain ends": end}
+
+    def far(n: int) -> Tensor:
+        reach = torch.logspace(-1, 2, n, device=device, dtype=dtype)
+        return width * reach.unsqueeze(-1) * normal(n)
+
+    probe(energy, near, far)
 
 
 def _evaluated(energy: Energy, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from vgs_rl.ebm.learned import EnergyConfig
 from vgs_rl.fields import settle
 from vgs_rl.files.restore import check_like, fitting, load_module
 from vgs_rl.mdp import MDPConfig, SamplingMDP
-from vgs_rl.start import StartConfig
+from vgs_rl.starts import StartConfig
 from vgs_rl.training.config import BudgetConfig, allow_subclasses
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars

@@ -18,12 +18,13 @@ from vgs_rl.agents.base import AgentConfig, rollout_scalars
 from vgs_rl.agents.target import TargetAgent
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
+from vgs_rl.transitions import Rollout
 
 
 @dataclass(kw_only=True)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from vgs_rl.agents.path.pis import PathAgent, PathConfig
 from vgs_rl.checks import require_at_least, require_positive
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.control import ControlPolicy
+from vgs_rl.transitions import Rollout
 from vgs_rl.weights import live_elbo
 
 

@@ -19,11 +19,12 @@ from vgs_rl.agents.rl.adapter import EpisodeStatistics
 from vgs_rl.checks import require_at_least, require_module, require_positive
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.fields import settle
-from vgs_rl.mdp import KernelPolicy, Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.samplers.stochastic import GaussianKernel, Parameters, SquashedGaussianKernel
+from vgs_rl.transitions import KernelPolicy, Policy
 
 PolicyNoise = Literal["environment", "policy"]
 DETERMINISTIC = ("TD3", "DDPG")

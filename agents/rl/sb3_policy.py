@@ -32,8 +32,9 @@ from vgs_rl.agents.rl.sb3_env import SB3VecEnv
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.envs.sampling import SamplingEnv
 from vgs_rl.envs.vector import SamplingVectorEnv
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.stochastic import Parameters
+from vgs_rl.transitions import Policy
 
 Stage = Callable[[Tensor], Tensor]
 

@@ -23,7 +23,8 @@ from vgs_rl.agents.rl.base import (
 from vgs_rl.envs.observation import DEFAULT_FEATURES, Feature, Observation
 from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.files.restore import check_like, check_optimizer
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
+from vgs_rl.transitions import Policy
 
 
 @dataclass(kw_only=True)

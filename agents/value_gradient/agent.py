@@ -20,7 +20,7 @@ from vgs_rl.agents.target import TargetAgent
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
-from vgs_rl.mdp import Rollout, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP, ValueFunction
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.compiled import CompiledValue
@@ -38,6 +38,7 @@ from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing, has_landscape, plot_value
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
+from vgs_rl.transitions import Rollout
 
 Parameters = tuple[Tensor, ...] | list[Tensor]
 

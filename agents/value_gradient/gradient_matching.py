@@ -19,7 +19,7 @@ from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.guide import GuidedValue
 from vgs_rl.networks.paper import PublishedMLP
 from vgs_rl.samplers.annealed import AnnealedSMC
-from vgs_rl.start import widened
+from vgs_rl.starts import widened
 from vgs_rl.weights import dead_paths
 
 if TYPE_CHECKING:

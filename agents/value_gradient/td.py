@@ -15,7 +15,7 @@ from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.value_gradient.objectives import ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.files.restore import check_like, check_rows, load_optimizer
-from vgs_rl.start import GaussianStart, widened
+from vgs_rl.starts import GaussianStart, widened
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from vgs_rl.checks import require_at_least, require_positive, seed_of
 from vgs_rl.ebm.learned import EnergyConfig, LearnedEnergy, layers
-from vgs_rl.trust import imports, load_class
+from vgs_rl.names import imports
+from vgs_rl.trust import load_class
 
 
 class MLPEnergy(LearnedEnergy):

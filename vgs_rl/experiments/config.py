@@ -20,6 +20,7 @@ from vgs_rl.energy import Energy
 from vgs_rl.fields import checked_mapping, settle
 from vgs_rl.files.yaml_text import parse_mapping
 from vgs_rl.mdp import MDPConfig
+from vgs_rl.names import imports
 from vgs_rl.networks.config import NetworkConfig
 from vgs_rl.registry import find
 from vgs_rl.training.config import (
@@ -37,7 +38,7 @@ from vgs_rl.training.config import (
     read_yaml,
 )
 from vgs_rl.training.record import as_yaml
-from vgs_rl.trust import Trust, imports
+from vgs_rl.trust import Trust
 
 allow_subclasses(AgentConfig, NetworkConfig, ValueObjective)
 

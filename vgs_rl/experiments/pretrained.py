@@ -12,10 +12,11 @@ from vgs_rl.experiments.run import build
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.files.restore import check_like, fitting, load_module
 from vgs_rl.files.yaml_text import parse_mapping
+from vgs_rl.names import PACKAGE
 from vgs_rl.registry import find
 from vgs_rl.samplers.memory import AllocationLimit
 from vgs_rl.training.loop import Counters
-from vgs_rl.trust import PACKAGE, Trust
+from vgs_rl.trust import Trust
 
 FOLDER = Path(str(resources.files("vgs_rl.agents"))) / "trained"
 # What building an agent may allocate: for its target, and for each byte of its file.

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.files.checkpoint import write_atomically
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots.panels import INK, LANDSCAPE, SAMPLER, STYLE, Array, View, above_minimum, array
+from vgs_rl.transitions import Policy
 from vgs_rl.weights import live_elbo
 
 Value = Callable[[Tensor, int], Tensor]

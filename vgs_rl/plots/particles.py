@@ -22,11 +22,12 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy, Particles, Split
 from vgs_rl.evaluation.particles import pair_distances, positions
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots import panels as draw
 from vgs_rl.plots.curves import BOUNDS, Records, draw_curves, series
 from vgs_rl.plots.panels import Array
 from vgs_rl.plots.plots import check_counter, plot_chain, times_of
+from vgs_rl.transitions import Policy
 
 EXACT_CLUSTERS = 5_000  # at most, behind a sampler's histograms
 CHAIN_DISTANCES = 100_000  # pair distances, about, behind each histogram of a chain

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.files.checkpoint import write_atomically
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots import line_panels
 from vgs_rl.plots import panels as draw
 from vgs_rl.plots.curves import BOUNDS, CURVES, X_LABELS, Records, draw_curves, series
 from vgs_rl.plots.panels import Limits, View
+from vgs_rl.transitions import Policy
 
 T = TypeVar("T")
 Drawing = Callable[[], Figure]

@@ -17,7 +17,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
-from vgs_rl.start import GaussianStart
+from vgs_rl.starts import GaussianStart
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
 

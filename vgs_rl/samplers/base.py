@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from vgs_rl.checks import count_of, generator_of
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
-from vgs_rl.mdp import Policy, SamplingMDP
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.formats import as_arviz, write_npz, write_xyz
 from vgs_rl.samplers.memory import keep_freed_memory
 from vgs_rl.threads import map_in_threads
+from vgs_rl.transitions import Policy
 from vgs_rl.trust import Trust
 from vgs_rl.weights import (
     cleaned,

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vgs_rl.mdp import KernelPolicy
+from vgs_rl.transitions import KernelPolicy
 
 Parameters = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """Maps states (B, D) at step t to mean and log standard deviation, each of shape (B, D)."""

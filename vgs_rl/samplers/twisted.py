@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import seed_of, whole
-from vgs_rl.mdp import SamplingMDP, State
+from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.policies import ValueGradientPolicy
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
+from vgs_rl.transitions import State
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
 

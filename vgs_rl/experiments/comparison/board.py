@@ -106,11 +106,12 @@ def hyper_parameters(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def _settings(job: Job) -> dict[str, Any]:
-    """All settings of a run but its names and its folder; a baseline has no agent's."""
+    """What a run does: not who it is, nor how it is watched; a baseline has no agent's settings."""
     settings = {
         name: value
         for name, value in settings_of(job.config).items()
         if name not in ("agent", "env", "seed", "output")
+        and not name.startswith("evaluation.")
         and not (job.baseline and name.startswith("agent."))
     }
     return settings | {"scale": job.scale} if job.baseline else settings

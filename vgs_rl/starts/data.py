@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vgs_rl.chain import Chain
+from vgs_rl.chain import Chain, noise_on
 from vgs_rl.geometry import Geometry
-from vgs_rl.start import Start
+from vgs_rl.starts.base import Start
 
 
 class DataStart(Start):
@@ -68,32 +68,3 @@ class DataStart(Start):
 
     def fit(self, x: Tensor, generator: torch.Generator, *, rate: float = 1.0) -> None:
         """Does nothing: the data stay what they are."""
-
-
-def noise_on(
-    geometry: Geometry,
-    chain: Chain,
-    x: Tensor,
-    t: int | Tensor,
-    generator: torch.Generator,
-    *,
-    factor: Tensor | float = 1.0,
-) -> Tensor:
-    """Noises terminal states x (B, D) down to step t of a chain with a = 1, step by step.
-
-    Args:
-        geometry: the space, of any kind.
-        chain: supplies s_t.
-        x: states on the space.
-        t: one step, or one per row, shape (B,).
-        generator: source of the noise.
-        factor: on every standard deviation.
-    """
-    first = t if isinstance(t, int) else 0
-    for k in reversed(range(first, chain.num_steps)):
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        scale = factor * chain.s[k]
-        if isinstance(t, Tensor):
-            scale = (scale * (t <= k)).unsqueeze(-1)  # rows that are there stay
-        x = geometry.move(x, geometry.tangent(z, x), scale)
-    return x
