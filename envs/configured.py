@@ -36,15 +36,9 @@ class EnvironmentConfig:
 
 
 def tuned_config(target: str) -> str | None:
-    """Name of the shipped configuration whose settings were found for a target, or None.
-
-    A registered target alone has a chain that suits it roughly, and the default agent.
-    """
-    found = find(target)
-    file = CONFIGS / f"{found.name.lower()}.yaml"
-    if file.is_file() and find(read_yaml(file)["env"]).id == found.id:
-        return file.stem
-    return None
+    """Name of the shipped configuration whose settings were found for a target, or None."""
+    file = find(target).config
+    return file.stem if file is not None and file.parent == CONFIGS else None
 
 
 def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConfig]:

@@ -32,6 +32,7 @@ from vgs_rl.agents import (
 )
 from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
 from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner
+from vgs_rl.agents.value_gradient.sources import WeightedSource
 from vgs_rl.agents.value_gradient.td import TrajectoryLearner
 from vgs_rl.envs import (
     GMM9,
@@ -68,6 +69,16 @@ def small_agent(
 def matching(agent: ValueGradientAgent) -> GradientMatchingLearner:
     assert isinstance(agent.objective, GradientMatchingLearner)
     return agent.objective
+
+
+def add_rows(learner: GradientMatchingLearner, *rows: torch.Tensor) -> None:
+    assert isinstance(learner.source, WeightedSource)
+    learner.source.rows.add(*rows)
+
+
+def scores(agent: ValueGradientAgent, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    learner = matching(agent)
+    return learner.targets.draw(learner.source, t, agent.generator)
 
 
 def trajectories(agent: ValueGradientAgent) -> TrajectoryLearner:
@@ -143,16 +154,16 @@ def test_score_targets_are_unbiased_for_the_value_gradient(
     agent = small_agent(objective, mdp)
     learner = matching(agent)
     if posterior_steps:  # both kinds of averages at once
-        learner._share.fill_(0.6)
+        learner.targets.share.fill_(0.6)
     generator = mdp.generator(0)
     for step in range(mdp.num_steps):
         t = torch.full((256,), step)
         products = []
         for _ in range(60):  # fresh exact states: batches are independent, their rows are not
             x_T = mdp.energy.sample(512, generator)
-            learner._buffer = WeightedBuffer(512, 0.0)
-            learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(512))
-            x, *targets = learner._scores(agent, t)
+            learner.source.rows = WeightedBuffer(512, 0.0)
+            add_rows(learner, x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(512))
+            x, *targets = scores(agent, t)
             exact = mdp.energy.value_gradient(x, step, mdp.chain)
             # E[(target - ∇V)·f(x)] = 0 for every f; a few are tried.
             tests = (x, exact, torch.sin(x))
@@ -171,8 +182,8 @@ def test_averaging_over_references_takes_most_of_the_noise_out_of_the_targets() 
         agent = small_agent(objective, mdp)
         learner = matching(agent)
         x_T = mdp.energy.sample(1024, mdp.generator(0))
-        learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
-        x, denoising, target_score = learner._scores(agent, torch.zeros(256, dtype=torch.long))
+        add_rows(learner, x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(1024))
+        x, denoising, target_score = scores(agent, torch.zeros(256, dtype=torch.long))
         exact = mdp.energy.value_gradient(x, 0, mdp.chain)
         noise.append([float((s - exact).square().mean()) for s in (denoising, target_score)])
     assert all(averaged < 0.1 * single for single, averaged in zip(*noise, strict=True))
@@ -184,14 +195,16 @@ def test_references_share_targets_only_where_many_of_them_count() -> None:
     mdp = SamplingMDP(GMM9(), MDPConfig(chain="ve", num_steps=12, schedule=schedule))
     agent = small_agent(objective, mdp)
     learner = matching(agent)
-    learner._share.zero_()
+    learner.targets.share.zero_()
     x_T = mdp.energy.sample(256, mdp.generator(0))
-    learner._buffer.add(x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(256))
-    learner._measure_share(agent)
-    assert float(learner._share[0]) > 0.9
-    assert learner._shared < 12 and bool((learner._share[learner._shared :] == 0).all())
-    assert bool((learner._share[:-1] >= learner._share[1:] - 0.05).all())
-    assert bool(torch.isfinite(learner._scores(agent, torch.arange(64) % 12 // 2)[1]).all())
+    add_rows(learner, x_T, mdp.energy.energy_and_gradient(x_T)[1], torch.zeros(256))
+    learner.targets.measure_share(learner.source, agent.generator)
+    assert float(learner.targets.share[0]) > 0.9
+    assert learner.targets.shared < 12 and bool(
+        (learner.targets.share[learner.targets.shared :] == 0).all()
+    )
+    assert bool((learner.targets.share[:-1] >= learner.targets.share[1:] - 0.05).all())
+    assert bool(torch.isfinite(scores(agent, torch.arange(64) % 12 // 2)[1]).all())
 
 
 def test_references_fewer_than_the_batch_are_refused_by_name() -> None:
@@ -663,7 +676,7 @@ def test_continuous_densities_do_not_jump(target: Energy) -> None:
     )
     agent = config.build(SamplingMDP(target, MDPConfig()))
     agent.learn(BudgetConfig(updates=100), **QUIET)
-    assert matching(agent)._continuity.states > 50
+    assert matching(agent).continuity.states > 50
     assert not matching(agent).denoises_only and not agent.notes()
 
 

@@ -40,7 +40,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Job]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         budget: dict[str, float | int] = {"energy_evaluations": 6000}
-        jobs = make_jobs(["tiny.yaml"], ["vgs", "pis", "mala"], [0], budget, root, device="cpu")
+        jobs = make_jobs(
+            ["tiny.yaml"], ["vgs", "pis", "pis-plain", "mala"], [0], budget, root, device="cpu"
+        )
     for job in jobs:
         assert run_job(job)
     for _ in range(2):  # the second writes in place of the first

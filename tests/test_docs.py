@@ -16,9 +16,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from commands import ROOT
+from nbclient import NotebookClient
 
 import vgs_rl
 from vgs_rl import agents, envs
@@ -52,6 +54,20 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 def with_blocks(*languages: str) -> list[Path]:
     return [page for page in PAGES if blocks(page, *languages)]
+
+
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+    assert all(cell.outputs for cell in notebook.cells if "print(" in cell.source)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("updates=600", "updates=100")
+    folder = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, resources=folder).execute()
+    texts = [out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])]
+    (text,) = [text for text in texts if text.startswith("log Z from the weights")]
+    assert abs(float(text.rpartition(" ")[2])) < 0.2
+    (saved,) = [out.data["text/plain"] for out in notebook.cells[-1].outputs]
+    assert saved == "True"
 
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)

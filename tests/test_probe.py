@@ -118,7 +118,7 @@ def test_rows_that_are_left_out_of_a_buffer_are_counted_and_reported(outside: fl
     mdp = SamplingMDP(box(-9.0, 0.3, outside), SHORT)
     agent = ValueGradientConfig(objective=objective).build(mdp, seed=0)
     scalars = [agent.update() for _ in range(2)][-1]
-    buffer = agent.objective._buffer  # type: ignore[attr-defined]
+    buffer = agent.objective.source.rows  # type: ignore[attr-defined]
     dropped = 200 + 100 - len(buffer.x)
     assert dropped > 50
     assert float(scalars["train/dropped_rows"]) == dropped

@@ -97,7 +97,7 @@ def test_annealed_first_states_have_the_modes_shares() -> None:
         agent.learn(BudgetConfig(updates=1), progress_bar=False)
         assert agent.counters.energy_evaluations > 4_000 * (anneal + 60)
         assert isinstance(agent.objective, GradientMatchingLearner)
-        return float((agent.objective._refined.x[:, 0] < 0).float().mean())
+        return float((agent.objective.source.rows.x[:, 0] < 0).float().mean())
 
     assert abs(share(80) - 0.85) < 0.04
     assert share(0) < 0.6  # MALA alone leaves them where they began

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from vgs_rl import (
     register,
     registered,
 )
+from vgs_rl.envs.configured import tuned_config
+from vgs_rl.experiments.config import run_config
+from vgs_rl.files.shipped import CONFIGS, shipped_configs
 from vgs_rl.registry import default_mdp
+from vgs_rl.training.config import read_yaml
 
 
 class Bowl(Energy):
@@ -147,9 +152,33 @@ def test_bad_energies_and_arguments_are_refused_by_name():
 def test_default_mdp_is_a_copy():
     mdp = default_mdp("GMM9")
     mdp.schedule.total_noise = 0.5
-    assert find("GMM9").mdp.schedule.total_noise is None
+    assert find("GMM9").mdp.schedule.total_noise == 0.8
 
 
 def test_every_registered_id_has_string_entry_points():
     for id in registered():
         assert gymnasium.spec(id).to_json()
+
+
+TUNED = [name for name in shipped_configs("run") if "/" not in name and name != "dw4_short"]
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_an_id_and_its_shipped_configuration_are_one_chain(name):
+    config = run_config(read_yaml(CONFIGS / f"{name}.yaml"))
+    target = find(config.env)
+    assert target.mdp == config.mdp and tuned_config(config.env) == name
+    with contextlib.closing(gymnasium.make(target.id)) as env:
+        assert env.unwrapped.mdp.config == config.mdp
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registration_takes_its_chain_from_a_configuration(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("mdp: {num_steps: 7, schedule: {kind: auto, total_noise: 0.5}}\n")
+    target = register("tests/FromFile-v0", energy=Bowl, mdp=file)
+    assert target.mdp.num_steps == 7 and target.mdp.schedule.total_noise == 0.5
+    file.write_text("mdp: {num_steps: 0}\n")
+    target = register("tests/FromFile-v0", energy=Bowl, mdp=file)
+    with pytest.raises(ValueError, match=rf"mdp of {file}: num_steps must be at least 1, got 0"):
+        _ = target.mdp

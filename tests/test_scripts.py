@@ -98,6 +98,13 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
     report = json.loads((path / "report.json").read_text())
     assert again["metrics"] == report["metrics"]
     assert again["train_seconds"] == report["train_seconds"]
+    program = tmp_path / "mine.pt2"
+    assert load("commands.evaluate").main([str(path), "--n=100", f"--export={program}"]) == 0
+    steps = agent.mdp.num_steps
+    x, log_weight = torch.export.load(program).module()(
+        torch.rand(7, 2), torch.randn(steps + 1, 7, 2)
+    )
+    assert x.shape == (7, 2) and log_weight.isfinite().all()
 
 
 def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
@@ -195,13 +202,15 @@ def test_ctrl_c_then_resume_gives_the_same_run_bit_for_bit(tmp_path: Path) -> No
     assert one == other
 
 
+CONSTANT = ["--mdp.schedule.kind=constant"]
 BAD = [
     (["--config", "{root}/configs/gmm9.yaml", "--agent.foo=1"], "there is no option --agent.foo"),
     (["--config", "unknown.yaml"], "unknown.yaml: sheep is no field of RunConfig"),
     (["--config", "missing.yaml"], "missing.yaml"),
     (["--mdp.num_steps=few"], "mdp.num_steps must be a whole number, got 'few'"),
     (["--mdp.num_steps=0"], "num_steps must be at least 1, got 0"),
-    (["--mdp.schedule.kind=constant", "--mdp.schedule.first=1.5"], "s_t must be below 1"),
+    (["--env=Gaussian", *CONSTANT, "--mdp.schedule.first=1.5"], "s_t must be below 1"),
+    ([*CONSTANT, "--mdp.schedule.first=0.1"], "schedule.total_noise must be left out for kind"),
     (["--mdp.schedule.first=0.1"], "schedule.first must be left out for kind 'auto'"),
     (["--env=GMM8"], "did you mean GMM9"),
     (["--env=no_such_module:Thing"], "no_such_module"),
@@ -289,9 +298,10 @@ def test_training_with_defaults_says_where_the_settings_of_the_target_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tuned_config("GMM9") == "gmm9" and tuned_config("vgs_rl/DW4-v0") == "dw4"
+    assert tuned_config("FourGauss") == "gmm4"
     assert tuned_config("Gaussian") is None
     options = ["--env=GMM9", *TINY, "--budget.updates=1", f"--output={tmp_path}"]
     assert load("commands.train").main(options) == 0
     out = capsys.readouterr().out
-    assert "note: chain and agent are defaults; those found for GMM9 are in" in out
-    assert "the configuration gmm9: vgs-rl train gmm9" in out
+    assert "note: the agent has defaults; its settings for GMM9 are in the" in out
+    assert "configuration gmm9: vgs-rl train gmm9" in out

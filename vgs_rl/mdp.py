@@ -170,18 +170,18 @@ class SamplingMDP(Noising, nn.Module):
         """E(x), shape (B,), counted."""
         if torch.is_grad_enabled() and x.requires_grad and not self.energy.differentiable(x):
             return given_gradient(x, self.evaluate_gradient)
-        self._count(len(x))
+        self._count(x.shape[0])
         return self.energy(x)
 
     def evaluate_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇E(x), detached; a state counts once, or 2 D + 1 times with differences."""
         energy, gradient = self.energy.with_gradient(x)
-        self._count(len(x) * self.energy.gradient_evaluations)
+        self._count(x.shape[0] * self.energy.gradient_evaluations)
         return energy, gradient
 
     def initial_log_weight(self, x: Tensor) -> Tensor:
         """-log pi_0 at states x_0 of shape (B, D), or 0 where the start has no density; (B,)."""
-        return -self.start.log_prob(x) if self.start.has_density else x.new_zeros(len(x))
+        return -self.start.log_prob(x) if self.start.has_density else x.new_zeros(x.shape[0])
 
     def reset(self, n: int, generator: torch.Generator) -> State:
         """N states at t = 0, drawn from pi_0."""
@@ -214,7 +214,7 @@ class SamplingMDP(Noising, nn.Module):
             step = self._pushed(state, control)
         else:
             control = self.geometry.tangent(control, state.x)
-            step = self._move(state, control, self.noise_at(state.x, generator), self.rho)
+            step = self.transition(state, control, self.noise_at(state.x, generator), self.rho)
         x, next_t = step.state
         if isinstance(next_t, int):
             if next_t < self.num_steps:
@@ -230,8 +230,18 @@ class SamplingMDP(Noising, nn.Module):
     def _add_energy(self, step: Transition, energy: Tensor) -> Transition:
         return step._replace(log_ratio=step.log_ratio - energy / self.temperature)
 
-    def _move(self, state: State, control: Tensor, eps: Tensor, rho: Tensor) -> Transition:
-        """One transition without the terminal energy; `rho` holds all T noise scales."""
+    def transition(
+        self, state: State, control: Tensor, eps: Tensor, rho: Tensor | None = None
+    ) -> Transition:
+        """One transition by given noise, without the terminal energy.
+
+        Args:
+            state: x of shape (B, D) at t < T.
+            control: u, shape (B, D), tangent at x.
+            eps: standard normal noise, shape (B, D), tangent at x.
+            rho: all T noise scales; the MDP's by default.
+        """
+        rho = self.rho if rho is None else rho
         x, t = state
         a, sigma, log_a, rho = self.chain.a[t], self.chain.sigma[t], self.chain.log_a[t], rho[t]
         constant = self.effective_dim * (log_a + rho.log())
@@ -253,7 +263,7 @@ class SamplingMDP(Noising, nn.Module):
                 "a policy that is the kernel needs a Euclidean geometry; this one has "
                 f"{self.effective_dim} of {self.dim} dimensions"
             )
-        step = self._move(state, v, torch.zeros_like(v), torch.ones_like(self.rho))
+        step = self.transition(state, v, torch.zeros_like(v), torch.ones_like(self.rho))
         lacking = 0.5 * self.dim * math.log(2 * math.pi) + log_density
         cost = step.cost + self.temperature * lacking
         return Transition(step.state, cost, step.log_ratio - lacking)
@@ -266,7 +276,7 @@ class SamplingMDP(Noising, nn.Module):
         assert isinstance(t, int)
         if isinstance(policy, KernelPolicy):
             return self._pushed(state, *policy.draw(x, t, generator))
-        return self._move(state, self.control(policy, x, t), self.noise_at(x, generator), rho)
+        return self.transition(state, self.control(policy, x, t), self.noise_at(x, generator), rho)
 
     def control(self, policy: Policy, x: Tensor, t: int) -> Tensor:
         """u_t(x), shape (B, D), of any policy: what points out of the space at x is taken out."""

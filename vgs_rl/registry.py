@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 from torch import Tensor
 
+from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy, FunctionEnergy
+from vgs_rl.files.yaml_text import read_mapping
 from vgs_rl.mdp import MDPConfig
+from vgs_rl.starts.base import StartConfig
 from vgs_rl.trust import load, require
 
 EnergyFactory = Callable[..., Energy]
@@ -26,13 +31,29 @@ class Target:
         id: Gymnasium id, ``namespace/Name-v0``, or the import path it was found by.
         energy: class or function that makes the energy.
         energy_args: its keyword arguments.
-        mdp: the MDP that the id stands for.
+        config: the configuration file of its agent and its MDP, or None.
     """
 
     id: str
     energy: EnergyFactory
     energy_args: Mapping[str, Any] = field(default_factory=dict)
-    mdp: MDPConfig = field(default_factory=MDPConfig)
+    config: Path | None = None
+    given_mdp: MDPConfig = field(default_factory=MDPConfig)
+
+    @functools.cached_property
+    def mdp(self) -> MDPConfig:
+        """The MDP that the id stands for.
+
+        Raises:
+            ValueError: if the configuration's cannot be read, naming file and field.
+        """
+        if self.config is None:
+            return self.given_mdp
+        content = read_mapping(self.config).get("mdp", {})
+        try:
+            return _mdp_of(content)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"mdp of {self.config}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -62,6 +83,13 @@ class Target:
         return energy
 
 
+def _mdp_of(content: Mapping[str, Any]) -> MDPConfig:
+    """The MDP of a configuration's section."""
+    sections = {"schedule": ScheduleConfig, "start": StartConfig}
+    parts = {name: made(**content[name]) for name, made in sections.items() if name in content}
+    return MDPConfig(**{**content, **parts})
+
+
 _targets: dict[str, Target] = {}
 
 
@@ -70,7 +98,7 @@ def register(
     *,
     energy: EnergyFactory,
     energy_args: Mapping[str, Any] | None = None,
-    mdp: MDPConfig | None = None,
+    mdp: MDPConfig | Path | None = None,
     env: str = "vgs_rl.envs.sampling:SamplingEnv",
     vector_env: str = "vgs_rl.envs.vector:SamplingVectorEnv",
 ) -> Target:
@@ -83,7 +111,7 @@ def register(
         id: ``namespace/Name-v0``.
         energy: an :class:`Energy` class, or a function that returns one.
         energy_args: keyword arguments for `energy`.
-        mdp: default chain, schedule and start.
+        mdp: default chain, schedule and start, or the configuration file that has them.
         env: import path of the single environment, for energies that need one of their own.
         vector_env: import path of the vector environment.
 
@@ -109,7 +137,8 @@ def register(
         id=id,
         energy=energy,
         energy_args=dict(energy_args or {}),
-        mdp=mdp or MDPConfig(),
+        config=mdp if isinstance(mdp, Path) else None,
+        given_mdp=mdp if isinstance(mdp, MDPConfig) else MDPConfig(),
     )
     _targets[id] = target
     gymnasium.registry.pop(id, None)

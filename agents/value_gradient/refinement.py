@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vgs_rl.files.restore import check_like, check_rows
+from vgs_rl.geometry import Geometry
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.samplers.kernels import Point, metropolis_langevin, truncated
 from vgs_rl.samplers.mala import MALAKernel
 from vgs_rl.weights import systematic_resample, temper
 
@@ -56,9 +60,10 @@ class RefinedBuffer:
         )
         for _ in range(steps):
             self.acceptance = kernel.step(generator, adapt=True)
-        finite = torch.isfinite(kernel.value) & torch.isfinite(kernel.x).all(-1)
-        self.x, self.gradient = kernel.x[finite], kernel.gradient[finite] * self.mdp.temperature
-        self.dropped += len(kernel.x) - len(self.x)
+        now = kernel.now
+        now = now.rows(torch.isfinite(now.energy) & torch.isfinite(now.x).all(-1))
+        self.x, self.gradient = now.x, now.gradient * self.mdp.temperature
+        self.dropped += len(kernel.x) - len(now.x)
         self.step_size = kernel.step_size
         self.mdp.energy_evaluations += kernel.energy_evaluations
 
@@ -133,38 +138,34 @@ class PosteriorAverage:
         scale = mdp.chain.A[t].unsqueeze(-1)
         precision = 1 / (scale.square() * mdp.chain.S[t].unsqueeze(-1))
         centre = scale * x
-        energy = mdp.evaluate_energy(x_T) / tau
+        energy = mdp.evaluate_energy(x_T)
         mean_x, mean_gradient = x_T.clone(), gradient.clone()
         counts = torch.bincount(t, minlength=mdp.num_steps).clamp_min(1)
 
-        def drift(y: Tensor, slope: Tensor) -> Tensor:
-            norm = slope.norm(dim=-1, keepdim=True) / tau
-            capped = slope / tau * (self.max_drift / norm).clamp_max(1.0)
-            return mdp.geometry.project(capped + precision * (y - centre))
+        def at(y: Tensor, energy: Tensor, slope: Tensor) -> Point:
+            force = truncated(slope / tau, self.max_drift) + precision * (y - centre)
+            level = energy / tau + 0.5 * (precision * (y - centre).square()).sum(-1)
+            return Point(y, level, mdp.geometry.project(force), energy, slope)
 
-        def value(y: Tensor, energy: Tensor) -> Tensor:
-            return energy + 0.5 * (precision * (y - centre).square()).sum(-1)
-
-        y, slope = x_T, gradient
-        force, height = drift(y, slope), value(y, energy)
+        density = _Posterior(mdp.geometry, lambda y: at(y, *mdp.evaluate_gradient(y)))
+        now = at(x_T, energy, gradient)
         for _ in range(self.steps):
             h = self.log_step[t].exp().unsqueeze(-1)
-            z = mdp.noise(len(x), generator)
-            proposal = y - 0.5 * h * force + h.sqrt() * z
-            energy, new_slope = mdp.evaluate_gradient(proposal)
-            new_force, new_height = drift(proposal, new_slope), value(proposal, energy / tau)
-            back = (y - proposal + 0.5 * h * new_force).square().sum(-1) / (2 * h.squeeze(-1))
-            log_ratio = height - new_height + 0.5 * z.square().sum(-1) - back
-            log_ratio = log_ratio.nan_to_num(-torch.inf, neginf=-torch.inf)
-            uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-            accepted = uniform.log() < log_ratio
-            choose = accepted.unsqueeze(-1)
-            y, slope = torch.where(choose, proposal, y), torch.where(choose, new_slope, slope)
-            force = torch.where(choose, new_force, force)
-            height = torch.where(accepted, new_height, height)
-            mean_x += y
-            mean_gradient += slope
+            now, log_ratio = metropolis_langevin(density, now, h, generator)
+            mean_x += now.x
+            mean_gradient += now.gradient
             rate = log_ratio.exp().clamp_max(1.0) - self.ACCEPTANCE
             change = torch.zeros_like(self.log_step).index_add_(0, t, rate) / counts
             self.log_step += 0.2 * change
         return mean_x / (self.steps + 1), mean_gradient / (self.steps + 1)
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """The density of x_T given x_t."""
+
+    geometry: Geometry
+    points: Callable[[Tensor], Point]
+
+    def __call__(self, x: Tensor) -> Point:
+        return self.points(x)

@@ -85,10 +85,10 @@ class ParticleEnergy(Energy):
     def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Centred positions (n, d B), and their differences over pairs (P, d, B)."""
         n, d = self.geometry.n_particles, self.geometry.n_dims
-        positions = x.T.contiguous().view(n, d * len(x))  # a batch is contiguous
+        positions = x.T.contiguous().view(n, d * x.shape[0])  # a batch is contiguous
         positions = positions - positions.mean(0)
         difference = self.differences.to(x) @ positions
-        return positions, difference.view(-1, d, len(x))
+        return positions, difference.view(-1, d, x.shape[0])
 
     def energy(self, x: Tensor) -> Tensor:
         """See :meth:`Energy.energy`."""
@@ -96,7 +96,7 @@ class ParticleEnergy(Energy):
 
     def _energy(self, x: Tensor) -> Tensor:
         positions, difference = self._pairs(x)
-        squares = positions.square().view(self.dim, len(x)).sum(0)
+        squares = positions.square().view(self.dim, x.shape[0]).sum(0)
         return 0.5 * self.trap * squares + self._pair(difference.square().sum(1))[0].sum(0)
 
     @torch.no_grad()
@@ -107,16 +107,16 @@ class ParticleEnergy(Energy):
 
     def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         positions, difference = self._pairs(x)
-        squares = positions.square().view(self.dim, len(x)).sum(0)
+        squares = positions.square().view(self.dim, x.shape[0]).sum(0)
         u, slope = self._pair(difference.square().sum(1))
         energy = u.sum(0).add_(squares, alpha=0.5 * self.trap)
         force = difference.mul_(slope.unsqueeze(1)).view(len(difference), -1)
         differences = self.differences.to(x)
         gradient = torch.addmm(positions, differences.T, force, beta=self.trap, alpha=2.0)
-        return energy, gradient.view(self.dim, len(x)).T.contiguous()
+        return energy, gradient.view(self.dim, x.shape[0]).T.contiguous()
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
             return (x,)
         size = max(16, self.PART // (len(self.differences) * self.geometry.n_dims))
         parts: tuple[Tensor, ...] = x.split(size)

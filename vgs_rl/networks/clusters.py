@@ -203,9 +203,11 @@ class ClusterValue(Descriptors):
 
     def _split(self, x: Tensor, t: int | Tensor) -> Iterator[tuple[Tensor, Any]]:
         """States and steps in parts that fit the cache, or a GPU's memory."""
+        if torch.compiler.is_exporting():
+            return iter([(x, t)])
         part = self.PART if x.device.type == "cpu" else 250 * self.PART
         size = max(64, part // (self.sums.count * self.radial))
-        return zip(x.split(size), split_steps(t, len(x), size), strict=True)
+        return zip(x.split(size), split_steps(t, x.shape[0], size), strict=True)
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """V, shape (B,), and ∇V, shape (B, D); in parts that fit the cache."""
@@ -320,7 +322,7 @@ def columns(table: Tensor, t: int | Tensor) -> Tensor:
 
 def positions_first(x: Tensor, n: int) -> Tensor:
     """States (B, n d) as positions of n particles, the batch last: (d, n, B)."""
-    return x.T.reshape(n, x.shape[1] // n, len(x)).transpose(0, 1).contiguous()
+    return x.T.reshape(n, x.shape[1] // n, x.shape[0]).transpose(0, 1).contiguous()
 
 
 def states_first(y: Tensor) -> Tensor:

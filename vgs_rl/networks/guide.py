@@ -170,9 +170,11 @@ class ModeGuide(nn.Module):
 
     def _split(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Iterator[tuple[Any, ...]]:
         """States, steps and slopes in parts that fit the cache, or a GPU's memory."""
+        if torch.compiler.is_exporting():
+            return iter([(x, t, slope)])
         part = ClusterValue.PART if x.device.type == "cpu" else 50 * ClusterValue.PART
         size = max(64, part // (2 * self.sums.count))
-        steps = split_steps(t, len(x), size)
+        steps = split_steps(t, x.shape[0], size)
         return zip(x.split(size), steps, slope.split(size), strict=True)
 
     def part(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Tensor:

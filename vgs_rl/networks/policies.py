@@ -44,18 +44,19 @@ class ValueGradientPolicy:
         self.mdp, self.value, self.drift = mdp, value, drift
         self.energy_clip = energy_clip
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """u_t(x), shape (B, D)."""
+    def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """u_t(x), shape (B, D); t one step or one per row, with `bellman` below T - 1 then."""
         chain, tau = self.mdp.chain, self.mdp.temperature
+        a, s, sigma = chain.a[t], chain.s[t], chain.sigma[t]
+        if isinstance(t, Tensor):
+            a, s, sigma = a.unsqueeze(-1), s.unsqueeze(-1), sigma.unsqueeze(-1)
         if self.drift == "posterior":
-            slope, step = self.value.gradient(x, t), chain.s[t]
+            return self.value.gradient(x, t) * (-s / tau)
+        if isinstance(t, Tensor) or t + 1 < self.mdp.num_steps:
+            slope = self.value.gradient(a * x, t + 1)
         else:
-            ahead, step = chain.a[t] * x, chain.sigma[t]
-            if t + 1 < self.mdp.num_steps:
-                slope = self.value.gradient(ahead, t + 1)
-            else:
-                slope = self.energy_slope(ahead)
-        return slope * (-step / tau)
+            slope = self.energy_slope(a * x)
+        return slope * (-sigma / tau)
 
     def energy_slope(self, x: Tensor) -> Tensor:
         """∇min(E, bound) at x, both (B, D); counted as one energy evaluation a state."""

@@ -9,36 +9,38 @@ resampling on the way too (Del Moral, Doucet and Jasra, JRSS B 68, 2006).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
+from vgs_rl.samplers.kernels import FiniteEnergy, Point, acceptance_rate, metropolis_langevin
 from vgs_rl.starts import GaussianStart
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
 
-class _Particles(NamedTuple):
-    """States (B, D), E/tau (B,), infinite where it is not finite, and its gradient (B, D)."""
+class Bridge:
+    """γ = pi_0 exp(β φ) as a density of chains.
 
-    x: Tensor
-    energy: Tensor
-    gradient: Tensor
+    Args:
+        energy: E/tau.
+        scale: standard deviation of pi_0.
+        beta: β, between pi_0 and the target.
+    """
 
-    def rows(self, index: Tensor) -> _Particles:
-        return _Particles(*(part[index] for part in self))
+    def __init__(self, energy: FiniteEnergy, scale: float, beta: float) -> None:
+        self.energy, self.beta, self.geometry = energy, beta, energy.geometry
+        self.precision = (1 - beta) / scale**2
 
-    def where(self, chosen: Tensor, other: _Particles) -> _Particles:
-        """These particles where `chosen`, shape (B,), the others elsewhere."""
-        rows = chosen.unsqueeze(-1)
-        return _Particles(
-            torch.where(rows, self.x, other.x),
-            torch.where(chosen, self.energy, other.energy),
-            torch.where(rows, self.gradient, other.gradient),
-        )
+    def __call__(self, x: Tensor) -> Point:
+        """See :class:`~vgs_rl.samplers.kernels.Density`."""
+        return self.at(x, *self.energy(x))
+
+    def at(self, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
+        """The point at x (B, D), where E/tau (B,) and its gradient (B, D) are known."""
+        level = 0.5 * self.precision * x.square().sum(-1) + self.beta * energy
+        return Point(x, level, self.precision * x + self.beta * gradient, energy, gradient)
 
 
 class AnnealedSMC(Sampler):
@@ -95,44 +97,15 @@ class AnnealedSMC(Sampler):
         # Before the fit, the pilot's own: close together where a wide start meets steep energies.
         self.betas = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=self.device) ** 4
         self.step_sizes = torch.full((steps,), 0.1 * scale**2, device=self.device)
+        self.energy_at_tau = FiniteEnergy(energy, temperature, keep_infinite_weights=True)
         self._fitted = False
-        self._used = 0
 
-    def _evaluate(self, x: Tensor) -> _Particles:
-        energy, gradient = self.energy.with_gradient(x)
-        self._used += len(x) * self.energy.gradient_evaluations
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
-        usable = finite | torch.isneginf(energy)  # E = -inf is a weight of +inf, which is an error
-        energy = torch.where(usable, energy, torch.inf) / self.temperature
-        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0) / self.temperature
-        return _Particles(x, energy, self.energy.geometry.project(gradient))
+    def _bridge(self, k: int) -> Bridge:
+        return Bridge(self.energy_at_tau, self.scale, float(self.betas[k]))
 
-    def _potential(self, particles: _Particles) -> Tensor:
+    def _potential(self, now: Point) -> Tensor:
         """φ(x), shape (B,)."""
-        return -particles.energy - self.start.log_prob(particles.x)
-
-    def _move(
-        self, now: _Particles, beta: float, h: Tensor, generator: torch.Generator
-    ) -> tuple[_Particles, Tensor]:
-        """One MALA step on γ = pi_0 exp(β φ); the acceptance rate."""
-        precision = (1 - beta) / self.scale**2
-
-        def drift(p: _Particles) -> Tensor:  # -½ h ∇(-log γ)
-            return -0.5 * h * (precision * p.x + beta * p.gradient)
-
-        def level(p: _Particles) -> Tensor:  # -log γ
-            return 0.5 * precision * p.x.square().sum(-1) + beta * p.energy
-
-        x = now.x
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        z = self.energy.geometry.project(z)
-        new = self._evaluate(x + drift(now) + h.sqrt() * z)
-        back = x - new.x - drift(new)
-        log_ratio = level(now) - level(new)
-        log_ratio = log_ratio + 0.5 * z.square().sum(-1) - back.square().sum(-1) / (2 * h)
-        log_ratio = log_ratio.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-        return new.where(uniform.log() < log_ratio, now), log_ratio.clamp_max(0.0).exp().mean()
+        return -now.energy - self.start.log_prob(now.x)
 
     # --- the pilot ------------------------------------------------------------------------------
 
@@ -146,19 +119,21 @@ class AnnealedSMC(Sampler):
 
     def _pilot_run(self, generator: torch.Generator) -> Tensor:
         """Adapts the step sizes; returns a robust spread of φ under each γ_k, shape (K + 1,)."""
-        particles = self._evaluate(self.start.sample(self.pilot, generator))
-        spreads = [self._spread(particles)]
+        now = self._bridge(0)(self.start.sample(self.pilot, generator))
+        spreads = [self._spread(now)]
         h = self.step_sizes[0]
         for k in range(1, len(self.betas)):
+            bridge = self._bridge(k)
+            now = bridge.at(now.x, now.energy, now.gradient)
             for _ in range(self.PILOT_MOVES):
-                particles, rate = self._move(particles, float(self.betas[k]), h, generator)
-                h = h * torch.exp(rate - self.ACCEPTANCE)
+                now, log_ratio = metropolis_langevin(bridge, now, h, generator)
+                h = h * torch.exp(acceptance_rate(log_ratio) - self.ACCEPTANCE)
             self.step_sizes[k - 1] = h
-            spreads.append(self._spread(particles))
+            spreads.append(self._spread(now))
         return torch.stack(spreads)
 
-    def _spread(self, particles: _Particles) -> Tensor:
-        potential = self._potential(particles).double()
+    def _spread(self, now: Point) -> Tensor:
+        potential = self._potential(now).double()
         potential = torch.nan_to_num(potential, neginf=-1e30)
         levels = torch.quantile(potential, potential.new_tensor([0.16, 0.84]))
         return 0.5 * (levels[1] - levels[0])
@@ -178,27 +153,26 @@ class AnnealedSMC(Sampler):
     # --- the run --------------------------------------------------------------------------------
 
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
-        before = self._used
+        before = self.energy_at_tau.evaluations
         if not self._fitted:
             self._fit()
-        particles = self._evaluate(self.start.sample(n, generator))
-        log_weight = torch.zeros_like(particles.energy)
+        now = self._bridge(0)(self.start.sample(n, generator))
+        log_weight = torch.zeros_like(now.energy)
         for k in range(1, len(self.betas)):
             rise = float(self.betas[k] - self.betas[k - 1])
-            log_weight = log_weight + rise * self._potential(particles)
+            log_weight = log_weight + rise * self._potential(now)
             # One synchronisation a step: whether to resample is a decision of the host.
             if self.threshold and bool(effective_sample_size(log_weight) < self.threshold):
                 chosen = systematic_resample(log_weight, n, generator)
-                particles = particles.rows(chosen)
+                now = now.rows(chosen)
                 log_weight = log_z_estimate(log_weight).expand(n)
+            bridge = self._bridge(k)
+            now = bridge.at(now.x, now.energy, now.gradient)
             for _ in range(self.moves):
-                particles, _ = self._move(
-                    particles, float(self.betas[k]), self.step_sizes[k - 1], generator
-                )
-        used = self._used - before
+                now, _ = metropolis_langevin(bridge, now, self.step_sizes[k - 1], generator)
         return Samples(
-            x=particles.x,
+            x=now.x,
             log_weight=log_weight,
-            energy_evaluations=used,
+            energy_evaluations=self.energy_at_tau.evaluations - before,
             independent=not self.threshold,
         )

@@ -21,6 +21,7 @@ from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.formats import as_arviz, write_npz, write_xyz
 from vgs_rl.samplers.memory import keep_freed_memory
+from vgs_rl.samplers.program import export_program
 from vgs_rl.threads import map_in_threads
 from vgs_rl.transitions import Policy
 from vgs_rl.trust import Trust
@@ -326,6 +327,26 @@ class ChainSampler(Sampler):
             for i, chunk in enumerate(chunks, 1):
                 # Threads share the MDP's counter, so only the sum is known, at the end.
                 yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
+
+    def export(self, path: Path | str, *, weights: bool = True) -> None:
+        """Writes the chain as a program of `torch.export`, which runs without this package.
+
+        `torch.export.load(path).module()(uniform, normal)` returns x (B, D) and log w (B,) from
+        uniform numbers (B, D) and standard normal ones (T + 1, B, D), in the chain's own type and
+        on its device.
+
+        Args:
+            path: the file; `.pt2` is the ending that PyTorch uses.
+            weights: whether log-weights are part of the result; they need E in PyTorch.
+
+        Raises:
+            ValueError: if the chain has a part that cannot be traced, such as an energy that
+                computes outside of PyTorch or a policy that takes whole numbers alone as steps.
+            OSError: if the file cannot be written.
+        """
+        if not (isinstance(self.noise_scale, float) and self.noise_scale == 1.0):
+            raise ValueError(f"noise_scale must be 1 in an export, got {self.noise_scale}")
+        export_program(self.mdp, self.policy, path, weights=weights)
 
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Langevin and Hamiltonian Monte Carlo on the target itself, beside MALA in `agents.mcmc`."""
+"""Unadjusted Langevin and Hamiltonian Monte Carlo on the target itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.samplers.mala import MALAKernel, evaluations_each, spaced_states
 from vgs_rl.samplers.tempering import ParallelTempering
 
@@ -22,7 +23,6 @@ class LangevinKernel:
 
     Attributes:
         x: states, shape (B, D).
-        energy_evaluations: states at which ∇E has been evaluated.
 
     Args:
         energy: the target.
@@ -34,18 +34,14 @@ class LangevinKernel:
     def __init__(
         self, energy: Energy, x: Tensor, *, step_size: float | Tensor, temperature: float = 1.0
     ) -> None:
-        self.energy, self.temperature, self.x = energy, temperature, x
+        self.energy, self.x = FiniteEnergy(energy, temperature), x
         self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
-        self.energy_evaluations = 0
-        self.slope, _ = self._evaluate(x)
+        _, self.slope = self.energy(x)
 
-    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """∇E/tau, 0 where it is not finite, and where it is."""
-        energy, gradient = self.energy.with_gradient(x)
-        self.energy_evaluations += len(x) * self.energy.gradient_evaluations
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
-        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
-        return self.energy.geometry.tangent(gradient, x) / self.temperature, finite
+    @property
+    def energy_evaluations(self) -> int:
+        """States at which ∇E has been evaluated."""
+        return self.energy.evaluations
 
     @torch.no_grad()
     def step(self, generator: torch.Generator) -> None:
@@ -58,8 +54,8 @@ class LangevinKernel:
         else:
             drift = -0.5 * h * self.slope + h.sqrt() * space.tangent(z, x)
             proposal = space.move(x, drift, torch.ones_like(h))
-        slope, finite = self._evaluate(proposal)
-        taken = finite.unsqueeze(-1)
+        energy, slope = self.energy(proposal)
+        taken = energy.isfinite().unsqueeze(-1)
         self.x = torch.where(taken, proposal, x)
         self.slope = torch.where(taken, slope, self.slope)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vgs_rl.checks import count_of, require_positive, seed_of, whole
 from vgs_rl.energy import Energy
-from vgs_rl.geometry import Geometry
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
+from vgs_rl.samplers.kernels import Boltzmann, FiniteEnergy, acceptance_rate, metropolis_langevin
 
 
 class MALAKernel:
@@ -39,29 +39,22 @@ class MALAKernel:
         acceptance: float = 0.6,
         max_drift: float | None = None,
     ) -> None:
-        self.energy, self.temperature, self.acceptance = energy, temperature, acceptance
-        self.geometry: Geometry = energy.geometry
-        self.geometry.require_linear("MALA")
-        self.x = x
-        self.max_drift = max_drift
+        energy.geometry.require_linear("MALA")
+        self.target_rate = acceptance
+        self.energy = FiniteEnergy(energy, temperature)
+        self.density = Boltzmann(self.energy, max_drift)
         self.step_size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
-        self.energy_evaluations = 0
-        self.value, self.gradient = self._evaluate(x)
+        self.now = self.density(x)
 
-    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """E/tau and its gradient; a state whose energy is not finite is never accepted."""
-        energy, gradient = self.energy.with_gradient(x)
-        self.energy_evaluations += len(x) * self.energy.gradient_evaluations
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
-        energy = torch.where(finite, energy, torch.inf)
-        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
-        return energy / self.temperature, self.geometry.project(gradient) / self.temperature
+    @property
+    def x(self) -> Tensor:
+        """Current states, shape (B, D)."""
+        return self.now.x
 
-    def _drift(self, gradient: Tensor) -> Tensor:
-        if self.max_drift is None:
-            return gradient
-        norm: Tensor = gradient.norm(dim=-1, keepdim=True)
-        return gradient * (self.max_drift / norm).clamp_max(1.0)
+    @property
+    def energy_evaluations(self) -> int:
+        """States at which E and ∇E have been evaluated."""
+        return self.energy.evaluations
 
     @torch.no_grad()
     def step(self, generator: torch.Generator, *, adapt: bool, downhill: bool = False) -> Tensor:
@@ -73,26 +66,12 @@ class MALAKernel:
             downhill: also accept every step that lowers the energy. Not exact, for a burn-in's
                 beginning: where forces are steep, a chain would otherwise never leave.
         """
-        h = self.step_size
-        z = torch.randn(self.x.shape, generator=generator, device=self.x.device, dtype=self.x.dtype)
-        z = self.geometry.project(z)
-        proposal = self.x - 0.5 * h * self._drift(self.gradient) + h.sqrt() * z
-        value, gradient = self._evaluate(proposal)
-        back = self.x - proposal + 0.5 * h * self._drift(gradient)
-        log_ratio = self.value - value + 0.5 * z.square().sum(-1) - back.square().sum(-1) / (2 * h)
-        uniform = torch.rand(
-            len(self.x), generator=generator, device=self.x.device, dtype=self.x.dtype
+        self.now, log_ratio = metropolis_langevin(
+            self.density, self.now, self.step_size, generator, downhill=downhill
         )
-        accepted = uniform.log() < log_ratio
-        if downhill:
-            accepted = accepted | (value < self.value)
-        choose = accepted.unsqueeze(-1)
-        self.x = torch.where(choose, proposal, self.x)
-        self.gradient = torch.where(choose, gradient, self.gradient)
-        self.value = torch.where(accepted, value, self.value)
-        rate = log_ratio.nan_to_num(-torch.inf).exp().clamp_max(1.0).mean()
+        rate = acceptance_rate(log_ratio)
         if adapt:
-            self.step_size = h * torch.exp(0.5 * (rate - self.acceptance))
+            self.step_size = self.step_size * torch.exp(0.5 * (rate - self.target_rate))
         return rate
 
 

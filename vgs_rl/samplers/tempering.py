@@ -16,6 +16,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.samplers.mala import evaluations_each
 
 
@@ -41,7 +42,6 @@ class TemperingKernel:
         x: states, shape (K, C, D).
         value: E of the states, shape (K, C).
         step_size: leapfrog step per temperature, shape (K,).
-        energy_evaluations: states at which E and ∇E have been evaluated.
         accepted: summed acceptance probabilities of trajectories, shape (K,), since `sweeps` was 0.
         swapped: the same of swaps between k and k + 1, shape (K - 1,), attempted every other sweep.
         sweeps: number of sweeps since the last :meth:`reset_counts`.
@@ -76,11 +76,11 @@ class TemperingKernel:
         if leapfrog_steps < 1:
             raise ValueError(f"leapfrog_steps must be at least 1, got {leapfrog_steps}")
         energy.geometry.require_linear("parallel tempering")
-        self.energy, self.leapfrog_steps, self.acceptance = energy, leapfrog_steps, acceptance
+        self.energy = FiniteEnergy(energy)
+        self.leapfrog_steps, self.acceptance = leapfrog_steps, acceptance
         self.temperatures = temperatures.to(x)
         self.step_size = step_size * self.temperatures.sqrt()
         self.x = x
-        self.energy_evaluations = 0
         self.value, self.gradient = self._evaluate(x)
         self._from_hot = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         self._parity = 0
@@ -95,13 +95,13 @@ class TemperingKernel:
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E, shape (K, C), infinite where anything is not finite, and its gradient (K, C, D)."""
-        energy, gradient = self.energy.with_gradient(x.flatten(0, 1))
-        self.energy_evaluations += len(energy) * self.energy.gradient_evaluations
-        finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
-        energy = torch.where(finite, energy, torch.inf)
-        gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
-        gradient = self.energy.geometry.project(gradient)
+        energy, gradient = self.energy(x.flatten(0, 1))
         return energy.unflatten(0, x.shape[:2]), gradient.unflatten(0, x.shape[:2])
+
+    @property
+    def energy_evaluations(self) -> int:
+        """States at which E and ∇E have been evaluated."""
+        return self.energy.evaluations
 
     @torch.no_grad()
     def sweep(self, generator: torch.Generator, *, adapt: bool) -> None:

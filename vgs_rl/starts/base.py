@@ -64,6 +64,18 @@ class Start(nn.Module, ABC):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Independent samples, shape (n, D), detached."""
 
+    def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """A draw as a function of its random numbers, for programs without generators.
+
+        Args:
+            uniform: numbers in [0, 1), shape (B, D).
+            normal: standard normal numbers on the geometry's space, shape (B, D).
+
+        Raises:
+            ValueError: if this start is no such function.
+        """
+        raise ValueError(f"{type(self).__name__} is no function of so many random numbers")
+
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x of shape (B, D), with respect to the space's own measure; (B,)."""
@@ -111,6 +123,10 @@ class GaussianStart(Start):
         )
         return self.geometry.project(z).mul_(scale)
 
+    def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Start.of_noise`."""
+        return normal * self.scale
+
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Start.log_prob`."""
         d = self.geometry.effective_dim
@@ -150,9 +166,13 @@ class UniformStart(Start):
         z = torch.randn(n, self.geometry.dim, generator=generator, device=device, dtype=dtype)
         return self.geometry.project(z)
 
+    def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Start.of_noise`."""
+        return normal
+
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Start.log_prob`."""
-        return x.new_full((len(x),), -self.log_area)
+        return x.new_full((x.shape[0],), -self.log_area)
 
     def widen(self, factor: float) -> None:
         """Does nothing: it is as wide as the sphere."""

@@ -63,6 +63,12 @@ class MixtureStart(Start):
         )
         return self.means[k] + self.variances[k].sqrt() * z
 
+    def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Start.of_noise`; the first uniform number chooses the component."""
+        below = self.weights.cumsum(0)[:-1]
+        k = (uniform[:, :1] > below).sum(-1)
+        return self.means[k] + self.variances[k].sqrt() * normal
+
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Start.log_prob`."""
         # Differences first: the expanded square loses all digits of narrow, distant components.
@@ -166,6 +172,12 @@ class ProductStart(Start):
             dtype=self.means.dtype,
         )
         return self.means.gather(1, k).T + self.variances.gather(1, k).sqrt().T * z
+
+    def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """See :meth:`Start.of_noise`; a uniform number chooses each coordinate's component."""
+        below = self.weights.cumsum(1)[:, :-1]
+        k = (uniform.T.unsqueeze(-1) > below.unsqueeze(1)).sum(-1)  # (D, n)
+        return self.means.gather(1, k).T + self.variances.gather(1, k).sqrt().T * normal
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Start.log_prob`."""

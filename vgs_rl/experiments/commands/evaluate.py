@@ -3,6 +3,7 @@
 vgs-rl evaluate RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped name
 vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
+vgs-rl evaluate RUN --export my_sampler.pt2    a program of torch.export, without this package
 vgs-rl evaluate RUN [RUN ...] [--split validation]     detectors of vgs-rl train-ebm
 """
 
@@ -198,7 +199,10 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         progress_bar=True,
     )
     columns = {run.title: report}
-    if options.export is not None and run.folder and isinstance(agent, ValueGradientAgent):
+    if options.export is not None and options.export.suffix == ".pt2":
+        options.export.parent.mkdir(parents=True, exist_ok=True)
+        agent.sampler().export(options.export)
+    elif options.export is not None and run.folder and isinstance(agent, ValueGradientAgent):
         yaml = (run.folder / "config.yaml").read_text(encoding="utf-8")
         options.export.parent.mkdir(parents=True, exist_ok=True)
         export_sampler(yaml, agent, report, options.export)

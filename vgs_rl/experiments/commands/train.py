@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> int:
             tuned = None if from_file else tuned_config(config.env)
             if tuned is not None:
                 print(
-                    f"note: chain and agent are defaults; those found for {config.env} are in "
-                    f"the configuration {tuned}: {called('train')} {tuned}",
+                    f"note: the agent has defaults; its settings for {config.env} are in the "
+                    f"configuration {tuned}: {called('train')} {tuned}",
                     file=out,
                 )
         with handling(interrupt):  # SIGTERM while samples are evaluated is Ctrl-C, too

@@ -1,0 +1,164 @@
+"""Where gradient matching takes terminal states from: weighted chains, or a set that MCMC moves."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vgs_rl.agents.base import rollout_scalars
+from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
+from vgs_rl.agents.value_gradient.objectives import GradientMatching
+from vgs_rl.agents.value_gradient.refinement import RefinedBuffer, resample
+from vgs_rl.files.restore import check_rows
+from vgs_rl.samplers.annealed import AnnealedSMC
+from vgs_rl.starts import widened
+from vgs_rl.weights import dead_paths
+
+if TYPE_CHECKING:
+    from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
+
+Drawn = tuple[Tensor, Tensor, Tensor]  # x (B, D), ∇E (B, D) and log w (B,)
+
+
+class Source(ABC):
+    """Terminal states distributed as the target.
+
+    Attributes:
+        rows: the states.
+        scalars: of the last refresh, to log.
+    """
+
+    rows: WeightedBuffer | RefinedBuffer
+
+    def __init__(self, config: GradientMatching) -> None:
+        self.config = config
+        self.scalars: dict[str, Tensor] = {}
+
+    def refresh(self, agent: ValueGradientAgent) -> Drawn | None:
+        """Takes in new states of the agent's chain.
+
+        Returns:
+            The weighted states that the chain gave; None if it was not asked.
+
+        Raises:
+            ValueError: if no state so far has a finite energy and gradient.
+        """
+        drawn, seen = self._refresh(agent)
+        self.scalars["train/dropped_rows"] = torch.tensor(self.rows.dropped)
+        if not len(self.rows):
+            name = type(agent.mdp.energy).__name__
+            raise ValueError(
+                f"{name}.energy and its gradient are finite at none of {len(seen):,} states with "
+                f"coordinates up to {float(seen.abs().max()):.3g}: set agent.prior_std, "
+                f"{agent.config.prior_std:g} now, to the size of the region where they are"
+            )
+        return drawn
+
+    @abstractmethod
+    def _refresh(self, agent: ValueGradientAgent) -> tuple[Drawn | None, Tensor]:
+        """What :meth:`refresh` returns, and the states that were taken in."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """N states with their ∇E, both (n, D)."""
+        return self.rows.draw(n, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and scalars."""
+        return {"rows": self.rows.state_dict(), "scalars": self.scalars}
+
+    def load_state_dict(self, state: dict[str, Any], dim: int) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it holds no rows of `dim` coordinates.
+        """
+        check_rows(state["rows"], {"x": 2}, "objective.rows", width=dim)
+        self.rows.load_state_dict(state["rows"])
+        self.scalars = state["scalars"]
+
+
+class WeightedSource(Source):
+    """The chain's latest states, drawn by their exact weights."""
+
+    rows: WeightedBuffer
+
+    def __init__(self, config: GradientMatching) -> None:
+        super().__init__(config)
+        self.rows = WeightedBuffer(config.capacity, config.least_ess)
+
+    def _refresh(self, agent: ValueGradientAgent) -> tuple[Drawn, Tensor]:
+        if self.config.first_range > 1 and not len(self.rows):
+            x, log_weight = self._first_draws(agent)
+            energy, gradient = agent.mdp.evaluate_gradient(x)
+            log_weight = log_weight - energy / agent.mdp.temperature
+        else:
+            size = self.config.refresh_size if len(self.rows) else self.config.first_size
+            with widened(agent.mdp.start, self.config.start_widening):
+                rollout = agent.rollout(size, with_gradient=True)
+            assert rollout.gradient is not None
+            x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
+            self.scalars = rollout_scalars(agent.mdp, rollout)
+        self.rows.add(x, gradient, log_weight)
+        return (x, gradient, log_weight), x
+
+    def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
+        """Draws of a mixture of Gaussians of many widths, with minus their log density."""
+        mdp, reach = agent.mdp, math.log(self.config.first_range)
+        dim = mdp.effective_dim
+        log_r = torch.linspace(-reach, reach, 64, device=mdp.device, dtype=mdp.dtype)
+        log_r = log_r + math.log(agent.config.prior_std)
+        which = torch.arange(self.config.first_size, device=mdp.device) % len(log_r)
+        x = log_r.exp()[which].unsqueeze(-1) * mdp.noise(self.config.first_size, agent.generator)
+        squares = x.square().sum(-1, keepdim=True)
+        components = -0.5 * squares * (-2 * log_r).exp() - dim * log_r
+        constant = 0.5 * dim * math.log(2 * math.pi) + math.log(len(log_r))
+        return x, constant - torch.logsumexp(components, dim=-1)
+
+
+class RefinedSource(Source):
+    """A persistent set that takes in the chain's states by weight and then moves by MALA."""
+
+    rows: RefinedBuffer
+
+    def __init__(self, config: GradientMatching, agent: ValueGradientAgent) -> None:
+        super().__init__(config)
+        self.rows = RefinedBuffer(agent.mdp, config.capacity, config.max_drift)
+
+    def _refresh(self, agent: ValueGradientAgent) -> tuple[Drawn | None, Tensor]:
+        drawn, config, generator = None, self.config, agent.generator
+        if not len(self.rows):
+            x = self._first_states(agent)
+            self.rows.add(x, config.first_refine_steps, generator)
+        else:
+            rollout = agent.rollout(config.refresh_size, with_gradient=True)
+            assert rollout.gradient is not None
+            drawn = rollout.x, rollout.gradient, rollout.log_weight
+            x = resample(
+                rollout.x, rollout.log_weight, config.refresh_size, config.least_ess, generator
+            )
+            self.rows.dropped += dead_paths(rollout.log_weight)
+            self.rows.add(x, config.refine_steps, generator)
+            self.scalars = rollout_scalars(agent.mdp, rollout)
+        self.scalars["train/refinement_acceptance"] = self.rows.acceptance
+        return drawn, x
+
+    def _first_states(self, agent: ValueGradientAgent) -> Tensor:
+        """The persistent set before MALA moves it, shape (capacity, D)."""
+        mdp, scale = agent.mdp, agent.config.prior_std
+        if not self.config.first_anneal_steps:
+            return scale * mdp.noise(self.config.capacity, agent.generator)
+        sampler = AnnealedSMC(
+            mdp.energy,
+            self.config.first_anneal_steps,
+            scale=scale,
+            threshold=0.5,
+            temperature=mdp.temperature,
+            device=mdp.device,
+        )
+        samples = sampler.sample(self.config.capacity, agent.generator, resample=True, oversample=1)
+        mdp.energy_evaluations += samples.energy_evaluations
+        return samples.x.to(mdp.dtype)
