@@ -160,7 +160,7 @@ class PosteriorAverage:
         return mean_x / (self.steps + 1), mean_gradient / (self.steps + 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Posterior:
     """The density of x_T given x_t."""
 

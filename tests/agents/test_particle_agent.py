@@ -22,7 +22,7 @@ from vgs_rl.experiments.config import config_of, parse_run
 from vgs_rl.experiments.run import build
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def make_agent(seed: int = 0) -> ValueGradientAgent:

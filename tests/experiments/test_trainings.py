@@ -7,7 +7,7 @@ import pytest
 from vgs_rl.experiments.config import config_of, parse_run
 from vgs_rl.experiments.run import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -359,7 +359,7 @@ def test_the_current_folder_shadows_nothing(tmp_path: Path) -> None:
     (tmp_path / "yaml.py").write_text(WRITES)
     (tmp_path / "scipy.py").write_text(WRITES)
     (tmp_path / "my.yaml").write_text("env: yaml:Energy\n")
-    script = Path(__file__).parents[1] / "scripts/train.py"
+    script = Path(__file__).parents[2] / "scripts/train.py"
     command = [sys.executable, str(script), "--config", "my.yaml", "--trust=true"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and not (tmp_path / MARKER).exists(), done.stderr

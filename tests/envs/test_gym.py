@@ -32,7 +32,7 @@ from vgs_rl.envs.face import default_action_bound
 from vgs_rl.experiments.config import config_of, parse_run
 from vgs_rl.experiments.run import build
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 IDS = ["vgs_rl/Gaussian-v0", "vgs_rl/GMM9-v0", "vgs_rl/Funnel10-v0", "vgs_rl/ManyWell32-v0"]
 

@@ -5,8 +5,9 @@ import torch
 
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
 from vgs_rl.agents import GradientMatching, ValueGradientConfig
-from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner, _posterior_means
+from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner
 from vgs_rl.agents.value_gradient.refinement import PosteriorAverage, RefinedBuffer, resample
+from vgs_rl.agents.value_gradient.score_targets import _posterior_means
 from vgs_rl.envs import Gaussian, GaussianMixture
 from vgs_rl.training.config import BudgetConfig
 
