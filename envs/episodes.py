@@ -170,7 +170,7 @@ class Episodes:
 
     @torch.no_grad()
     def reset(self, rows: Array | None = None) -> None:
-        """Starts all rows anew, or those of a mask."""
+        """Restarts all rows, or those of a mask."""
         assert self.generator is not None
         if rows is None or rows.all():
             self.x, self.t = self.mdp.reset(self.n, self.generator).x, 0

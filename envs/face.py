@@ -42,7 +42,7 @@ def make_mdp(
     """The MDP that the constructor arguments of both environments describe."""
     if config is not None:
         if not isinstance(target, str) or mdp is not None:
-            raise ValueError("config needs the name of a target, and no mdp beside it")
+            raise ValueError("config needs the name of a target, and no mdp with it")
         from vgs_rl.envs.configured import configured  # jsonargparse takes a while
 
         arguments, mdp = configured(target, config)

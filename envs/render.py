@@ -59,7 +59,7 @@ class Renderer:
         return tuple(frames)
 
     def _at(self, t: int | Array) -> tuple[Scene, int]:
-        """The scene, made anew if the energy has changed since, and the step it shows."""
+        """The scene, made again if the energy has changed since, and the step it shows."""
         mdp, made_of = self.mdp, [(0, id(self.value))]
         if mdp.dim <= 2:  # else nothing but states is shown
             tensors = [*mdp.energy.parameters(), *mdp.energy.buffers()]

@@ -129,7 +129,7 @@ def settle(config: C, name: str = "") -> C:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a field of this type has fields of its own."""
+    """Whether a field of this type has its own fields."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 

@@ -111,7 +111,7 @@ def _visit(value: Any, kinds: list[Any], path: str, seen: dict[Any, Any]) -> Ite
 def _visit_arguments(
     value: Any, classes: list[type], path: str, seen: dict[Any, Any]
 ) -> Iterator[Name]:
-    """Names in the arguments of a class that is named beside them."""
+    """Names in the arguments of a class that is named with them."""
     if isinstance(value, str):
         value = _loaded(value)
     if not isinstance(value, dict):

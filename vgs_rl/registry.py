@@ -112,7 +112,7 @@ def register(
         energy: an :class:`Energy` class, or a function that returns one.
         energy_args: keyword arguments for `energy`.
         mdp: default chain, schedule and start, or the configuration file that has them.
-        env: import path of the single environment, for energies that need one of their own.
+        env: import path of the single environment, for energies that need their own.
         vector_env: import path of the vector environment.
 
     Raises:

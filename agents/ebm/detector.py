@@ -240,7 +240,7 @@ class DetectorTraining:
         return [value for value in values if value is not None]
 
     def pictures(self, split: LabelledFeatures) -> dict[str, Drawing]:
-        """Energies of every kind, negatives beside data, and heat maps over images of grids."""
+        """Energies of every kind, negatives and data, and heat maps over images of grids."""
         trainer, data = self.trainer, self.data
         negatives = trainer.drawn.cpu()
         evaluated = image_scores(score_features(trainer.score, split.x))

@@ -179,7 +179,7 @@ class AgentNegativeSampler(NegativeSampler):
 class LangevinNegatives(NegativesConfig):
     """Langevin walks of a few steps on the energy, from the MDP's start or where they last ended.
 
-    Short-run chains (Nijkamp et al., arXiv:1904.09770) start anew every time; persistent ones
+    Short-run chains (Nijkamp et al., arXiv:1904.09770) restart every time; persistent ones
     (Tieleman, ICML 2008) go on, but for a small fraction.
 
     Args:
@@ -188,7 +188,7 @@ class LangevinNegatives(NegativesConfig):
         temperature: tau of the walk; the MDP's by default, lower walks downhill with less noise.
         persistent: whether chains go on where they ended.
         chains: number of persistent chains.
-        restart_fraction: probability that a persistent chain starts anew at a draw.
+        restart_fraction: probability that a persistent chain restarts at a draw.
     """
 
     steps: int = 40
@@ -267,7 +267,7 @@ class LangevinNegativeSampler(NegativeSampler):
         return kernel.x
 
     def restart(self) -> None:
-        """Persistent chains start anew; others always do."""
+        """Persistent chains restart; others always do."""
         self.counters.restarts += 1
         self.x = self.x[:0]
 

@@ -121,7 +121,7 @@ class VectorAdapter:
         return observations
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """One step of every row, as Gymnasium's, with float32 rewards in an array of their own."""
+        """One step of every row, as Gymnasium's, with float32 rewards in a separate array."""
         clipped = np.clip(actions, self.low, self.high)
         at_bound = int(np.count_nonzero((actions <= self.low) | (actions >= self.high)))
         self.statistics.add_actions(at_bound, actions.size)

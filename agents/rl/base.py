@@ -182,7 +182,7 @@ class LibraryAgent(Agent):
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and copy: a new agent that takes over the state, as a resumed run does.
 
-        What a library keeps beside its state (loggers, graphs, modules) cannot be copied.
+        What a library keeps besides its state (loggers, graphs, modules) cannot be copied.
         """
         state = {"progress": self.progress, "agent": self.state_dict()}
         return _anew, (type(self), self.mdp, self.config, self.seed), state
@@ -235,7 +235,7 @@ def kernel_policy(parameters: Parameters, bound: float, *, squashed: bool) -> Ke
 
 
 class LibraryRandomness:
-    """Global random states of its own, swapped in around a library's code.
+    """Global separate random states, swapped in around a library's code.
 
     RL libraries draw from the global generators of torch, NumPy and Python. Inside
     :meth:`active` these continue the agent's own streams; outside, the user's are as they were.

@@ -88,7 +88,7 @@ class TianshouAgent(LibraryAgent):
         on_policy = config.algorithm not in SQUASHED
         size = self._steps * config.num_envs if on_policy else config.buffer_size
         buffer = VectorReplayBuffer(size, config.num_envs)
-        for part in (buffer, *buffer.buffers):  # each has a stream of its own, seeded by 42
+        for part in (buffer, *buffer.buffers):  # each has a separate stream, seeded by 42
             part._random_state = np.random
         coefficient = config.entropy_coefficient(self.mdp)
         return Collector(
@@ -219,7 +219,7 @@ def tianshou_policy(
     """A tianshou policy as the MDP takes it, for :class:`~vgs_rl.ChainSampler`.
 
     Args:
-        policy: a continuous policy of tianshou, with any action bounding and scaling of its own.
+        policy: a continuous policy of tianshou, with any action bounding and its own scaling.
         mdp: the MDP.
         env: the vector environment that it was trained in, if a wrapper is around it: a policy does
             not know its environment.

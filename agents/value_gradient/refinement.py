@@ -22,7 +22,7 @@ class RefinedBuffer:
 
     New states replace random old ones, then the whole set moves by some MALA steps: learning from
     it is learning from MCMC that the sampler helps across barriers, and a table that shows the
-    result shows MCMC alone beside it.
+    result shows MCMC alone, too.
 
     Attributes:
         dropped: rows so far that were left out, because E or ∇E was not finite there and no step

@@ -27,7 +27,7 @@ class TrajectoryObjective(ValueObjective):
 
     One iteration: a batch of trajectories with exploration noise, then `passes` passes over its
     T x batch states in shuffled minibatches; targets come from the moving average, with next
-    states drawn anew; at the iteration's end the average takes in the network once, and then s_0
+    new states; at the iteration's end the average takes in the network once, and then s_0
     takes a gradient step on E[V_0(s_0 z)] - tau D log s_0 if the start is a learned Gaussian. The
     defaults are the published ones of the mixtures.
 

@@ -77,7 +77,7 @@ def load_digits(held_out: int, *, centred: bool = True, seed: int = 0) -> Anomal
 
 
 def _halves(pixels: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image's left half beside the right half of a random image of another class."""
+    """Every image's left half next to the right half of a random image of another class."""
     others = target[:, None] != target[None, :]  # (n, n)
     partner = torch.multinomial(others.float(), 1, generator=generator)[:, 0]
     images, other = pixels.view(-1, 8, 8), pixels.view(-1, 8, 8)[partner]

@@ -164,7 +164,7 @@ def cached_grids(
     """Features of images, from the cache where they are there, else computed and put there.
 
     They are kept in half precision and normalised again when read, so that the first call and
-    later ones return the same numbers. A damaged file is computed anew, with a warning; a folder
+    later ones return the same numbers. A damaged file is computed again, with a warning; a folder
     that cannot be written costs a warning, too.
 
     Args:
@@ -184,7 +184,7 @@ def cached_grids(
         try:
             return unit(load_checkpoint(path, kind="features")["grids"].float())
         except (ValueError, KeyError, AttributeError) as error:
-            warnings.warn(f"features are computed anew: {error}", stacklevel=2)
+            warnings.warn(f"features are computed again: {error}", stacklevel=2)
     extractor = make_extractor()
     grids = torch.cat([extractor(part) for part in images.split(batch)]).half()
     try:

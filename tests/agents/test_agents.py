@@ -227,7 +227,9 @@ def test_first_draws_are_weighted_exactly() -> None:
     target = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 2.0]]))
     mdp = small_mdp(target)
     agent = small_agent(objective, mdp)
-    x, minus_log_density = matching(agent)._first_draws(agent)
+    source = matching(agent).source
+    assert isinstance(source, WeightedSource)
+    x, minus_log_density = source._first_draws(agent)
     weights = (minus_log_density - mdp.energy.energy(x)).double().exp()
     error = float(weights.std()) / math.sqrt(len(x))
     assert float(weights.mean()) == pytest.approx(1.0, abs=4.5 * error)

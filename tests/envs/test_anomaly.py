@@ -241,7 +241,7 @@ def test_a_damaged_cache_file_is_computed_anew_with_a_warning(cache):
     first = features.cached_grids(images, "v1", make)
     (file,) = (cache / "features").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="features are computed anew: checkpoint .* truncated"):
+    with pytest.warns(UserWarning, match="features are computed again: checkpoint .* truncated"):
         again = features.cached_grids(images, "v1", make)
     assert torch.equal(first, again)
     features.cached_grids(images, "v2", make)

@@ -117,6 +117,7 @@ def test_steps_draws_both_drifts_beside_their_ceilings(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
     out, _ = run("benchmark.py", "env", "--num_envs=64", "--repeats=1", folder=folder)
     assert "ratio" in out and "vgs_rl/ManyWell32-v0" in out
@@ -125,6 +126,7 @@ def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
     assert "samples_per_s" in out and "peak memory" in out
 
 
+@pytest.mark.slow
 def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) -> None:
     config = (
         (ROOT / "configs/ebm_digits.yaml").read_text().replace("prototypes: 1024", "prototypes: 16")
@@ -150,6 +152,7 @@ def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) 
     assert all(row["finite"] == "True" and row["updates"] == 12 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_shares_of_a_librarys_time_add_up(folder: Path) -> None:
     pytest.importorskip("stable_baselines3")
     pytest.importorskip("tianshou")

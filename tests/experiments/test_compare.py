@@ -543,7 +543,7 @@ def test_samplers_that_were_evaluated_elsewhere_have_rows_in_the_tables(tmp_path
             compare_report.read_reports(str(file), jobs)
 
     refused(("GMM9", "GMM25"), "is of the target 'GMM25', compared are GMM9")
-    refused(("cleanrl-ppo", "vgs"), "calls its agent 'vgs'; a row needs a name of its own")
+    refused(("cleanrl-ppo", "vgs"), "calls its agent 'vgs'; a row needs its own name")
     refused(("{", "["), "--reports .*cleanrl.json")
     with pytest.raises(CompareError, match="--reports missing.json"):
         compare_report.read_reports("missing.json", jobs)

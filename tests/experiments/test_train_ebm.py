@@ -166,7 +166,8 @@ def reports_in(folder):
     return found
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # minutes on a slow machine: two processes at a time, three times over
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
     options = [*DIGITS, "--budget.updates=120", "--watch.figures_every=0", f"--jobs={jobs}"]
     metrics = tmp_path / "stopped/digits/3/vgs/0/metrics.jsonl"

@@ -11,8 +11,8 @@ from vgs_rl.envs import (
     LennardJones,
     ManyWell,
 )
+from vgs_rl.evaluation.diagnostics import effective_draws, split_r_hat
 from vgs_rl.geometry import CentreOfMassFree
-from vgs_rl.samplers.diagnostics import effective_draws, split_r_hat
 from vgs_rl.samplers.tempering import ParallelTempering, TemperingKernel, geometric_ladder
 
 

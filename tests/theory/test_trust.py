@@ -350,7 +350,7 @@ def test_a_sampler_of_a_users_energy_says_elsewhere_what_it_needs(
         vgs_rl.load_sampler(file)
     with pytest.raises(ValueError, match=r"mine.pt: env needs the module my_rings, which cannot"):
         vgs_rl.load_sampler(file, trust=True)
-    file = changed(exported, tmp_path / "mine.pt", env="me/Rings-v0")
+    file = changed(exported, tmp_path / "mine.pt", env="nobody/Rings-v0")
     with pytest.raises(ValueError, match=r"mine.pt: env: no target .* import the module that"):
         vgs_rl.load_sampler(file)
 

@@ -190,7 +190,7 @@ def test_settings_are_named_and_numbers_written_differently_are_the_same() -> No
         (["--seed=3"], "seed: the run has 0, got 3"),
         (["--mdp.num_steps=4"], "mdp.num_steps: the run has 3, got 4"),
         (["--mdp.temperature=2"], "mdp.temperature: the run has 1, got 2"),
-        (["--mdp.schedule.total_noise=0.8"], "mdp.schedule.total_noise: the run has null, got 0.8"),
+        (["--mdp.schedule.total_noise=0.7"], "mdp.schedule.total_noise: the run has 0.8, got 0.7"),
         (["--agent.network.width=9"], "agent.network.width: the run has 8, got 9"),
         (["--agent.objective.batch_size=33"], "agent.objective.batch_size: the run has 32, got 33"),
         (["--agent.ema=0.5"], "agent.ema: the run has 0.995, got 0.5"),

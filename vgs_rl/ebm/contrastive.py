@@ -40,9 +40,9 @@ class ContrastiveConfig:
     (on the device, without a host round trip). Every `guard_every` updates the host looks: a gap
     |mean e- - mean e+| above `max_gap`, a metric that is not finite, or nothing but skipped steps
     means explosion: energy and optimiser go back to the last good state, the learning rate is
-    halved, the replay is emptied and the negatives start anew. Negatives in one place (spread below
+    halved, the replay is emptied and the negatives restart. Negatives in one place (spread below
     `min_std` of the data's), or all of one energy, mean collapse: the replay is emptied and the
-    negatives start anew. Everything is counted.
+    negatives restart. Everything is counted.
 
     Args:
         batch_size: data rows, and negatives, of an update.
@@ -309,7 +309,7 @@ class EnergyLearner:
         self._restart = True
 
     def take_restart(self) -> bool:
-        """Whether the guards want the negatives to start anew; asks once."""
+        """Whether the guards want the negatives to restart; asks once."""
         asked, self._restart = self._restart, False
         return asked
 

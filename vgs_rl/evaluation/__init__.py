@@ -1,1 +1,1 @@
-"""One evaluation for all samplers: metrics, each beside what a perfect sampler scores."""
+"""One evaluation for all samplers: metrics, each with what a perfect sampler scores."""

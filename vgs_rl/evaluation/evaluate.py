@@ -1,4 +1,4 @@
-"""One evaluation for all samplers: every metric beside its ideal (docs/protocol.md).
+"""One evaluation for all samplers: every metric with its ideal (docs/protocol.md).
 
 A metric's ideal is what a perfect sampler would score: the mean of the same metric over pairs of
 equally large sets of exact samples, with its standard deviation (`ideal_std`), or the value at
@@ -103,7 +103,7 @@ def evaluate(
     apply, whatever the sampler: what is left are metrics of log-weights, at that temperature.
 
     The same arguments give the same numbers. The sampler, the reference, the ideal and the
-    backward paths have generators of their own, derived from `seed`, on the sampler's device. No
+    backward paths have separate generators, derived from `seed`, on the sampler's device. No
     counter of training moves.
 
     Args:

@@ -1,7 +1,7 @@
 """Distances between samples and a reference: pure, deterministic functions on tensors.
 
 None of them means much alone: each depends on sample counts, bins or regularisation, so
-:func:`vgs_rl.evaluation.evaluate.evaluate` puts every one beside its ideal, the same metric for
+:func:`vgs_rl.evaluation.evaluate.evaluate` puts the ideal next to each, the same metric for
 an equally large set of exact samples. Estimates that come from log-weights (log Z, ELBO, EUBO) are
 in :mod:`vgs_rl.weights`; only the path-ESS, which needs batches, is here.
 """

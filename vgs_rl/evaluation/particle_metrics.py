@@ -95,7 +95,7 @@ def particle_metrics(
     generator: torch.Generator,
     **details: Any,
 ) -> dict[str, Metric]:
-    """TVD as published and every W2, each the mean over repeats beside the mean of its ideal.
+    """TVD as published and every W2, each the mean over repeats, and the mean of its ideal.
 
     A repeat compares n samples, every k-th of all of them, with n reference rows drawn without
     replacement; its ideal compares n rows of the second reference set with the same reference

@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics beside their ideals, as JSON, tables and scalars."""
+"""What an evaluation found: metrics with their ideals, as JSON, tables and scalars."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Report:
             raise ValueError(f"report {path} is damaged or no report: {error}") from error
 
     def to_table(self, *, markdown: bool = False) -> str:
-        """One line a metric, its value beside its ideal, each with its error where it has one."""
+        """One line a metric, its value and its ideal, each with its error where it has one."""
         return _table(self._cells(), numeric=(1, 2, 3), markdown=markdown)
 
     def _cells(self) -> list[list[str]]:

@@ -153,7 +153,7 @@ def run_baseline(
 ) -> tuple[Report, Samples]:
     """Draws with the budget, and with a few smaller ones for the curve; writes the run folder.
 
-    A smaller budget is a run of its own that would have ended there, not a part of the longest.
+    A smaller budget is a separate run that would have ended there, not a part of the longest.
 
     Args:
         run: the baseline.

@@ -109,7 +109,7 @@ def parse_run(
     Args:
         arguments: the command line.
         parser: the command's.
-        trust: the user's word for what files name, beside what the command line says.
+        trust: the user's word for what files name, besides what the command line says.
 
     Returns:
         The options; :func:`config_of` takes the run's. `trust` among them is the user's word.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.loop import handling, interrupt, interruptible
 
-STOP, END = "stop", "end"  # what the parent says to a process, beside jobs
+STOP, END = "stop", "end"  # what the parent says to a process, besides jobs
 PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 

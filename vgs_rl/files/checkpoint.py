@@ -48,7 +48,7 @@ TEMPORARY = re.compile(r"\..+\.(pt|yaml|json|jsonl|png|md|session)\.[a-z0-9_]{8}
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a temporary file beside `path` and renames it; a failure leaves nothing.
+    """Calls `write` on a temporary file next to `path` and renames it; a failure leaves nothing.
 
     Raises:
         OSError: naming the path, if the disk is full, the folder gone or not to be written to.

@@ -143,7 +143,7 @@ class ClusterNetwork(NetworkConfig):
         knots: spline knots in log S of every coefficient that depends on t.
         relax: above 0, descriptors of relaxed positions join: by so many times the noise's
             variance along the noised pair forces.
-        stages: how often they relax, each time with descriptors of its own.
+        stages: how often they relax, each time with its own descriptors.
         guide: above 0, :class:`~vgs_rl.networks.guide.ModeGuide` joins the gradient, with so many
             steps of descent; for gradient matching only.
     """

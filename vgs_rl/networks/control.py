@@ -1,4 +1,4 @@
-"""The control u_t(x) as a network of its own, for agents that learn no value."""
+"""The control u_t(x) as a separate network, for agents that learn no value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guide beside a value's gradient: towards the mode of the posterior of the terminal state."""
+"""A guide, added to a value's gradient: towards the mode of the posterior of the terminal state."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class ModeGuide(nn.Module):
 
 
 class GuidedValue(nn.Module):
-    """A cluster's value, with a guide beside its gradient.
+    """A cluster's value, with a guide added to its gradient.
 
     `gradient` is the sum, which a policy follows and gradient matching fits; `value` is V alone,
     so that objectives which learn V through its values cannot use it.

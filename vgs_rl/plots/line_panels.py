@@ -68,7 +68,7 @@ def draw_value(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
-    """V_t and, on an axis of its own, the drift; both functions take states (B, 1)."""
+    """V_t and, on its own axis, the drift; both functions take states (B, 1)."""
     grid = torch.linspace(*limits, CELLS, dtype=torch.float64).unsqueeze(1)
     x, states = draw.array(grid[:, 0]), grid.to(device, dtype)
     axes.plot(x, draw.above_minimum(value_fn(states)), color=draw.INK, lw=1.4)

@@ -46,8 +46,8 @@ class Bridge:
 class AnnealedSMC(Sampler):
     """Annealed importance sampling; with a `threshold` above 0, sequential Monte Carlo.
 
-    The β_k and the step size of every γ_k are fitted on `pilot` particles of their own at the
-    first draw (counted there), from a stream of random numbers of their own. So they depend on no
+    The β_k and the step size of every γ_k are fitted on `pilot` separate particles at the
+    first draw (counted there), from a separate stream of random numbers. So they depend on no
     particle they are used for, and the weights stay unbiased for Z. The β_k are such that
     log-weights vary by the same amount in every step; step sizes aim at an acceptance rate of 0.6.
 

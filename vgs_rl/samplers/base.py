@@ -44,7 +44,7 @@ class Samples:
             does not occur: a weight that is not known is 0.
         energy_evaluations: states at which E or ∇E was evaluated to draw them.
         temperature: tau of the density exp(-E/tau)/Z that they are samples of.
-        independent: whether each row is a path of its own. If not, as after resampling, the mean
+        independent: whether each row is a separate path. If not, as after resampling, the mean
             weight is unbiased for Z still, but E[log w] and effective sample sizes mean nothing.
     """
 
@@ -305,7 +305,7 @@ class ChainSampler(Sampler):
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
 
-        Every chunk has a generator of its own, so the samples do not depend on the threads. The
+        Every chunk has a separate generator, so the samples do not depend on the threads. The
         threads have the calling one evaluate an energy that is not `thread_safe`; a policy that
         may evaluate it in another way, since it does not say that it is `thread_safe`, runs in the
         calling thread altogether.

@@ -1,4 +1,4 @@
-"""MCMC on the target itself: the baseline that every table shows beside learned samplers."""
+"""MCMC on the target itself: the baseline that every table shows next to learned samplers."""
 
 from __future__ import annotations
 

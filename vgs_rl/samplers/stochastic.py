@@ -1,7 +1,7 @@
 """What a policy's own noise means, and exact log-weights for it.
 
 The MDP's kernel has its noise: x_{t+1} = a_t x_t + sigma_t (u_t + rho_t eps_t). The stochastic
-policy of an RL library brings noise of its own, and there are two ways in which it may enter:
+policy of an RL library brings its own noise, and there are two ways in which it may enter:
 
 `environment`  The MDP keeps its noise. The policy is evaluated by its mean, a deterministic
                control; its noise is exploration while training and nothing else. Log-weights are

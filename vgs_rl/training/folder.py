@@ -125,7 +125,7 @@ class RunFolder:
         energy_evaluations: int,
         seconds: float,
     ) -> None:
-        """Writes scalars to metrics.jsonl and TensorBoard, with all counters beside them."""
+        """Writes scalars to metrics.jsonl and TensorBoard, with all counters."""
         counters = {
             "updates": updates,
             "env_steps": env_steps,

@@ -101,7 +101,7 @@ class _Reader:
             if get_origin(section) is dict or section is Any:
                 return text
             if not is_section(section):
-                raise ValueError(f"there is no option --{name}: {path} has no fields of its own")
+                raise ValueError(f"there is no option --{name}: {path} has no fields")
             if may_be_subclass(section):
                 if parts == ["class_path"]:
                     return self._leaf(path, section, text, default)

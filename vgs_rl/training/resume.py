@@ -115,7 +115,7 @@ def chosen_checkpoint(path: Path, name: str | None = None) -> str:
 
 
 def check_identity(file: Path, state: Mapping[str, Any], config: Any) -> None:
-    """Compares a checkpoint with the configuration beside it.
+    """Compares a checkpoint with the configuration next to it.
 
     Raises:
         ValueError: if they belong to different runs, naming what differs.

@@ -37,7 +37,7 @@ def ebm(
     json: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """One update of energy and sampler at the published sizes, beside Langevin's.
+    """One update of energy and sampler at the published sizes, and Langevin's.
 
     The data are random unit vectors: only their shape matters here. Langevin walks are as long as
     gives the same number of energy evaluations an update.

@@ -1,4 +1,4 @@
-"""Quality: shipped configurations trained over seeds, every metric beside ideal and bound."""
+"""Quality: shipped configurations trained over seeds, every metric with ideal and bound."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def quality(
     section: str = "quality",
     trust: bool = False,
 ) -> None:
-    """Trains shipped configurations over seeds and prints every metric beside ideal and bound.
+    """Trains shipped configurations over seeds and prints every metric with ideal and bound.
 
     Extra each run stand the same samples after importance resampling, SMC with the learned value
     as twist, MALA alone with as many energy evaluations as training and sampling took together,

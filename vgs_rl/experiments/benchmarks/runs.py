@@ -1,4 +1,4 @@
-"""Trained runs that a benchmark evaluates, and what stands beside them in its tables."""
+"""Trained runs that a benchmark evaluates, and what its tables show with them."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def steps(
 ) -> None:
     """Steps against quality: trains at several T with either drift, and draws the curves.
 
-    The exact values' ceilings stand beside what was learned. Each drift keeps its own form: the
+    The exact values' ceilings stand next to what was learned. Each drift keeps its own form: the
     published one (`bellman`) has rho_t = 1. The schedule must be of kind `auto`, so that T alone
     changes.
 

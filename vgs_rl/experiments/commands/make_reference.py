@@ -19,10 +19,10 @@ from torch import Tensor
 
 import vgs_rl
 from vgs_rl.envs import ParticleEnergy
+from vgs_rl.evaluation.diagnostics import effective_draws, split_r_hat
 from vgs_rl.experiments.cli import Mistake, Parser, command, one_of, output_file, seed, whole
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.registry import find
-from vgs_rl.samplers.diagnostics import effective_draws, split_r_hat
 from vgs_rl.samplers.tempering import TemperingKernel, geometric_ladder
 
 

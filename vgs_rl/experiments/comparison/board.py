@@ -161,7 +161,7 @@ def _write_ideals(
         energy_evaluations=max((record["energy_evaluations"] for record in records), default=0),
         seconds=max((record["seconds"] for record in records), default=0.0),
     )
-    for job, _ in runs:  # trainings with an output folder of their own have written theirs there
+    for job, _ in runs:  # trainings with an own output folder have written theirs there
         other = job.folder.parents[1] / IDEAL
         if other != folder:
             (other / events.IDEALS).unlink(missing_ok=True)

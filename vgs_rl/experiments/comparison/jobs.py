@@ -69,7 +69,7 @@ class Job:
         requires: import name and extra of a library that has to be there.
         root: folder of the comparison.
         threads: of PyTorch.
-        trust: what the configuration may name beside this package's classes and targets.
+        trust: what the configuration may name besides this package's classes and targets.
     """
 
     env: str
@@ -231,7 +231,7 @@ def make_jobs(
         if folders.count(job.folder) > 1:
             raise CompareError(
                 f"--env {','.join(envs)}: two runs would be {job.name}; targets of one name need "
-                "comparisons of their own"
+                "separate comparisons"
             )
     return jobs
 
@@ -347,7 +347,7 @@ def _job(
 
 
 def tuned_agents() -> list[str]:
-    """Short names of the libraries' algorithms that have settings of their own."""
+    """Short names of the libraries' algorithms that have their own settings."""
     return [file.stem.replace("_", "-") for file in sorted((CONFIGS / "rl").glob("*.yaml"))]
 
 

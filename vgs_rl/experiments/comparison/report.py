@@ -1,4 +1,4 @@
-"""What a comparison found: tables over seeds beside ideals, findings in words, pictures."""
+"""What a comparison found: tables over seeds with ideals, findings in words, pictures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_reports(files: str, jobs: Sequence[Job]) -> list[Report]:
             )
         if not report.agent or report.agent in {job.agent for job in jobs}:
             raise CompareError(
-                f"--reports {file} calls its agent {report.agent!r}; a row needs a name of its own"
+                f"--reports {file} calls its agent {report.agent!r}; a row needs its own name"
             )
         reports.append(report)
     return reports

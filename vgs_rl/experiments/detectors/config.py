@@ -56,7 +56,7 @@ class ComparisonConfig:
         step_size: variance of a Langevin step's noise per coordinate.
         temperature: of the Langevin walks; the MDP's by default.
         chains: number of persistent chains.
-        restart_fraction: probability that a persistent chain starts anew at a draw.
+        restart_fraction: probability that a persistent chain restarts at a draw.
         outliers: classical detectors, fitted to the same rows.
         max_rows: rows that they are fitted to at most.
     """
@@ -145,7 +145,7 @@ class DetectorConfig:
             if kind.pretraining_loss is LearnedEnergy.pretraining_loss:
                 raise ValueError(
                     "comparison.autoencoder must be given for the method `plain`: "
-                    f"{type(energy).__name__} has no loss of its own"
+                    f"{type(energy).__name__} has no loss"
                 )
 
     def to_yaml(self) -> str:

@@ -75,7 +75,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What it printed where it ran beside others."""
+        """What it printed where it ran next to others."""
         return self.root / "logs" / f"{self.name.replace('/', '-')}.txt"
 
     def report(self) -> Report | None:
@@ -152,7 +152,7 @@ def _goes_on(job: Job, run: DetectorConfig) -> bool:
     """Whether the run in the job's folder is this one.
 
     One that the experiment's own is compared with follows its evaluations and its settings: where
-    these have changed, it is made anew.
+    these have changed, it is made again.
 
     Raises:
         ConfigError: if the experiment's own run differs, naming each setting with both values.
@@ -162,7 +162,7 @@ def _goes_on(job: Job, run: DetectorConfig) -> bool:
         require_same_run(was, run, job.folder)
     changes = differences(identity_of(was), identity_of(run))
     if changes:
-        notice(f"{job.name} is made anew: {'; '.join(changes)}")
+        notice(f"{job.name} is made again: {'; '.join(changes)}")
     return not changes
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _split(draws: Tensor) -> Tensor:
-    """Each chain's two halves as chains of their own, float64, shape (2 M, N // 2)."""
+    """Each chain's two halves as separate chains, float64, shape (2 M, N // 2)."""
     if draws.ndim != 2 or draws.shape[1] < 4:
         raise ValueError(
             f"draws must have shape (chains, draws), at least 4 of them, got {tuple(draws.shape)}"
