@@ -18,6 +18,7 @@ LAYERS = [
     ("vgs_rl",),  # the theory's nouns: energy, chain, MDP, start, weights, registry
     ("vgs_rl.networks",),
     ("vgs_rl.samplers",),
+    ("vgs_rl.exploration",),
     ("vgs_rl.ebm",),
     ("vgs_rl.evaluation",),
     ("vgs_rl.plots",),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent as VGS
     from vgs_rl.evaluation.evaluate import evaluate
     from vgs_rl.evaluation.report import Report
+    from vgs_rl.experiments.automatic import sample
     from vgs_rl.experiments.pretrained import shipped_samplers
     from vgs_rl.experiments.run import load_run, train
     from vgs_rl.samplers.classical import AIS, HMC, MALA, SMC, ULA, ParallelTempering
@@ -46,6 +47,7 @@ _LAZY = {
     "Report": "vgs_rl.evaluation.report:Report",
     "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
     "load_run": "vgs_rl.experiments.run:load_run",
+    "sample": "vgs_rl.experiments.automatic:sample",
     "shipped_samplers": "vgs_rl.experiments.pretrained:shipped_samplers",
     "train": "vgs_rl.experiments.run:train",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "load_sampler",
     "register",
     "registered",
+    "sample",
     "shipped_samplers",
     "train",
 ]

@@ -266,6 +266,14 @@ def _seed(value: Any) -> int:
     return seed_of(_number(value), "it")
 
 
+def _positive(value: Any) -> float:
+    from vgs_rl.checks import require_positive
+
+    number = _number(value)
+    require_positive("it", value=number)
+    return float(number)
+
+
 def _device(value: Any) -> str:
     from vgs_rl.training.config import resolve_device
 
@@ -308,6 +316,7 @@ def _require_writable(folder: Path, what: Path) -> None:
 
 switch = Argument("true or false", _switch)
 seed = Argument("seed", _seed)
+positive = Argument("positive number", _positive)
 device = Argument("device", _device)
 output_file = Argument("file", _output_file)
 output = Argument("file, or - for standard output", _output)

@@ -151,3 +151,37 @@ def metropolis_langevin(
 def acceptance_rate(log_ratio: Tensor) -> Tensor:
     """The mean probability of acceptance, a scalar, from log ratios (B,)."""
     return log_ratio.exp().clamp_max(1.0).mean()
+
+
+def hamiltonian(
+    density: Density,
+    now: Point,
+    step_size: float,
+    leapfrog_steps: int,
+    generator: torch.Generator,
+) -> tuple[Point, Tensor]:
+    """One Hamiltonian trajectory of every chain, on a linear space (Neal, arXiv:1206.1901).
+
+    Args:
+        density: the target.
+        now: where the chains are.
+        step_size: of the leapfrog scheme; each chain's varies by a fifth around it.
+        leapfrog_steps: of the trajectory.
+        generator: source of randomness.
+
+    Returns:
+        As :func:`metropolis_langevin`.
+    """
+    rows = torch.empty_like(now.level)
+    momentum = density.geometry.project(torch.empty_like(now.x).normal_(generator=generator))
+    jitter = torch.empty_like(rows).uniform_(0.8, 1.2, generator=generator)
+    h = (step_size * jitter).unsqueeze(-1)
+    start = now.level + 0.5 * momentum.square().sum(-1)
+    new, momentum = now, momentum - 0.5 * h * now.slope
+    for k in range(leapfrog_steps):
+        new = density(new.x + h * momentum)
+        momentum = momentum - (0.5 if k == leapfrog_steps - 1 else 1.0) * h * new.slope
+    log_ratio = start - new.level - 0.5 * momentum.square().sum(-1)
+    log_ratio = log_ratio.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    accepted = torch.empty_like(rows).uniform_(generator=generator).log() < log_ratio
+    return new.where(accepted, now), log_ratio

@@ -1,7 +1,10 @@
-"""Draws from a trained run or a shipped sampler into a file, with the log-weights.
+"""Draws from a run, a shipped sampler or an energy into a file, with the log-weights.
 
     vgs-rl sample runs/GMM9/vgs/0 --n 1000 --output samples.npz
     vgs-rl sample LJ13 --n 100 --resample true --output samples.npz
+    vgs-rl sample my_module:MyEnergy --seconds 120 --output samples.npz
+
+An energy is explored and learned first, without any setting, and a verdict says what to believe.
 
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
@@ -12,6 +15,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from vgs_rl.experiments.automatic import sample
 from vgs_rl.experiments.cli import (
     Mistake,
     Parser,
@@ -19,6 +23,7 @@ from vgs_rl.experiments.cli import (
     device,
     one_of,
     output_file,
+    positive,
     seed,
     switch,
     whole,
@@ -26,8 +31,9 @@ from vgs_rl.experiments.cli import (
 from vgs_rl.experiments.pretrained import load_pretrained, shipped_samplers
 from vgs_rl.experiments.run import load_run
 from vgs_rl.fields import nearest
-from vgs_rl.samplers.base import Sampler
-from vgs_rl.training.config import TRUST_HELP
+from vgs_rl.registry import find, registered
+from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.training.config import TRUST_HELP, resolve_device
 from vgs_rl.training.loop import handling, interrupt
 from vgs_rl.weights import log_z_estimate
 
@@ -38,7 +44,7 @@ def make_parser() -> Parser:
     """The command's options."""
     parser = Parser(__doc__, "sample")
     add = parser.add_argument
-    add("source", help="a run folder, a shipped sampler's name, or an exported file")
+    add("source", help="a run folder, a shipped sampler's name, an exported file, or a target")
     add("--n", type=whole(), default=1_000, help="number of samples")
     add("--seed", type=seed, default=0, help="seed of the samples")
     resample = "resample by importance weights: asymptotically exact, with duplicates"
@@ -46,6 +52,8 @@ def make_parser() -> Parser:
     add("--output", type=output_file, default=Path("samples.npz"), help="file, .npz or .pt")
     best = "best or last, of a run; by default best, or last if validation chose none"
     add("--checkpoint", type=one_of("best", "last"), default=None, help=best)
+    limit = "about how long an energy is explored and learned; 120 by default"
+    add("--seconds", type=positive, default=None, help=limit)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
     add("--trust", type=switch, default=False, help=TRUST_HELP)
     return parser
@@ -57,20 +65,55 @@ def main(arguments: list[str]) -> int:
     options = make_parser().read(arguments)
     if options.output.suffix not in FORMATS:
         raise Mistake(f"--output: must end in {' or '.join(FORMATS)}, got {str(options.output)!r}")
+    if _is_target(options):
+        return _sample_energy(options)
+    if options.seconds is not None:
+        raise Mistake(f"--seconds is for an energy's name, got {options.source!r}")
     sampler = _load(options)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {options.source} has none")
     sampler.progress_bar = True
     with handling(interrupt):
         samples = sampler.sample(options.n, options.seed, resample=options.resample)
+    _write(options, samples)
+    if samples.log_weight is not None:
+        print(f"log Z     {float(log_z_estimate(samples.log_weight)):.4f}")
+    return 0
+
+
+def _write(options: Namespace, samples: Samples) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix == ".pt":
         samples.save(options.output)
     else:
         samples.to_npz(options.output)
     print(f"samples   {options.output}: x {tuple(samples.x.shape)}, seed {options.seed}")
-    if samples.log_weight is not None:
-        print(f"log Z     {float(log_z_estimate(samples.log_weight)):.4f}")
+
+
+def _is_target(options: Namespace) -> bool:
+    """Whether the source names an energy, and nothing that has learned it already."""
+    source = options.source
+    if Path(source).exists() or (source in shipped_samplers() and options.seconds is None):
+        return False
+    named = {name for id in registered() for name in (id, find(id).name)}
+    return ":" in source or source in named
+
+
+def _sample_energy(options: Namespace) -> int:
+    """Explores and learns an energy, writes its samples and prints the verdict."""
+    for name in ("resample", "checkpoint"):
+        if getattr(options, name):
+            raise Mistake(f"--{name} is for what has been trained, got the energy {options.source}")
+    with handling(interrupt):
+        result = sample(
+            options.source,
+            options.n,
+            seed=options.seed,
+            seconds=options.seconds or 120.0,
+            device=str(resolve_device(options.device or "auto")),
+        )
+    print(result)
+    _write(options, result.samples)
     return 0
 
 

@@ -1,0 +1,117 @@
+"""One call samples an energy without settings; its verdict is never better than the evidence."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import load
+from torch import Tensor
+
+import vgs_rl
+from vgs_rl.evaluation.verdict import Evidence, judge_evidence
+
+GOOD = Evidence(
+    log_z=1.0,
+    log_z_error=0.01,
+    elbo=0.8,
+    ess=0.6,
+    effective=6_000,
+    k_hat=0.3,
+    reliable=0.7,
+    largest=0.001,
+    dead=0.0,
+    eubo=1.2,
+    k_backward=0.3,
+    explored_log_z=1.05,
+    explored_spread=0.05,
+    moved=0.05,
+    moved_error=0.03,
+    doubts=(),
+)
+
+
+def scales(x: Tensor) -> Tensor:
+    """A Gaussian of standard deviations 1e-3 and 1e3 around 100; log Z = 0."""
+    std = torch.tensor([1e-3, 1e3]).to(x)
+    return 0.5 * ((x - 100.0) / std).square().sum(-1) + math.log(2 * math.pi)
+
+
+def test_badly_scaled_energies_cost_nothing() -> None:
+    result = vgs_rl.sample(scales, 4_000, dim=2, seconds=20, seed=3)
+    assert result.verdict.word == "trust", result
+    assert abs(result.log_z) < 0.05
+    weight = torch.softmax(result.log_weight.double(), 0)
+    mean = weight @ result.x.double()
+    assert float(mean[0]) == pytest.approx(100.0, abs=1e-4)
+    assert float(mean[1]) == pytest.approx(100.0, abs=100.0)
+    assert result.resampled(10).shape == (10, 2)
+    assert repr(result).startswith("verdict: trust")
+    torch.testing.assert_close(result.sampler.sample(4_000, 3).x, result.x)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"k_hat": 0.8}, "tail is too heavy"),
+        ({"k_hat": math.nan}, "tail is too heavy"),
+        ({"effective": 50.0}, "50 effective samples are fewer"),
+        ({"explored_log_z": 2.0}, "log Z of the weights and of exploration differ by 1.00"),
+        ({"explored_log_z": math.nan}, "differ by nan"),
+        ({"eubo": 0.2}, "contradict log Z"),
+        ({"k_backward": 1.1}, "where the sampler hardly goes"),
+        ({"moved": 0.5}, "0.50 standard deviations apart"),
+        ({"dead": 0.7}, "70% of the samples have weight 0"),
+        ({"doubts": ("it ran out of time",)}, "it ran out of time"),
+    ],
+)
+def test_any_evidence_against_the_samples_is_a_reason(change: dict[str, Any], reason: str) -> None:
+    assert judge_evidence(GOOD).word == "trust"
+    verdict = judge_evidence(dataclasses.replace(GOOD, **change))
+    assert verdict.word == "do not use"
+    assert any(reason in each for each in verdict.reasons), verdict.reasons
+
+
+def test_weights_that_vary_much_are_to_be_used() -> None:
+    verdict = judge_evidence(dataclasses.replace(GOOD, ess=0.1))
+    assert verdict.word == "use the weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either a target or log_density"),
+        ({"target": "GMM9", "log_density": scales}, "give either a target or log_density"),
+        ({"target": scales}, "dim must be given with a function"),
+        ({"log_density": scales}, "dim must be given with a function"),
+        ({"target": "DW4"}, "sample needs a target on R\\^D, got DW4 on a CentreOfMassFree"),
+        ({"target": "GMM9", "seconds": 0}, "sample.seconds must be a positive number, got 0"),
+        ({"target": "GMM9", "n": 0}, "n must be"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vgs_rl.sample(**arguments)
+
+
+def test_the_command_explores_an_energy_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_energy.py").write_text(
+        "import vgs_rl\n\n\nclass Bowl(vgs_rl.Energy):\n    dim = 2\n\n"
+        "    def energy(self, x):\n        return 2.0 * x.square().sum(-1)\n"
+    )
+    main = load("commands.sample").main
+    options = ["my_energy:Bowl", "--n=500", "--seconds=6", "--output=x.npz"]
+    assert main(options) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("verdict: ") and "samples   x.npz: x (500, 2)" in out
+    written = np.load(tmp_path / "x.npz")
+    assert written["x"].shape == (500, 2) and written["log_weight"].shape == (500,)
+    assert main(["my_energy:Bowl", "--seconds=-1"]) == 2
+    assert main([str(tmp_path), "--seconds=5"]) == 2
+    assert "--seconds is for an energy's name" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""Exploration finds the mass of an energy that nobody tuned for, and doubts itself."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vgs_rl import Energy, FunctionEnergy
+from vgs_rl.envs import GMM9
+from vgs_rl.exploration import (
+    AffineEnergy,
+    GaussianReference,
+    PriorReference,
+    explore,
+    find_reference,
+    tempered_smc,
+    whitening,
+)
+from vgs_rl.exploration.explore import _moved
+from vgs_rl.samplers.kernels import Boltzmann, FiniteEnergy, hamiltonian
+
+
+def gaussian(std: list[float], mean: float = 0.0) -> FunctionEnergy:
+    """-log N(mean, diag(std²)), so that log Z = 0."""
+    scale = torch.tensor(std, dtype=torch.float64)
+    constant = float(scale.log().sum()) + 0.5 * len(std) * math.log(2 * math.pi)
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * ((x - mean) / scale.to(x)).square().sum(-1) + constant
+
+    return FunctionEnergy(energy, len(std))
+
+
+def two_modes(dim: int, distance: float) -> FunctionEnergy:
+    """A tenth of the mass at 0, the rest at `distance` along the first axis; log Z = 0."""
+
+    def energy(x: Tensor) -> Tensor:
+        other = x.clone()
+        other[:, 0] -= distance
+        a = math.log(0.1) - 0.5 * x.square().sum(-1)
+        b = math.log(0.9) - 0.5 * other.square().sum(-1)
+        return -torch.logaddexp(a, b) + 0.5 * dim * math.log(2 * math.pi)
+
+    return FunctionEnergy(energy, dim)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_an_affine_map_keeps_densities_and_gradients(diagonal: bool) -> None:
+    shift = torch.tensor([3.0, -1.0])
+    factor = torch.tensor([2.0, 0.5]) if diagonal else torch.tensor([[2.0, 0.0], [0.7, 0.5]])
+    energy = AffineEnergy(GMM9(), shift, factor, dtype=torch.float64)
+    z = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
+    x = energy.to_x(z)
+    torch.testing.assert_close(energy.to_z(x), z)
+    torch.testing.assert_close(energy(z), GMM9()(x) - math.log(2.0 * 0.5))
+    value, slope = energy.with_gradient(z)
+    leaf = z.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad((GMM9()(energy.to_x(leaf)) - math.log(1.0)).sum(), leaf)
+    torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close(value, energy(z))
+    assert energy.log_z == GMM9().log_z
+    # ∫ exp(-E) dz on a fine grid is Z.
+    axis = torch.linspace(-25, 25, 1201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    total = torch.exp(-energy(grid)).sum() * (axis[1] - axis[0]) ** 2
+    assert float(total) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("factor", [[1.0, 0.0], [1.0, -1.0], [math.nan, 1.0]])
+def test_a_singular_map_is_refused(factor: list[float]) -> None:
+    with pytest.raises(ValueError, match="factor must be finite with a positive diagonal"):
+        AffineEnergy(GMM9(), torch.zeros(2), torch.tensor(factor))
+
+
+def test_whitened_states_have_unit_covariance() -> None:
+    mixed = torch.tensor([[1e-3, 0.0, 0.0], [5.0, 1.0, 0.0], [900.0, 2.0, 1e3]]).double()
+    x = torch.randn(20_000, 3, generator=generator(), dtype=torch.float64) @ mixed.T + 7.0
+    shift, factor = whitening(x)
+    z = torch.linalg.solve_triangular(factor, (x - shift).T, upper=False)
+    torch.testing.assert_close(torch.cov(z), torch.eye(3).double(), atol=0.01, rtol=0)
+
+
+def test_hamiltonian_trajectories_leave_the_density_alone() -> None:
+    energy = FiniteEnergy(gaussian([0.5, 2.0]))
+    density, source = Boltzmann(energy), generator()
+    x = torch.randn(40_000, 2, generator=source).double() * torch.tensor([0.5, 2.0])
+    now = density(x)
+    for _ in range(10):
+        now, log_ratio = hamiltonian(density, now, 0.5, 4, source)
+    assert 0.5 < float(log_ratio.exp().clamp_max(1).mean()) < 0.999  # it does reject
+    variance = now.x.var(0) / torch.tensor([0.25, 4.0])
+    assert ((variance - 1).abs() < 5 * math.sqrt(2 / 40_000)).all()
+
+
+def test_preconditioning_does_not_bias_log_z_in_many_dimensions() -> None:
+    """A particle that shaped its own moves did so by more than a nat here."""
+    energy = FiniteEnergy(gaussian([1.0] * 60))
+    reference = GaussianReference(torch.zeros(60), torch.full((60,), 3.0))
+    source = generator()
+    found = [tempered_smc(energy, reference, 600, source).log_z for _ in range(4)]
+    assert abs(sum(found) / 4) < 0.25
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        gaussian([1.0, 1.0, 1.0], mean=1000.0),
+        gaussian([1e-3, 1.0, 1e3]),
+        gaussian([1e-4, 1e-4]),
+        two_modes(2, 20.0),
+    ],
+    ids=["far away", "three scales", "narrow", "two modes"],
+)
+def test_exploration_finds_log_z_without_a_setting(energy: Energy) -> None:
+    found = explore(energy, generator())
+    assert found.doubts == ()
+    assert abs(found.log_z) < 0.15 and found.spread < 0.3
+    assert float(found.log_weight.exp().mean().log()) == pytest.approx(found.log_z, abs=1e-9)
+
+
+def test_the_shares_of_distant_modes_are_found() -> None:
+    x = explore(two_modes(20, 20.0), generator()).x
+    assert float((x[:, 0] < 10).double().mean()) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_prior_is_where_exploration_begins() -> None:
+    prior = torch.distributions.MultivariateNormal(torch.full((2,), 50.0), 4.0 * torch.eye(2))
+    found = explore(gaussian([1.0, 1.0], 52.0), generator(), reference=PriorReference(prior, 2))
+    assert abs(found.log_z) < 0.15
+    with pytest.raises(ValueError, match=r"prior must have 3 coordinates, got \(2,\)"):
+        PriorReference(prior, 3)
+
+
+def test_a_narrow_reference_moves() -> None:
+    narrow = GaussianReference(torch.zeros(2), torch.tensor([0.01, 10.0]))
+    x = torch.randn(500, 2, generator=generator()) * torch.tensor([1e-3, 1e3])
+    moved = _moved(narrow, x.double())
+    assert moved is not None
+    assert float(moved.std[1]) > 2e3 and float(moved.std[0]) == pytest.approx(0.01)
+    assert _moved(moved, moved.sample(500, generator()) / 3) is None
+
+
+def test_the_found_reference_is_wider_than_the_target() -> None:
+    for std in (1e-3, 1.0, 1e3):
+        reference = find_reference(FiniteEnergy(gaussian([std] * 4, 3.0)), 4, generator())
+        assert (reference.std > 2 * std).all() and (reference.std < 40 * std).all()
+        assert ((reference.mean - 3.0).abs() < reference.std).all()
+
+
+def test_an_exploration_that_runs_out_of_time_says_so() -> None:
+    found = explore(gaussian([1.0] * 5), generator(), seconds=1e-3)
+    assert any("did not reach the target in its time" in doubt for doubt in found.doubts)
+
+
+def test_an_energy_that_is_finite_nowhere_is_refused() -> None:
+    nowhere = FunctionEnergy(lambda x: torch.full_like(x[:, 0], torch.inf), 2)
+    with pytest.raises(ValueError, match="FunctionEnergy is finite at none of .* give prior="):
+        explore(nowhere, generator())
