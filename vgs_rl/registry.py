@@ -98,7 +98,7 @@ def register(
     *,
     energy: EnergyFactory,
     energy_args: Mapping[str, Any] | None = None,
-    mdp: MDPConfig | Path | None = None,
+    mdp: MDPConfig | Path | str | None = None,
     env: str = "vgs_rl.envs.sampling:SamplingEnv",
     vector_env: str = "vgs_rl.envs.vector:SamplingVectorEnv",
 ) -> Target:
@@ -111,13 +111,14 @@ def register(
         id: ``namespace/Name-v0``.
         energy: an :class:`Energy` class, or a function that returns one.
         energy_args: keyword arguments for `energy`.
-        mdp: default chain, schedule and start, or the configuration file that has them.
+        mdp: default chain, schedule and start, or the path of a configuration that has them.
         env: import path of the single environment, for energies that need their own.
         vector_env: import path of the vector environment.
 
     Raises:
         ValueError: if the id is not of that form.
-        TypeError: if `energy` cannot be called.
+        TypeError: if `energy` cannot be called, or `mdp` is something else.
+        FileNotFoundError: if `mdp` is the path of no file.
 
     Example:
         >>> import vgs_rl, gymnasium, torch
@@ -133,11 +134,16 @@ def register(
         raise ValueError(f"id must read 'namespace/Name-v0', got {id!r}")
     if not callable(energy):
         raise TypeError(f"energy must be an Energy class or a function, got {energy!r}")
+    config = Path(mdp) if isinstance(mdp, Path | str) else None
+    if config is None and not isinstance(mdp, MDPConfig | None):
+        raise TypeError(f"mdp must be an MDPConfig or the path of a configuration, got {mdp!r}")
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"mdp: there is no configuration {config}")
     target = Target(
         id=id,
         energy=energy,
         energy_args=dict(energy_args or {}),
-        config=mdp if isinstance(mdp, Path) else None,
+        config=config,
         given_mdp=mdp if isinstance(mdp, MDPConfig) else MDPConfig(),
     )
     _targets[id] = target

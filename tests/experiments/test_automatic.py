@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from commands import load
 from torch import Tensor
 
 import vgs_rl
+from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 
 GOOD = Evidence(
@@ -53,6 +55,29 @@ def test_badly_scaled_energies_cost_nothing() -> None:
     torch.testing.assert_close(result.sampler.sample(4_000, 3).x, result.x)
 
 
+def test_an_energy_with_constants_in_float32_is_sampled_in_float32() -> None:
+    matrix = torch.tensor([[2.0, 0.3], [0.0, 0.5]])
+    result = vgs_rl.sample(lambda x: 0.5 * (x @ matrix).square().sum(-1), 1_000, dim=2, seconds=6)
+    assert result.x.dtype == torch.float32
+    truth = math.log(2 * math.pi) - float(matrix.logdet())
+    assert result.log_z == pytest.approx(truth, abs=0.1)
+
+
+def test_ctrl_c_while_learning_gives_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    update, turns = ValueGradientAgent.update, []
+
+    def press(self: ValueGradientAgent) -> dict[str, Tensor]:
+        if self.counters.updates == 2:
+            turns.append(self)
+            signal.raise_signal(signal.SIGINT)
+        return update(self)
+
+    monkeypatch.setattr(ValueGradientAgent, "update", press)
+    result = vgs_rl.sample(scales, 500, dim=2, seconds=30)
+    assert len(turns) == 1 and len(result.x) == 500
+    assert result.agent.counters.updates == 3
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -89,7 +114,13 @@ def test_weights_that_vary_much_are_to_be_used() -> None:
         ({"log_density": scales}, "dim must be given with a function"),
         ({"target": "DW4"}, "sample needs a target on R\\^D, got DW4 on a CentreOfMassFree"),
         ({"target": "GMM9", "seconds": 0}, "sample.seconds must be a positive number, got 0"),
+        ({"target": "GMM9", "target_ess": 2}, "sample.target_ess must be at most 1, got 2"),
         ({"target": "GMM9", "n": 0}, "n must be"),
+        (
+            {"target": lambda x: x @ torch.eye(3), "dim": 2},
+            "FunctionEnergy.energy failed on states",
+        ),
+        ({"target": lambda x: x, "dim": 2}, r"must return shape \(B,\)"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:

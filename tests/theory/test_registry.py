@@ -182,3 +182,8 @@ def test_a_registration_takes_its_chain_from_a_configuration(tmp_path):
     target = register("tests/FromFile-v0", energy=Bowl, mdp=file)
     with pytest.raises(ValueError, match=rf"mdp of {file}: num_steps must be at least 1, got 0"):
         _ = target.mdp
+    assert register("tests/FromFile-v0", energy=Bowl, mdp=str(file)).config == file
+    with pytest.raises(FileNotFoundError, match=r"mdp: there is no configuration .*missing\.yaml"):
+        register("tests/FromFile-v0", energy=Bowl, mdp=tmp_path / "missing.yaml")
+    with pytest.raises(TypeError, match="mdp must be an MDPConfig or the path .*, got 7"):
+        register("tests/FromFile-v0", energy=Bowl, mdp=7)

@@ -21,16 +21,16 @@ from vgs_rl.energy import Energy, FunctionEnergy
 from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.exploration import (
     AffineEnergy,
+    AffineMap,
     Exploration,
     PriorReference,
     Reference,
     explore,
-    whitening,
 )
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.networks.config import MLPNetwork
 from vgs_rl.registry import energy_of
-from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
 from vgs_rl.starts import StartConfig
 from vgs_rl.weights import systematic_resample
 
@@ -148,7 +148,7 @@ def sample(
         prior: where exploration begins: a torch distribution, or anything with `sample((n,))` and
             `log_prob(x)`. It is no part of the target.
         seconds: about how long it may take.
-        target_ess: effective sample size, as a fraction, at which learning ends early.
+        target_ess: effective sample size, as a fraction in (0, 1], at which learning ends early.
         device: `cpu` or `cuda`.
 
     Raises:
@@ -162,6 +162,8 @@ def sample(
     """
     n, seed = count_of("n", n, least=2), seed_of(seed)
     require_positive("sample", seconds=seconds, target_ess=target_ess)
+    if target_ess > 1:
+        raise ValueError(f"sample.target_ess must be at most 1, got {target_ess}")
     energy = _target(target, dim, log_density).to(device)
     if energy.geometry.effective_dim != energy.dim:
         raise ValueError(
@@ -171,10 +173,14 @@ def sample(
     began = time.monotonic()
     generator = torch.Generator(device).manual_seed(seed)
     reference: Reference | None = None if prior is None else PriorReference(prior, energy.dim)
-    exploration = explore(energy, generator, reference=reference, seconds=0.35 * seconds)
+    dtype = _computing_type(energy, device)
+    exploration = explore(
+        energy, generator, reference=reference, seconds=0.35 * seconds, dtype=dtype
+    )
     agent, mapped = _learn(
         energy,
         exploration,
+        dtype=dtype,
         seed=seed,
         seconds=seconds - (time.monotonic() - began),
         target_ess=target_ess,
@@ -206,6 +212,27 @@ def _target(
     if dim is None:
         raise ValueError("dim must be given with a function: the dimensions of its states")
     return FunctionEnergy(lambda x: -log_density(x), dim)
+
+
+def _computing_type(energy: Energy, device: str) -> torch.dtype:
+    """The widest type that an energy takes: one with constants of its own may take float32 alone.
+
+    Raises:
+        ValueError: if it fails in either.
+    """
+    for dtype in (torch.float64, torch.float32):
+        x = torch.zeros(2, energy.dim, dtype=dtype, device=device)
+        try:
+            energy.with_gradient(x)
+            return dtype
+        except ValueError:
+            raise
+        except Exception as error:  # of a user's code
+            failure = error
+    raise ValueError(
+        f"{type(energy).__name__}.energy failed on states of shape (2, {energy.dim}): "
+        f"{type(failure).__name__}: {failure}"
+    ) from failure
 
 
 def settings_for(dim: int, particles: Tensor) -> tuple[MDPConfig, ValueGradientConfig]:
@@ -244,7 +271,13 @@ def components_of(z: Tensor, most: int = 32) -> int:
 
 
 def _learn(
-    energy: Energy, exploration: Exploration, *, seed: int, seconds: float, target_ess: float
+    energy: Energy,
+    exploration: Exploration,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    seconds: float,
+    target_ess: float,
 ) -> tuple[ValueGradientAgent, AffineEnergy]:
     """The agent and its map; the map is fitted again between the parts of its training."""
     began = time.monotonic()
@@ -252,12 +285,15 @@ def _learn(
     best: tuple[float, ValueGradientAgent, AffineEnergy] | None = None
     for turn, share in enumerate(SHARES):
         left = seconds - (time.monotonic() - began)
-        agent, mapped = _new_agent(energy, x, gradient, log_weight, seed + turn)
+        agent, mapped = _new_agent(energy, dtype, x, gradient, log_weight, seed + turn)
         until = max(2.0, min(left, seconds * share))
         agent.learn(seconds=until, progress_bar=False)
-        drawn = agent.sample(CHECKED, seed + turn)
+        # Not the numbers that the result is drawn with: these choose the agent.
+        drawn = agent.sampler().sample(CHECKED, pilot_generator(agent.mdp.device, seed + turn))
         if best is None or drawn.ess > best[0]:
             best = drawn.ess, agent, mapped
+        if not agent.finished:  # Ctrl-C: what has been learned is what there is
+            break
         if drawn.ess >= target_ess or time.monotonic() - began > 0.9 * seconds:
             break
         x, gradient, log_weight = _pooled(agent, mapped, drawn, exploration)
@@ -266,20 +302,24 @@ def _learn(
 
 
 def _new_agent(
-    energy: Energy, x: Tensor, gradient: Tensor, log_weight: Tensor, seed: int
+    energy: Energy,
+    dtype: torch.dtype,
+    x: Tensor,
+    gradient: Tensor,
+    log_weight: Tensor,
+    seed: int,
 ) -> tuple[ValueGradientAgent, AffineEnergy]:
     generator = torch.Generator(x.device).manual_seed(seed)
     chosen = systematic_resample(log_weight, len(x), generator)
-    shift, factor = whitening(x[chosen])
-    mapped = AffineEnergy(energy, shift, factor, dtype=torch.float64)
-    z = mapped.to_z(x)
+    coordinates = AffineMap.whitening(x[chosen])
+    mapped = AffineEnergy(energy, coordinates, dtype=dtype)
+    z, slope = coordinates.to_z(x), coordinates.gradient(gradient)
     mdp_config, config = settings_for(energy.dim, z[chosen])
     mdp = SamplingMDP(mapped, mdp_config, device=x.device)
     agent = config.build(mdp, seed=seed)
     learner = agent.objective
     assert isinstance(learner, GradientMatchingLearner)
     assert isinstance(learner.source, WeightedSource)
-    slope = gradient * mapped.factor if mapped.factor.ndim == 1 else gradient @ mapped.factor
     learner.source.rows.add(z.to(mdp.dtype), slope.to(mdp.dtype), log_weight.to(mdp.dtype))
     return agent, mapped
 
@@ -289,11 +329,11 @@ def _pooled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sampler's weighted samples with the particles."""
     assert drawn.log_weight is not None
-    x = mapped.to_x(drawn.x).double()
-    gradient = mapped.inner.with_gradient(x)[1].double()
+    x = mapped.to_x(drawn.x)
+    gradient = mapped.inner.with_gradient(x)[1]
     return (
-        torch.cat([x, exploration.x]),
-        torch.cat([gradient, exploration.gradient]),
+        torch.cat([x.double(), exploration.x]),
+        torch.cat([gradient.double(), exploration.gradient]),
         torch.cat([drawn.log_weight.double(), exploration.log_weight]),
     )
 
@@ -309,7 +349,7 @@ def _evidence(
     """What speaks for and against the samples."""
     assert samples.log_weight is not None
     generator = agent.mdp.generator(seed + 1)
-    particles = mapped.to_z(exploration.x).to(agent.mdp.dtype)
+    particles = mapped.coordinates.to_z(exploration.x).to(agent.mdp.dtype)
     backward = agent.sampler().reverse_log_weight(particles, generator)
     return Evidence.of(
         samples.x.double(),

@@ -1,6 +1,6 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
-from vgs_rl.exploration.affine import AffineEnergy, whitening
+from vgs_rl.exploration.affine import AffineEnergy, AffineMap
 from vgs_rl.exploration.explore import Exploration, explore
 from vgs_rl.exploration.reference import (
     GaussianReference,
@@ -12,6 +12,7 @@ from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
     "AffineEnergy",
+    "AffineMap",
     "Exploration",
     "GaussianReference",
     "Island",
@@ -20,5 +21,4 @@ __all__ = [
     "explore",
     "find_reference",
     "tempered_smc",
-    "whitening",
 ]

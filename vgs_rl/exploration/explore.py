@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.exploration.affine import whitening
 from vgs_rl.exploration.reference import GaussianReference, Reference, find_reference
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.samplers.kernels import FiniteEnergy
@@ -39,7 +38,7 @@ class Exploration:
 
     @property
     def x(self) -> Tensor:
-        """All particles, shape (n, D), float64; by their islands' log Z, these are not weighted."""
+        """All particles, shape (n, D), float64."""
         return torch.cat([island.x for island in self.islands])
 
     @property
@@ -50,8 +49,7 @@ class Exploration:
     @property
     def log_weight(self) -> Tensor:
         """Log-weights of the particles with mean Z, shape (n,)."""
-        each = [torch.full((len(each.x),), each.log_z) for each in self.islands]
-        return torch.cat(each).to(self.x)
+        return torch.cat([island.log_weight for island in self.islands])
 
     @property
     def log_z(self) -> float:
@@ -74,6 +72,7 @@ def explore(
     temperature: float = 1.0,
     n: int = 1024,
     seconds: float = math.inf,
+    dtype: torch.dtype | None = None,
 ) -> Exploration:
     """Finds where exp(-E/tau) has its mass.
 
@@ -87,23 +86,30 @@ def explore(
         temperature: tau.
         n: particles of an island at first.
         seconds: about how long it may take.
+        dtype: in which the energy is evaluated; float64 if None.
 
     Raises:
         ValueError: if the energy is finite nowhere that was looked.
     """
     began = time.monotonic()
-    finite = FiniteEnergy(energy, temperature)
+    finite = FiniteEnergy(energy, temperature, dtype=dtype)
     given = reference is not None
     current = find_reference(finite, int(energy.dim), generator) if reference is None else reference
 
     def late(share: float = 1.0) -> bool:
         return time.monotonic() - began > share * seconds
 
+    def island(left: int) -> Island:
+        """One of `left` islands that share the time that is left."""
+        now = time.monotonic()
+        until = now + (began + seconds - now) / left
+        return tempered_smc(finite, current, n, generator, stop=lambda: time.monotonic() > until)
+
     islands: tuple[Island, ...] = ()
     rounds = 0
     while rounds < ROUNDS:
         rounds += 1
-        runs = tuple(tempered_smc(finite, current, n, generator, stop=late) for _ in range(2))
+        runs = tuple(island(left) for left in (2, 1))
         if not islands or all(run.complete for run in runs):
             islands = runs
         if late(0.4):
@@ -158,7 +164,7 @@ def share_gap(a: Tensor, b: Tensor, clusters: int = 8) -> float:
     from sklearn.cluster import KMeans
 
     both = torch.cat([a, b])
-    both = (both - both.mean(0)) / whitening(both)[1].diagonal() if both.shape[1] > 1 else both
+    both = (both - both.mean(0)) / both.std(0).clamp_min(1e-300)
     labels = torch.as_tensor(
         KMeans(clusters, n_init=3, random_state=0).fit_predict(both.cpu().numpy())
     ).long()

@@ -110,7 +110,7 @@ def find_reference(energy: FiniteEnergy, dim: int, generator: torch.Generator) -
         reach = float(spread.abs().max())
         raise ValueError(
             f"{type(energy.energy).__name__} is finite at none of {len(spread)} states with "
-            f"coordinates up to {reach:.3g}: give prior= or bounds="
+            f"coordinates up to {reach:.3g}: give prior="
         )
     low = ends[heights <= heights[finite].min() + 5.0 * dim + 20.0]
     centre = low.median(0).values

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import whitening
+from vgs_rl.exploration.affine import AffineMap
 from vgs_rl.exploration.reference import Reference
 from vgs_rl.samplers.kernels import FiniteEnergy, Point, acceptance_rate, hamiltonian
-from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
+from vgs_rl.weights import (
+    effective_sample_size,
+    log_mean_weight,
+    log_z_estimate,
+    systematic_resample,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +33,10 @@ class Island:
     """What one run of tempered SMC found.
 
     Attributes:
-        x: equally weighted particles, shape (n, D), float64.
+        x: particles, shape (n, D), float64.
+        log_weight: their log-weights, shape (n,), with mean Z; equal where the run is complete.
         energy: E/tau there, shape (n,).
         gradient: its gradient, shape (n, D).
-        log_z: estimate of log Z.
         levels: number of temperatures.
         acceptance: mean acceptance rate of trajectories.
         memory: largest correlation, over levels, of particles' levels before and after the moves.
@@ -40,47 +45,43 @@ class Island:
     """
 
     x: Tensor
+    log_weight: Tensor
     energy: Tensor
     gradient: Tensor
-    log_z: float
     levels: int
     acceptance: float
     memory: float
     ancestors: float
     complete: bool
 
+    @property
+    def log_z(self) -> float:
+        """Log of the mean weight, the estimate of log Z; -inf where every weight is 0."""
+        return float(log_mean_weight(self.log_weight))
+
 
 class Tempered:
-    """γ_β as a density of whitened coordinates u, x = shift + factor u."""
+    """γ_β as a density of u, x = coordinates(u)."""
 
-    def __init__(self, energy: FiniteEnergy, reference: Reference, beta: float, x: Tensor) -> None:
+    def __init__(
+        self, energy: FiniteEnergy, reference: Reference, beta: float, coordinates: AffineMap
+    ) -> None:
         self.energy, self.reference, self.beta = energy, reference, beta
-        self.geometry = energy.geometry
-        self.shift, self.factor = whitening(x)
-
-    def to_x(self, u: Tensor) -> Tensor:
-        """States x (B, D) of u (B, D)."""
-        return self.shift + (u * self.factor if self.factor.ndim == 1 else u @ self.factor.T)
-
-    def to_u(self, x: Tensor) -> Tensor:
-        """Whitened coordinates of x (B, D)."""
-        gap = x - self.shift
-        if self.factor.ndim == 1:
-            return gap / self.factor
-        solved: Tensor = torch.linalg.solve_triangular(self.factor, gap.T, upper=False)
-        return solved.T
+        self.geometry, self.coordinates = energy.geometry, coordinates
 
     def __call__(self, x: Tensor) -> Point:
         """See :class:`~vgs_rl.samplers.kernels.Density`."""
-        u, x = x, self.to_x(x)
-        return self.at(u, x, *self.energy(x))
+        u, x = x, self.coordinates.to_x(x)
+        return self._point(u, x, *self.energy(x))
 
-    def at(self, u: Tensor, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
-        """The point at u, where E and ∇E at x are known."""
+    def at(self, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
+        """The point where E/tau and its gradient at x (B, D) are known."""
+        return self._point(self.coordinates.to_z(x), x, energy, gradient)
+
+    def _point(self, u: Tensor, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
         level, slope = self.reference.level(x)
         level = (1 - self.beta) * level + self.beta * energy
-        slope = (1 - self.beta) * slope + self.beta * gradient
-        slope = slope * self.factor if self.factor.ndim == 1 else slope @ self.factor
+        slope = self.coordinates.gradient((1 - self.beta) * slope + self.beta * gradient)
         return Point(u, level.nan_to_num(torch.inf), slope, energy, gradient)
 
 
@@ -122,12 +123,14 @@ def tempered_smc(
         log_z += float(log_z_estimate(increment))
         chosen = systematic_resample(increment, n, generator)
         x, e, gradient, ancestor = x[chosen], e[chosen], gradient[chosen], ancestor[chosen]
-        # Each half is whitened by the other: a particle that shaped its own moves would bias them,
-        # in 100 dimensions by a nat.
+        # Each half is whitened by the other: particles that shaped their own moves would bias them.
         halves = [slice(0, n // 2), slice(n // 2, n)]
-        densities = [Tempered(energy, reference, beta, x[other]) for other in reversed(halves)]
+        densities = [
+            Tempered(energy, reference, beta, AffineMap.whitening(x[other]))
+            for other in reversed(halves)
+        ]
         points = [
-            density.at(density.to_u(x[half]), x[half], e[half], gradient[half])
+            density.at(x[half], e[half], gradient[half])
             for density, half in zip(densities, halves, strict=True)
         ]
         before = torch.cat([point.level for point in points])
@@ -146,15 +149,16 @@ def tempered_smc(
                 break
         memories.append(memory)
         moved = zip(densities, points, strict=True)
-        x = torch.cat([density.to_x(point.x) for density, point in moved])
+        x = torch.cat([density.coordinates.to_x(point.x) for density, point in moved])
         e = torch.cat([point.energy for point in points])
         gradient = torch.cat([point.gradient for point in points])
         levels += 1
+    rest = torch.zeros_like(e) if beta >= 1.0 else (1.0 - beta) * (reference.level(x)[0] - e)
     return Island(
         x=x,
+        log_weight=log_z + rest,
         energy=e,
         gradient=gradient,
-        log_z=log_z,
         levels=levels,
         acceptance=sum(rates) / max(len(rates), 1),
         memory=max(memories),

@@ -1,8 +1,9 @@
 """The MCMC core: densities that are evaluated, points of chains, and steps that leave them alone.
 
 A density maps states to points, `density(x) -> Point`. A step maps points to points:
-`metropolis_langevin(density, now, h, generator)`. Every sampler here, the persistent buffers of
-gradient matching and its averages over posteriors move by these.
+`metropolis_langevin(density, now, h, generator)`. MALA, annealing, the persistent buffers of
+gradient matching and its averages over posteriors move by that one. HMC, tempering and exploration
+move by `hamiltonian`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Geometry
+
+JITTER = 0.2  # of a trajectory's step, around what was adapted
 
 
 class Point(NamedTuple):
@@ -63,19 +66,27 @@ class FiniteEnergy:
         energy: the target.
         temperature: tau.
         keep_infinite_weights: whether E = -inf stays, a weight of +inf, which is an error to tell.
+        dtype: in which E is evaluated; that of the states if None.
     """
 
     def __init__(
-        self, energy: Energy, temperature: float = 1.0, *, keep_infinite_weights: bool = False
+        self,
+        energy: Energy,
+        temperature: float = 1.0,
+        *,
+        keep_infinite_weights: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.energy, self.temperature = energy, temperature
         self.geometry: Geometry = energy.geometry
         self.keep_infinite_weights = keep_infinite_weights
+        self.dtype = dtype
         self.evaluations = 0
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E/tau, shape (B,), and what of its gradient is tangent at x, shape (B, D)."""
-        energy, gradient = self.energy.with_gradient(x)
+        given = x if self.dtype is None else x.to(self.dtype)
+        energy, gradient = (part.to(x.dtype) for part in self.energy.with_gradient(given))
         self.evaluations += len(x) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         usable = finite | torch.isneginf(energy) if self.keep_infinite_weights else finite
@@ -156,32 +167,38 @@ def acceptance_rate(log_ratio: Tensor) -> Tensor:
 def hamiltonian(
     density: Density,
     now: Point,
-    step_size: float,
+    step_size: float | Tensor,
     leapfrog_steps: int,
     generator: torch.Generator,
+    *,
+    downhill: bool = False,
 ) -> tuple[Point, Tensor]:
     """One Hamiltonian trajectory of every chain, on a linear space (Neal, arXiv:1206.1901).
 
     Args:
         density: the target.
         now: where the chains are.
-        step_size: of the leapfrog scheme; each chain's varies by a fifth around it.
+        step_size: of the leapfrog scheme, one or of shape (B, 1); each chain's varies by a fifth
+            around it, so that no trajectory is periodic.
         leapfrog_steps: of the trajectory.
         generator: source of randomness.
+        downhill: as in :func:`metropolis_langevin`.
 
     Returns:
         As :func:`metropolis_langevin`.
     """
-    rows = torch.empty_like(now.level)
     momentum = density.geometry.project(torch.empty_like(now.x).normal_(generator=generator))
-    jitter = torch.empty_like(rows).uniform_(0.8, 1.2, generator=generator)
-    h = (step_size * jitter).unsqueeze(-1)
+    uniform = torch.empty_like(now.level).uniform_(generator=generator)
+    h = step_size * (1 + JITTER * (2 * uniform - 1)).unsqueeze(-1)
     start = now.level + 0.5 * momentum.square().sum(-1)
     new, momentum = now, momentum - 0.5 * h * now.slope
     for k in range(leapfrog_steps):
         new = density(new.x + h * momentum)
         momentum = momentum - (0.5 if k == leapfrog_steps - 1 else 1.0) * h * new.slope
-    log_ratio = start - new.level - 0.5 * momentum.square().sum(-1)
+    log_ratio = start - (new.level + 0.5 * momentum.square().sum(-1))
     log_ratio = log_ratio.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    accepted = torch.empty_like(rows).uniform_(generator=generator).log() < log_ratio
+    uniform = torch.empty_like(now.level).uniform_(generator=generator)
+    accepted = uniform.log() < log_ratio
+    if downhill:
+        accepted = accepted | (new.level < now.level)
     return new.where(accepted, now), log_ratio

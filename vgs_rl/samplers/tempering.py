@@ -16,7 +16,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.kernels import FiniteEnergy, Point, hamiltonian
 from vgs_rl.samplers.mala import evaluations_each
 
 
@@ -28,6 +28,21 @@ def geometric_ladder(count: int, hottest: float, coldest: float = 1.0) -> Tensor
         raise ValueError(f"hottest must be at least coldest = {coldest}, got {hottest}")
     exponents = torch.linspace(0, 1, count, dtype=torch.float64)
     return coldest * (hottest / coldest) ** exponents
+
+
+class _Replicas:
+    """exp(-E/tau_b) for row b: the density of all replicas of all chains."""
+
+    def __init__(self, energy: FiniteEnergy, temperatures: Tensor) -> None:
+        self.energy, self.temperatures, self.geometry = energy, temperatures, energy.geometry
+
+    def __call__(self, x: Tensor) -> Point:
+        return self.at(x, *self.energy(x))
+
+    def at(self, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
+        """The point at x (B, D), where E (B,) and its gradient (B, D) are known."""
+        slope = gradient / self.temperatures.unsqueeze(-1)
+        return Point(x, energy / self.temperatures, slope, energy, gradient)
 
 
 class TemperingKernel:
@@ -55,9 +70,6 @@ class TemperingKernel:
         step_size: initial leapfrog step at tau = 1.
         acceptance: acceptance rate that adaptation aims at.
     """
-
-    # Steps vary by this factor around the adapted one, so that no trajectory is periodic.
-    JITTER = 0.2
 
     def __init__(
         self,
@@ -115,29 +127,17 @@ class TemperingKernel:
 
     def _move(self, generator: torch.Generator, *, downhill: bool) -> Tensor:
         """One trajectory of every replica; returns the acceptance rates, shape (K,)."""
-        tau = self.temperatures[:, None, None]
-        x, value, gradient = self.x, self.value, self.gradient
-        momentum = self.energy.geometry.project(self._randn(x.shape, generator))
-        jitter = 1 + self.JITTER * (2 * self._rand(value.shape, generator) - 1)
-        h = (self.step_size[:, None] * jitter).unsqueeze(-1)  # (K, C, 1)
-        start = value / self.temperatures[:, None] + 0.5 * momentum.square().sum(-1)
-        kick = h / tau
-        momentum = momentum - 0.5 * kick * gradient
-        for step in range(self.leapfrog_steps):
-            x = x + h * momentum
-            value, gradient = self._evaluate(x)
-            last = step == self.leapfrog_steps - 1
-            momentum = momentum - (0.5 if last else 1.0) * kick * gradient
-        end = value / self.temperatures[:, None] + 0.5 * momentum.square().sum(-1)
-        log_ratio = (start - end).nan_to_num(-torch.inf)  # (K, C)
-        accepted = self._rand(value.shape, generator).log() < log_ratio
-        if downhill:
-            accepted = accepted | (value < self.value)
-        choose = accepted.unsqueeze(-1)
-        self.x = torch.where(choose, x, self.x)
-        self.gradient = torch.where(choose, gradient, self.gradient)
-        self.value = torch.where(accepted, value, self.value)
-        return log_ratio.clamp_max(0.0).exp().mean(1)
+        count, chains = self.value.shape
+        density = _Replicas(self.energy, self.temperatures.repeat_interleave(chains))
+        now = density.at(self.x.flatten(0, 1), self.value.flatten(), self.gradient.flatten(0, 1))
+        step_size = self.step_size.repeat_interleave(chains).unsqueeze(-1)
+        new, log_ratio = hamiltonian(
+            density, now, step_size, self.leapfrog_steps, generator, downhill=downhill
+        )
+        self.x, self.value, self.gradient = (
+            part.unflatten(0, (count, chains)) for part in (new.x, new.energy, new.gradient)
+        )
+        return log_ratio.view(count, chains).clamp_max(0.0).exp().mean(1)
 
     def _swap(self, generator: torch.Generator) -> None:
         """Neighbours (0, 1), (2, 3), … and (1, 2), (3, 4), … in turns."""
@@ -166,10 +166,6 @@ class TemperingKernel:
     def swap_rates(self) -> Tensor:
         """Mean acceptance of swaps between k and k + 1, shape (K - 1,)."""
         return 2 * self.swapped / max(self.sweeps, 1)
-
-    def _randn(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        x = self.x
-        return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def _rand(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         x = self.x
