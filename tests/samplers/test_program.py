@@ -11,6 +11,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from vgs_rl import (
+    PIS,
     VGS,
     ChainSampler,
     Energy,
@@ -108,13 +109,31 @@ def test_a_program_is_the_chain_and_needs_nothing_of_this_package(
 
 def test_an_energy_outside_of_torch_is_exported_without_weights_alone(tmp_path: Path) -> None:
     sampler = VGS(InNumPy(), mdp=MDPConfig(num_steps=2)).sampler()
-    with pytest.raises(ValueError, match="InNumPy cannot be exported, .* weights=False leaves"):
+    with pytest.raises(ValueError, match="InNumPy cannot be exported with its energy; weights="):
         sampler.export(tmp_path / "sampler.pt2")
     assert list(tmp_path.iterdir()) == []
     sampler.export(tmp_path / "sampler.pt2", weights=False)
     uniform, normal = numbers(sampler.mdp, 5)
     (x,) = torch.export.load(tmp_path / "sampler.pt2").module()(uniform, normal)
     torch.testing.assert_close(x, replayed(sampler, uniform, normal)[0])
+
+
+def test_path_agents_are_exported_too(tmp_path: Path) -> None:
+    sampler = PIS("GMM9", mdp=MDPConfig(num_steps=2), seed=0).sampler()
+    sampler.export(tmp_path / "sampler.pt2")
+    uniform, normal = numbers(sampler.mdp, 10)
+    x, log_weight = torch.export.load(tmp_path / "sampler.pt2").module()(uniform, normal)
+    with torch.no_grad():
+        expected = replayed(sampler, uniform, normal)
+    torch.testing.assert_close((x, log_weight), expected)
+
+
+def test_a_policy_that_takes_numbers_alone_is_named(tmp_path: Path) -> None:
+    sampler = ChainSampler(
+        SamplingMDP(GMM9(), MDPConfig(num_steps=2)), lambda x, t: -x if t > 0 else x
+    )
+    with pytest.raises(ValueError, match="GMM9 cannot be exported with its policy: RuntimeError"):
+        sampler.export(tmp_path / "sampler.pt2")
 
 
 def test_noise_of_another_size_cannot_be_exported(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class ControlPolicy:
 
         The MDP takes what is tangent of it.
         """
-        steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        steps = t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, device=x.device)
         control: Tensor = self.network(x, steps, slope)
         return control
 

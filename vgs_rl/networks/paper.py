@@ -112,13 +112,13 @@ class PublishedMLP(nn.Module):
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
         features = self._inputs(x)
         if self.form == "joined":
-            joint = torch.cat([features, self.embedding[t].expand(len(x), -1)], dim=-1)
+            joint = torch.cat([features, self.embedding[t].expand(x.shape[0], -1)], dim=-1)
         elif self.form == "embedded":
-            time = self._of_time(self.time, t).expand(len(x), -1)
+            time = self._of_time(self.time, t).expand(x.shape[0], -1)
             joint = torch.cat([self.state(features), time], dim=-1)
         else:
             added, factor = (
-                self._of_time(nn.Sequential(self.time, layer), t).expand(len(x), -1)
+                self._of_time(nn.Sequential(self.time, layer), t).expand(x.shape[0], -1)
                 for layer in (self.added, self.factor)
             )
             inner = torch.cat([self.state(features), added], dim=-1).relu()

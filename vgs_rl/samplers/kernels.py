@@ -84,9 +84,21 @@ class FiniteEnergy:
         self.evaluations = 0
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """E/tau, shape (B,), and what of its gradient is tangent at x, shape (B, D)."""
+        """E/tau, shape (B,), and what of its gradient is tangent at x, shape (B, D).
+
+        Raises:
+            ValueError: if E raises anything, naming E and how far out the states are.
+        """
         given = x if self.dtype is None else x.to(self.dtype)
-        energy, gradient = (part.to(x.dtype) for part in self.energy.with_gradient(given))
+        try:
+            energy, gradient = (part.to(x.dtype) for part in self.energy.with_gradient(given))
+        except ValueError:
+            raise
+        except Exception as error:  # of a user's code
+            raise ValueError(
+                f"{type(self.energy).__name__}.energy failed on states with coordinates up to "
+                f"{float(x.abs().max()):.3g}: {type(error).__name__}: {error}"
+            ) from error
         self.evaluations += len(x) * self.energy.gradient_evaluations
         finite = torch.isfinite(energy) & torch.isfinite(gradient).all(-1)
         usable = finite | torch.isneginf(energy) if self.keep_infinite_weights else finite

@@ -107,6 +107,7 @@ def export_program(
     export = functools.partial(torch.export.export, strict=False)
     with torch.no_grad(), warnings.catch_warnings(), mdp.uncounted():
         warnings.simplefilter("ignore")  # of the tracer, about its own future
+        what, hint = "policy", ""
         try:
             first, final = (
                 _without_aliases(
@@ -120,6 +121,7 @@ def export_program(
                 )
                 for control in controls
             )
+            what, hint = "energy", "; weights=False leaves it out" if weights else ""
             program = export(
                 ChainProgram(mdp, first, final, weights=weights),
                 (states, normal),
@@ -127,10 +129,9 @@ def export_program(
             )
         except Exception as error:  # the tracer and a user's code may raise anything
             reason = " ".join(str(error).split())[:200]
-            hint = "; weights=False leaves the energy out" if weights else ""
             raise ValueError(
-                f"the sampler of {type(mdp.energy).__name__} cannot be exported, "
-                f"{type(error).__name__}: {reason}{hint}"
+                f"the sampler of {type(mdp.energy).__name__} cannot be exported with its {what}"
+                f"{hint}: {type(error).__name__}: {reason}"
             ) from error
     write_atomically(path, lambda file: torch.export.save(program, file))
 

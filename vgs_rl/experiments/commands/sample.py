@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> int:
     if _is_target(options):
         return _sample_energy(options)
     if options.seconds is not None:
+        if not Path(options.source).exists():
+            find(options.source)  # which refuses, with the nearest names
         raise Mistake(f"--seconds is for an energy's name, got {options.source!r}")
     sampler = _load(options)
     if options.resample and not sampler.has_weights:

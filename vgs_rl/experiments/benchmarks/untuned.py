@@ -1,0 +1,137 @@
+"""Targets that nobody tuned for, sampled without any setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vgs_rl.experiments.automatic import sample
+from vgs_rl.experiments.tables import (
+    Table,
+    machine,
+    markdown_table,
+    print_machine,
+    print_table,
+    require_section,
+    write_json,
+    write_section,
+)
+from vgs_rl.fields import nearest
+
+Density = Callable[[Tensor], Tensor]  # minus a normalised log density, (B, D) -> (B,)
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+
+def _gaussian(std: tuple[float, ...], mean: float = 0.0) -> Density:
+    def energy(x: Tensor) -> Tensor:
+        scale = torch.tensor(std).to(x)
+        constant = scale.log().sum() + len(std) * HALF_LOG_TAU
+        return 0.5 * ((x - mean) / scale).square().sum(-1) + constant
+
+    return energy
+
+
+def _two_modes(x: Tensor) -> Tensor:
+    """A tenth of the mass at 0, the rest twenty standard deviations away."""
+    axis = torch.zeros_like(x)
+    axis[:, 0] = 20.0
+    small = math.log(0.1) - 0.5 * x.square().sum(-1)
+    large = math.log(0.9) - 0.5 * (x - axis).square().sum(-1)
+    return x.shape[1] * HALF_LOG_TAU - torch.logaddexp(small, large)
+
+
+def _student(x: Tensor, degrees: float = 2.0) -> Tensor:
+    """Student's t, whose variance is infinite."""
+    dim = x.shape[1]
+    constant = math.lgamma(0.5 * (degrees + dim)) - math.lgamma(0.5 * degrees)
+    constant -= 0.5 * dim * math.log(degrees * math.pi)
+    return 0.5 * (degrees + dim) * torch.log1p(x.square().sum(-1) / degrees) - constant
+
+
+def _rosenbrock(x: Tensor) -> Tensor:
+    """Pairs (a, b) of (a - 1)² + 100 (b - a²)², which is a Gaussian of a times one of b given a."""
+    a, b = x[:, 0::2], x[:, 1::2]
+    pairs = (a - 1).square() + 100 * (b - a.square()).square() + math.log(math.pi / 10)
+    return pairs.sum(-1)
+
+
+def _forty_modes(dim: int) -> Density:
+    generator = torch.Generator().manual_seed(0)
+    means = 80 * torch.rand(40, dim, generator=generator) - 40
+
+    def energy(x: Tensor) -> Tensor:
+        squares = (x.unsqueeze(1) - means.to(x)).square().sum(-1)
+        return dim * HALF_LOG_TAU + math.log(40) - torch.logsumexp(-0.5 * squares, -1)
+
+    return energy
+
+
+# Of each: D, and minus the log density. So log Z is 0.
+TARGETS: dict[str, tuple[int, Density]] = {
+    "scales": (3, _gaussian((1e-3, 1.0, 1e3))),
+    "narrow": (4, _gaussian((1e-3,) * 4)),
+    "far": (3, _gaussian((1.0,) * 3, mean=1_000.0)),
+    "two-modes-2": (2, _two_modes),
+    "two-modes-20": (20, _two_modes),
+    "two-modes-100": (100, _two_modes),
+    "student-10": (10, _student),
+    "rosenbrock-10": (10, _rosenbrock),
+    "forty-modes-2": (2, _forty_modes(2)),
+    "forty-modes-50": (50, _forty_modes(50)),
+}
+
+
+def untuned(
+    targets: tuple[str, ...] = tuple(TARGETS),
+    seconds: float = 60.0,
+    n: int = 10_000,
+    seeds: tuple[int, ...] = (0,),
+    json: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Samples targets of known log Z by `vgs_rl.sample`, without any setting.
+
+    Args:
+        targets: names of targets, all by default.
+        seconds: about how long each may take.
+        n: samples of each.
+        seeds: of the draws and trainings.
+        json: also write the rows to this file.
+        markdown: also write the table into the section `untuned` of this file.
+    """
+    for name in targets:
+        if name not in TARGETS:
+            raise ValueError(f"targets: there is no {name!r}; {nearest(name, TARGETS)}")
+    if markdown is not None:
+        require_section(markdown, "untuned")
+    size = machine(torch.get_num_threads())
+    print_machine(size)
+    rows: Table = []
+    for name in targets:
+        dim, energy = TARGETS[name]
+        for seed in seeds:
+            result = sample(energy, n, dim=dim, seconds=seconds, seed=seed)
+            found = result.evidence
+            rows.append(
+                {
+                    "target": name,
+                    "D": dim,
+                    "seed": seed,
+                    "verdict": result.verdict.word,
+                    "log Z - truth": f"{found.log_z:+.3f}",
+                    "exploration's": f"{found.explored_log_z:+.3f}",
+                    "ESS of all": found.ess,
+                    "k-hat": found.k_hat,
+                    "seconds": round(result.seconds),
+                }
+            )
+            print_table(f"{name}, seed {seed}", rows[-1:])
+    print_table(f"{n:,} samples, {seconds:g} seconds a target", rows)
+    write_json({"machine": size, "rows": rows}, json)
+    if markdown is not None:
+        write_section(markdown, "untuned", markdown_table(rows))
