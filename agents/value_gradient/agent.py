@@ -193,8 +193,8 @@ class ValueGradientAgent(TargetAgent):
     def refit_start(self, x: Tensor, *, rate: float) -> None:
         """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised."""
         if self.mdp.config.start.learned:
-            noised = self.mdp.noised(x, 0, self.generator)
-            self.mdp.start.fit(noised, self.generator, rate=rate)
+            states = x if self.mdp.start.of_target else self.mdp.noised(x, 0, self.generator)
+            self.mdp.start.fit(states, self.generator, rate=rate)
 
     def narrow(self, std: float) -> None:
         """Restarts an MLP at N(0, std² I) where target-like states are that much narrower than it.

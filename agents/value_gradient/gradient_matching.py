@@ -15,6 +15,7 @@ from vgs_rl.agents.value_gradient.sources import RefinedSource, Source, Weighted
 from vgs_rl.files.restore import check_like
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.guide import GuidedValue
+from vgs_rl.networks.mixture import MixtureValue
 from vgs_rl.networks.paper import PublishedMLP
 
 if TYPE_CHECKING:
@@ -108,10 +109,28 @@ class GradientMatchingLearner(ValueLearner):
         if not self.refreshes:
             agent.calibrate(self.source.draw(config.start_size, generator)[0])
             self._fit_mixture(agent)
-        agent.refit_noise_scale(self.source.draw(config.refresh_size, generator)[0], rate=0.3)
+            self._fit_guide(agent)
+        # A mixture's value is near the target's from the first update on.
+        rate = 1.0 if not self.refreshes and isinstance(agent.network, MixtureValue) else 0.3
+        agent.refit_noise_scale(self.source.draw(config.refresh_size, generator)[0], rate=rate)
         if config.references and config.posterior_steps:
             self.targets.measure_share(self.source, generator)
         self.refreshes += 1
+
+    def _fit_guide(self, agent: ValueGradientAgent) -> None:
+        """Gives what joins a mixture's value its coefficients, from states of every step."""
+        networks = [n for n in (agent.network, agent.average) if isinstance(n, MixtureValue)]
+        for network in networks:
+            network.follow_start()
+        if not (networks and networks[0].guided):
+            return
+        steps = torch.arange(self.config.start_size, device=agent.mdp.device)
+        t = steps * agent.mdp.num_steps // self.config.start_size
+        x, denoising, target_score = self.targets.draw(self.source, t, agent.generator)
+        _, mixture = networks[0].gradient_and_mixture(x, t)
+        target = self._mixed(denoising, target_score, mixture)
+        for network in networks:
+            network.fit_guide(x, t, target)
 
     def _fit_mixture(self, agent: ValueGradientAgent) -> None:
         """Gives a cluster's mixture of the two targets a start, from states of every step."""

@@ -46,6 +46,14 @@ class AffineMap:
         gradient = gradient.double()
         return gradient * self.factor if self.factor.ndim == 1 else gradient @ self.factor
 
+    def gradient_of_x(self, gradient: Tensor) -> Tensor:
+        """The gradient by x (B, D) of a function whose gradient by z is given (B, D)."""
+        gradient = gradient.double()
+        if self.factor.ndim == 1:
+            return gradient / self.factor
+        solved: Tensor = torch.linalg.solve_triangular(self.factor.T, gradient.T, upper=True)
+        return solved.T
+
     @classmethod
     def whitening(cls, x: Tensor) -> AffineMap:
         """The map in whose coordinates states x (B, D) have mean 0 and unit covariance.

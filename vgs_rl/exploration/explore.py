@@ -1,21 +1,34 @@
-"""Exploration: islands of tempered SMC from a reference that what they find checks."""
+"""Exploration: islands of tempered SMC from a reference that knows the modes found so far."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.exploration.reference import GaussianReference, Reference, find_reference
+from vgs_rl.exploration.modes import Modes, find_modes
+from vgs_rl.exploration.reference import (
+    DESCENTS,
+    GaussianReference,
+    MixtureReference,
+    Reference,
+    descend,
+    find_reference,
+)
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.starts.em import Mixture, choose_mixture
+from vgs_rl.weights import systematic_resample
 
 ROUNDS = 6
 AGREE = 0.3  # nats between islands' log Z
+WALKS = 512  # descents from random starts, for each island
+UNKNOWN = 0.02  # share of a mode above which it must not be missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +36,17 @@ class Exploration:
     """What an exploration found.
 
     Attributes:
-        islands: independent runs, all from `reference`.
-        reference: where they started.
+        islands: independent runs.
+        reference: the wide density where they started.
+        modes: local minima that descents found, or None where they are none or too many.
         evaluations: states at which E and ∇E were evaluated.
-        rounds: how often it began again, with a moved reference or with more particles.
+        rounds: how often it began again, from what it had found.
         doubts: why it should not be believed, a sentence each.
     """
 
     islands: tuple[Island, ...]
     reference: Reference
+    modes: Modes | None
     evaluations: int
     rounds: int
     doubts: tuple[str, ...]
@@ -73,11 +88,15 @@ def explore(
     n: int = 1024,
     seconds: float = math.inf,
     dtype: torch.dtype | None = None,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Exploration:
     """Finds where exp(-E/tau) has its mass.
 
-    Two islands run from one reference. A found reference that turns out to be narrow, or in the
-    wrong place, moves. Islands that disagree are run again with four times as many particles.
+    First two islands run independently: each walks downhill from random starts, takes the modes
+    where its walks end into its reference, and tempers from there to the target. A wide reference
+    at whose edge particles pile up moves. Then two islands start from a mixture that is fitted to
+    all particles found; they are the result. Islands that disagree are run again with four times
+    as many particles.
 
     Args:
         energy: the target, on R^D.
@@ -87,48 +106,157 @@ def explore(
         n: particles of an island at first.
         seconds: about how long it may take.
         dtype: in which the energy is evaluated; float64 if None.
+        tell: told in words what happens.
 
     Raises:
         ValueError: if the energy is finite nowhere that was looked.
     """
-    began = time.monotonic()
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
-    given = reference is not None
-    current = find_reference(finite, int(energy.dim), generator) if reference is None else reference
+    return _Explorer(finite, int(energy.dim), generator, n, seconds, tell).run(reference)
 
-    def late(share: float = 1.0) -> bool:
-        return time.monotonic() - began > share * seconds
 
-    def island(left: int) -> Island:
-        """One of `left` islands that share the time that is left."""
+class _Explorer:
+    """One exploration: its clock, its source of randomness and what it has found."""
+
+    def __init__(
+        self,
+        energy: FiniteEnergy,
+        dim: int,
+        generator: torch.Generator,
+        n: int,
+        seconds: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.energy, self.dim, self.generator, self.n = energy, dim, generator, n
+        self.began, self.seconds, self.tell = time.monotonic(), seconds, tell
+        self.found: list[Modes | None] = []
+
+    def late(self, share: float = 1.0) -> bool:
+        return time.monotonic() - self.began > share * self.seconds
+
+    def run(self, given: Reference | None) -> Exploration:
+        effort = self._effort()
+        wide: Reference = given or find_reference(
+            self.energy, self.dim, self.generator, effort=effort
+        )
+        runs, rounds = (), 0
+        while rounds < ROUNDS:
+            rounds += 1
+            self.tell(f"exploring, round {rounds}")
+            self.found = [self._modes(wide, effort) for _ in range(2)]
+            runs = self._islands([_around(wide, modes) for modes in self.found], 0.4)
+            if given is None and isinstance(wide, GaussianReference):
+                moved = _moved(wide, torch.cat([run.x for run in runs]))
+                if moved is not None and not self.late(0.3):
+                    wide = moved
+                    continue
+            break
+        while rounds < ROUNDS and not self.late(0.4):
+            rounds += 1
+            reference = self._fitted(wide, runs)
+            self.tell(f"exploring, round {rounds}, {len(reference.means)} Gaussians known")
+            self.n = max(self.n, 64 * len(reference.means))
+            new = self._islands([reference, reference], 1.0)
+            if not all(run.complete for run in new) and all(run.complete for run in runs):
+                break
+            runs = new
+            if not _doubts(runs):
+                break
+            self.n *= 4
+        doubts = [*_doubts(runs), *self._unknown(wide, runs, effort)]
+        return Exploration(
+            islands=runs,
+            reference=wide,
+            modes=self._all_modes(),
+            evaluations=self.energy.evaluations,
+            rounds=rounds,
+            doubts=tuple(doubts),
+        )
+
+    def _effort(self) -> float:
+        """Below 1 where the energy is slow: the walks take a tenth of the time at most."""
+        if self.seconds == math.inf:
+            return 1.0
+        x = torch.zeros(32, self.dim, dtype=torch.float64, device=self.generator.device)
+        self.energy(x)
         now = time.monotonic()
-        until = now + (began + seconds - now) / left
-        return tempered_smc(finite, current, n, generator, stop=lambda: time.monotonic() > until)
+        self.energy(x)
+        cost = (time.monotonic() - now) / len(x)
+        # A batch as large as a walk's costs less for each state than one of 32.
+        return min(1.0, 0.1 * self.seconds / (0.2 * cost * WALKS * DESCENTS))
 
-    islands: tuple[Island, ...] = ()
-    rounds = 0
-    while rounds < ROUNDS:
-        rounds += 1
-        runs = tuple(island(left) for left in (2, 1))
-        if not islands or all(run.complete for run in runs):
-            islands = runs
-        if late(0.4):
-            break
-        if not given and isinstance(current, GaussianReference):
-            moved = _moved(current, torch.cat([run.x for run in runs]))
-            if moved is not None:
-                current = moved
-                continue
-        if not _doubts(islands):
-            break
-        n *= 4
-    return Exploration(
-        islands=islands,
-        reference=current,
-        evaluations=finite.evaluations,
-        rounds=rounds,
-        doubts=tuple(_doubts(islands)),
-    )
+    def _islands(self, references: list[Reference], share: float) -> tuple[Island, ...]:
+        """Islands that share the time until `share` of all of it."""
+        runs = []
+        for left, reference in zip(range(len(references), 0, -1), references, strict=True):
+            now = time.monotonic()
+            until = now + (self.began + share * self.seconds - now) / left
+
+            def stop(until: float = until) -> bool:
+                return time.monotonic() > until
+
+            runs.append(tempered_smc(self.energy, reference, self.n, self.generator, stop=stop))
+        return tuple(runs)
+
+    def _modes(self, wide: Reference, effort: float) -> Modes | None:
+        """Modes where walks from random starts end."""
+        starts = wide.sample(max(16, round(WALKS * effort)), self.generator)
+        ends, heights = descend(self.energy, starts, steps=max(20, round(DESCENTS * effort**0.5)))
+        if effort < 0.2 or not bool(heights.isfinite().any()):
+            return None
+        return find_modes(self.energy, ends, heights, starts.std(0).clamp_min(1e-300))
+
+    def _all_modes(self) -> Modes | None:
+        """All modes of both islands, a mode that both know twice."""
+        known = [modes for modes in self.found if modes is not None]
+        if not known:
+            return None
+        return Modes(
+            x=torch.cat([modes.x for modes in known]),
+            covariance=torch.cat([modes.covariance for modes in known]),
+            log_mass=torch.cat([modes.log_mass for modes in known]),
+        )
+
+    def _fitted(self, wide: Reference, runs: tuple[Island, ...]) -> MixtureReference:
+        """A reference around a mixture that is fitted to the particles of all islands."""
+        log_weight = torch.cat([run.log_weight for run in runs])
+        x = torch.cat([run.x for run in runs])
+        rows = systematic_resample(log_weight, min(len(x), 4096), self.generator)
+        modes = self._all_modes()
+        mixture = choose_mixture(
+            x[rows],
+            self.generator,
+            most=32,
+            modes=None if modes is None else modes.x,
+            kinds=("diagonal", "tied"),
+        )
+        return MixtureReference(wide, mixture, share=0.8, factor=1.2)
+
+    def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
+        """Whether new walks end in a mode of some mass where no particle is."""
+        modes = self._modes(wide, effort)
+        if modes is None or self.late():
+            return []
+        x = torch.cat([run.x for run in runs])
+        log_z = max(run.log_z for run in runs)
+        share = (modes.log_mass - log_z).exp()
+        precision = torch.linalg.inv(modes.covariance)
+        for k in (share > UNKNOWN).nonzero().flatten().tolist():
+            gap = x - modes.x[k]
+            squares = torch.einsum("bi,ij,bj->b", gap, precision[k], gap)
+            if float(squares.min()) > 2 * self.dim + 20:
+                return [f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"]
+        return []
+
+
+def _around(wide: Reference, modes: Modes | None) -> Reference:
+    """A wide reference with Gaussians around the modes."""
+    if modes is None:
+        return wide
+    weights = torch.softmax(0.5 * modes.log_mass, 0)
+    weights = 0.5 * weights + 0.5 / len(weights)
+    known = Mixture(weights=weights, means=modes.x, covariances=modes.covariance)
+    return MixtureReference(wide, known, share=0.5)
 
 
 def _moved(reference: GaussianReference, x: Tensor) -> GaussianReference | None:

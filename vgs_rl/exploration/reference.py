@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vgs_rl.exploration.affine import AffineMap
 from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.starts.em import Mixture
 
 GRID = 10.0 ** torch.linspace(-5, 5, 41, dtype=torch.float64)
 DRAWS = 128  # at each width of the grid
@@ -23,6 +25,9 @@ class Reference(Protocol):
 
     def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the log density (B,) and its gradient (B, D), at states x (B, D)."""
+
+    def labels(self, x: Tensor) -> Tensor:
+        """To which of its modes each state x (B, D) belongs, whole numbers from 0, shape (B,)."""
 
 
 class GaussianReference:
@@ -47,6 +52,10 @@ class GaussianReference:
         u = (x - self.mean) / self.std
         constant = self.std.log().sum() + 0.5 * len(self.std) * math.log(2 * math.pi)
         return 0.5 * u.square().sum(-1) + constant, u / self.std
+
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`Reference`; there is one mode."""
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
 
 class PriorReference:
@@ -85,13 +94,90 @@ class PriorReference:
             (slope,) = torch.autograd.grad(log_prob.sum(), leaf)
         return -log_prob.detach(), -slope
 
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`Reference`; there is one mode."""
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
-def find_reference(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> GaussianReference:
+
+class MixtureReference:
+    """Gaussians around what is known, and a wide reference for what is not.
+
+    Args:
+        wide: the wide one.
+        known: a mixture in x.
+        share: of the known ones.
+        factor: on their standard deviations.
+    """
+
+    def __init__(
+        self, wide: Reference, known: Mixture, *, share: float = 0.6, factor: float = 1.3
+    ) -> None:
+        # Along the axes of the mean covariance every component is taken as diagonal: as cheap to
+        # evaluate as if it were, and close where the components are alike.
+        pooled = known.pooled()
+        root = pooled.sqrt() if pooled.ndim == 1 else torch.linalg.cholesky(pooled)
+        self.coordinates = AffineMap(known.weights @ known.means, root)
+        self.wide, self.share = wide, share
+        self.log_weights = known.weights.clamp_min(1e-300).log()
+        self.means = self.coordinates.to_z(known.means)
+        if root.ndim == 1:
+            variances = known.covariances / pooled
+        else:
+            inverse = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
+            covariances = known.covariances
+            if known.kind == "diagonal":
+                covariances = torch.diag_embed(covariances)
+            variances = (inverse @ covariances @ inverse.T).diagonal(dim1=1, dim2=2)
+        self.variances = (variances * factor**2).expand_as(self.means)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :class:`Reference`; both parts in fixed numbers."""
+        some = round(self.share * n)
+        device = self.means.device
+        k = torch.multinomial(self.log_weights.exp(), some, True, generator=generator)
+        shape = (some, self.means.shape[1])
+        z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+        known = self.coordinates.to_x(self.means[k] + self.variances[k].sqrt() * z)
+        both = torch.cat([known, self.wide.sample(n - some, generator)])
+        return both[torch.randperm(n, generator=generator, device=device)]
+
+    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log w_k N_k (B, K), and deviations in units of the variance (B, K, D)."""
+        gap = self.coordinates.to_z(x).unsqueeze(1) - self.means
+        scaled = gap / self.variances
+        constant = (2 * math.pi * self.variances).log().sum(-1) + 2 * self.coordinates.log_det
+        return self.log_weights - 0.5 * ((gap * scaled).sum(-1) + constant), scaled
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Reference`."""
+        parts, scaled = self._known(x)
+        known = math.log(self.share) + torch.logsumexp(parts, -1)
+        slope = (torch.softmax(parts, -1).unsqueeze(1) @ scaled).squeeze(1)
+        level, wide_slope = self.wide.level(x)
+        wide = math.log1p(-self.share) - level
+        total = torch.logaddexp(known, wide)
+        part = (known - total).exp().unsqueeze(-1)
+        return -total, part * self.coordinates.gradient_of_x(slope) + (1 - part) * wide_slope
+
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`Reference`."""
+        return self._known(x)[0].argmax(-1)
+
+
+def find_reference(
+    energy: FiniteEnergy, dim: int, generator: torch.Generator, *, effort: float = 1.0
+) -> GaussianReference:
     """A Gaussian that is wide enough to begin with, and not absurdly wider.
 
     Draws of N(0, r² I) at widths r of a grid walk downhill. Where they end is the centre. The
     width is the largest of the grid at which the median energy around the centre is within 5 D + 20
     of the least, and at least that of the ends.
+
+    Args:
+        energy: E/tau.
+        dim: D.
+        generator: source of randomness.
+        effort: below 1, fewer draws and shorter walks.
 
     Raises:
         ValueError: if the energy is finite nowhere among these draws.
@@ -103,8 +189,9 @@ def find_reference(energy: FiniteEnergy, dim: int, generator: torch.Generator) -
         return torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
 
     widths = GRID.to(device)
-    spread = widths.repeat_interleave(8).unsqueeze(-1) * normal(8 * len(widths))
-    ends, heights = descend(energy, spread)
+    few = max(2, round(8 * effort**0.5))
+    spread = widths.repeat_interleave(few).unsqueeze(-1) * normal(few * len(widths))
+    ends, heights = descend(energy, spread, steps=max(20, round(DESCENTS * effort**0.5)))
     finite = heights.isfinite()
     if not bool(finite.any()):
         reach = float(spread.abs().max())
@@ -114,16 +201,19 @@ def find_reference(energy: FiniteEnergy, dim: int, generator: torch.Generator) -
         )
     low = ends[heights <= heights[finite].min() + 5.0 * dim + 20.0]
     centre = low.median(0).values
-    at = centre + widths.repeat_interleave(DRAWS).unsqueeze(-1) * normal(DRAWS * len(widths))
+    draws = max(16, round(DRAWS * effort))
+    at = centre + widths.repeat_interleave(draws).unsqueeze(-1) * normal(draws * len(widths))
     found, _ = energy(at)
-    medians = found.view(len(widths), DRAWS).median(1).values
+    medians = found.view(len(widths), draws).median(1).values
     close = medians <= medians.min() + 5.0 * dim + 20.0
     width = float(widths[close].max()) if bool(close.any()) else float(widths[0])
     std = (low - centre).square().mean(0).sqrt().mul(2.0).clamp_min(width)
     return GaussianReference(centre, std)
 
 
-def descend(energy: FiniteEnergy, x: Tensor) -> tuple[Tensor, Tensor]:
+def descend(
+    energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS
+) -> tuple[Tensor, Tensor]:
     """Gradient descent of each row with a step of its own that grows while it succeeds.
 
     Returns:
@@ -132,7 +222,7 @@ def descend(energy: FiniteEnergy, x: Tensor) -> tuple[Tensor, Tensor]:
     value, slope = energy(x)
     size = x.abs().mean(-1, keepdim=True).clamp_min(1e-12)
     step = 0.1 * size / slope.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    for _ in range(DESCENTS):
+    for _ in range(steps):
         proposal = x - step * slope
         new_value, new_slope = energy(proposal)
         better = new_value < value

@@ -126,7 +126,7 @@ def tempered_smc(
         # Each half is whitened by the other: particles that shaped their own moves would bias them.
         halves = [slice(0, n // 2), slice(n // 2, n)]
         densities = [
-            Tempered(energy, reference, beta, AffineMap.whitening(x[other]))
+            Tempered(energy, reference, beta, _whitening(reference, x[other]))
             for other in reversed(halves)
         ]
         points = [
@@ -165,6 +165,19 @@ def tempered_smc(
         ancestors=len(ancestor.unique()) / n,
         complete=beta >= 1.0,
     )
+
+
+def _whitening(reference: Reference, x: Tensor) -> AffineMap:
+    """The map that whitens states (n, D) within the reference's modes."""
+    labels = reference.labels(x)
+    modes = int(labels.max()) + 1
+    if modes == 1:
+        return AffineMap.whitening(x)
+    count = torch.bincount(labels, minlength=modes).clamp_min(1).unsqueeze(-1)
+    sums = torch.zeros(modes, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x)
+    within = x - (sums / count)[labels]
+    alone = (count == 1).squeeze(-1)[labels]  # its distance to itself says nothing
+    return AffineMap.whitening(x.mean(0) + (within if bool(alone.all()) else within[~alone]))
 
 
 def _next_rise(ratio: Tensor, most: float) -> float:

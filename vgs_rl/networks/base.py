@@ -218,12 +218,21 @@ class TimeConditionedMLP(nn.Module):
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
         hidden, _, spread, _ = self._layers(x, t)
-        variance = self.tail_variance[t]
-        prior = 0.5 * (x.square().sum(-1) / variance + self.dim * (2 * math.pi * variance).log())
-        value = self.temperature * prior + self.dim * (hidden @ self.readout + self.offset[t])
+        value = self._prior(x, t) + self.dim * (hidden @ self.readout + self.offset[t])
         if self.splines:
             value = value + self._spline(x, t, spread)[0]
         return value
+
+    def _prior(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """What V_t is without the MLP, shape (B,)."""
+        variance = self.tail_variance[t]
+        squares = x.square().sum(-1) / variance
+        return 0.5 * self.temperature * (squares + self.dim * (2 * math.pi * variance).log())
+
+    def _prior_gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Its gradient, shape (B, D)."""
+        variance = self.tail_variance[t]
+        return self.temperature * x / (variance.unsqueeze(-1) if variance.ndim else variance)
 
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), by one analytic backward sweep that autograd can follow."""
@@ -248,10 +257,7 @@ class TimeConditionedMLP(nn.Module):
         learned = flow[:, : self.dim] / spread
         if self.radii:
             learned = learned + x * ((flow[:, self.dim :] / radii) @ self.radius.square())
-        variance = self.tail_variance[t]
-        if isinstance(t, Tensor):
-            variance = variance.unsqueeze(-1)
-        gradient = self.temperature * x / variance + self.dim * learned
+        gradient = self._prior_gradient(x, t) + self.dim * learned
         if self.splines:
             gradient = gradient + self._spline(x, t, spread)[1]
         return gradient, hidden

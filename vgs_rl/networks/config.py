@@ -12,6 +12,7 @@ from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP
 from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.guide import GuidedValue, ModeGuide
+from vgs_rl.networks.mixture import MixtureValue
 from vgs_rl.networks.paper import PublishedFeatures, PublishedForm, PublishedMLP
 
 LearnedValue = TimeConditionedMLP | ClusterValue | GuidedValue | PublishedMLP
@@ -82,6 +83,42 @@ class MLPNetwork(NetworkConfig):
             radii=self.radii,
             splines=self.splines,
             temperature=mdp.temperature,
+            generator=generator,
+        )
+
+
+@dataclass(kw_only=True)
+class MixtureNetwork(NetworkConfig):
+    """An MLP beside the exact value of the start's mixture; `mdp.start.kind` must be `noised`.
+
+    Args:
+        width: units per hidden layer.
+        depth: hidden layers.
+        input_scale: sharpness of the first layer's initial features.
+        guided: whether the target's own gradient, where the mixture expects the sample, joins the
+            value's (:class:`~vgs_rl.networks.mixture.MixtureValue`): one more evaluation of ∇E per
+            state and step.
+    """
+
+    width: int = 128
+    depth: int = 3
+    input_scale: float = 2.6
+    guided: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive("network", input_scale=self.input_scale)
+        require_at_least("network", 1, width=self.width, depth=self.depth)
+
+    def build(
+        self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
+    ) -> MixtureValue:
+        """See :meth:`NetworkConfig.build`; the mixture stands in for `prior_std`."""
+        return MixtureValue(
+            mdp,
+            guided=self.guided,
+            width=self.width,
+            depth=self.depth,
+            input_scale=self.input_scale,
             generator=generator,
         )
 

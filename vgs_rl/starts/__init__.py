@@ -3,16 +3,22 @@
 from vgs_rl.starts.base import GaussianStart, Start, StartConfig, UniformStart, widened
 from vgs_rl.starts.data import DataStart
 from vgs_rl.starts.make import make_start, start_of
+from vgs_rl.starts.em import Mixture, choose_mixture, fit_mixture
 from vgs_rl.starts.mixtures import MixtureStart, ProductStart
+from vgs_rl.starts.noised import NoisedMixtureStart
 
 __all__ = [
     "DataStart",
     "GaussianStart",
+    "Mixture",
     "MixtureStart",
+    "NoisedMixtureStart",
     "ProductStart",
     "Start",
     "StartConfig",
     "UniformStart",
+    "choose_mixture",
+    "fit_mixture",
     "make_start",
     "start_of",
     "widened",

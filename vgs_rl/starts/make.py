@@ -13,6 +13,7 @@ from vgs_rl.geometry import Geometry
 from vgs_rl.starts.base import GaussianStart, Start, StartConfig, UniformStart
 from vgs_rl.starts.data import DataStart
 from vgs_rl.starts.mixtures import MixtureStart, ProductStart
+from vgs_rl.starts.noised import NoisedMixtureStart
 
 
 def make_start(
@@ -33,10 +34,12 @@ def make_start(
         dtype: floating type of its parameters; torch's default if None.
 
     Raises:
-        ValueError: if the kind does not fit the geometry, or is `data`, which needs more than that.
+        ValueError: if the kind does not fit the geometry, or is `data` or `noised`, which need more.
     """
     if config.kind == "data":
         raise ValueError("start.kind 'data' is made from data and chain: see DataStart")
+    if config.kind == "noised":
+        raise ValueError("start.kind 'noised' is made from a chain: see NoisedMixtureStart")
     if config.kind == "uniform":
         return UniformStart(geometry)
     scale = config.scale or scale
@@ -68,6 +71,11 @@ def start_of(
     Raises:
         ValueError: if the kind does not fit the geometry, or `data` finds none.
     """
+    if config.kind == "noised":
+        geometry, full = energy.geometry, config.covariance == "full"
+        return NoisedMixtureStart(
+            geometry, chain, config.components, prior_std, full=full, dtype=dtype
+        )
     if config.kind != "data":
         noise, A = float(chain.S[0]), float(chain.A[0])
         scale = math.sqrt(noise + prior_std**2 / A**2)

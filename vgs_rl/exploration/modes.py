@@ -1,0 +1,139 @@
+"""Modes of an energy: where descents end, polished by Newton's method, with their local widths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vgs_rl.samplers.kernels import FiniteEnergy
+
+MOST_MODES = 64  # more of them are no description of a density any more
+MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken for Hessians
+ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modes:
+    """Local minima of E/tau that are known.
+
+    Attributes:
+        x: shape (M, D), float64.
+        covariance: inverse Hessians there, shape (M, D, D).
+        log_mass: logs of their masses in Laplace's approximation, shape (M,).
+    """
+
+    x: Tensor
+    covariance: Tensor
+    log_mass: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tensor) -> Modes | None:
+    """The modes among the ends of descents.
+
+    Args:
+        energy: E/tau.
+        ends: where descents ended, shape (B, D).
+        heights: E/tau there, shape (B,).
+        scale: rough width of the region they lie in, per coordinate, shape (D,).
+
+    Returns:
+        None where there is none with a positive definite Hessian, or too many to name.
+    """
+    dim = ends.shape[1]
+    most = min(MOST_MODES, MOST_PRODUCTS // dim)
+    low = heights <= heights.min() + 5.0 * dim + 20.0
+    x = _spread_out(ends[low], heights[low], scale, 2 * most)
+    if most < 1 or not len(x):
+        return None
+    step = 1e-5 * scale.expand_as(x)
+    for _ in range(ROUNDS):
+        hessian = _hessian(energy, x, step)
+        step = _local_step(hessian, step)
+        x = _newton(energy, x, hessian)
+    hessian = _hessian(energy, x, step)
+    value, slope = energy(x)
+    width, axes = torch.linalg.eigh(hessian)
+    curved = (width > 0).all(-1) & value.isfinite()
+    along = torch.einsum("bi,bij->bj", slope, axes)
+    decrement = (along.square() / width.abs().clamp_min(1e-300)).sum(-1)
+    flat = decrement < 0.1
+    keep = curved & flat
+    x, value, width, axes = x[keep], value[keep], width[keep], axes[keep]
+    if not len(x):
+        return None
+    log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * width.log().sum(-1) - value
+    chosen = _distinct(x, hessian[keep], log_mass)
+    chosen = chosen[log_mass[chosen] > log_mass.max() - 30.0]
+    if len(chosen) > most or len(chosen) == 0:
+        return None
+    spread = (axes[chosen] / width[chosen].unsqueeze(1)) @ axes[chosen].mT
+    return Modes(x=x[chosen], covariance=spread, log_mass=log_mass[chosen])
+
+
+def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:
+    """At most so many of the states, each far from those before it: the lowest comes first."""
+    z = x / scale
+    chosen = [int(heights.argmin())]
+    apart = (z - z[chosen[0]]).norm(dim=-1)
+    while len(chosen) < min(most, len(x)):
+        furthest = int(apart.argmax())
+        if float(apart[furthest]) < 1e-6:
+            break
+        chosen.append(furthest)
+        apart = torch.minimum(apart, (z - z[furthest]).norm(dim=-1))
+    return x[chosen]
+
+
+def _hessian(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Tensor:
+    """Hessians at x (B, D) by central differences of the gradient, symmetric: (B, D, D)."""
+    batch, dim = x.shape
+    shifts = torch.diag_embed(step)  # (B, D, D): one row for each coordinate
+    up = energy((x.unsqueeze(1) + shifts).view(-1, dim))[1].view(batch, dim, dim)
+    down = energy((x.unsqueeze(1) - shifts).view(-1, dim))[1].view(batch, dim, dim)
+    hessian = (up - down) / (2 * step).unsqueeze(-1)
+    return 0.5 * (hessian + hessian.mT)
+
+
+def _local_step(hessian: Tensor, step: Tensor) -> Tensor:
+    """A hundredth of the local width per coordinate, where it is known."""
+    curvature = hessian.diagonal(dim1=1, dim2=2)
+    wanted = 1e-2 * curvature.clamp_min(1e-300).rsqrt()
+    return torch.where(curvature > 0, wanted.clamp(1e-3 * step, 1e3 * step), step)
+
+
+def _newton(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
+    """A few damped Newton steps with one Hessian; uphill directions are followed downhill."""
+    width, axes = torch.linalg.eigh(hessian.nan_to_num(0.0, 0.0, 0.0))
+    width = width.abs()
+    width = torch.maximum(width, 1e-10 * width.amax(-1, keepdim=True)).clamp_min(1e-300)
+    value, slope = energy(x)
+    damping = torch.ones_like(value).unsqueeze(-1)
+    for _ in range(6):
+        along = torch.einsum("bi,bij->bj", slope, axes) / width
+        proposal = x - damping * torch.einsum("bj,bij->bi", along, axes)
+        new_value, new_slope = energy(proposal)
+        better = (new_value <= value).unsqueeze(-1)
+        x, slope = torch.where(better, proposal, x), torch.where(better, new_slope, slope)
+        value = torch.where(better.squeeze(-1), new_value, value)
+        damping = torch.where(better, (2 * damping).clamp_max(1.0), 0.25 * damping)
+    return x
+
+
+def _distinct(x: Tensor, hessian: Tensor, log_mass: Tensor) -> Tensor:
+    """Indices of states that are not the same mode, the heaviest of each."""
+    order = log_mass.argsort(descending=True)
+    chosen: list[int] = []
+    for i in order.tolist():
+        gap = x[i] - x[chosen]
+        if chosen:
+            squares = torch.einsum("ci,cij,cj->c", gap, hessian[chosen], gap)
+            if float(squares.min()) < 1e-2 * x.shape[1]:
+                continue
+        chosen.append(i)
+    return torch.tensor(chosen, device=x.device)
