@@ -25,8 +25,11 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
 from vgs_rl.weights import systematic_resample
 
-ROUNDS = 6
+ROUNDS = 10
+MOVES = 2  # of a wide reference at whose edge particles pile up
 AGREE = 0.3  # nats between islands' log Z
+SETTLED = 0.1  # nats between the log Z of one round and the next
+MOST = 16_384  # particles of an island
 WALKS = 512  # descents from random starts, for each island
 UNKNOWN = 0.02  # share of a mode above which it must not be missing
 
@@ -69,8 +72,7 @@ class Exploration:
     @property
     def log_z(self) -> float:
         """Log of the islands' mean estimate of Z."""
-        values = torch.tensor([island.log_z for island in self.islands], dtype=torch.float64)
-        return float(torch.logsumexp(values, 0)) - math.log(len(values))
+        return _log_z(self.islands)
 
     @property
     def spread(self) -> float:
@@ -95,8 +97,8 @@ def explore(
     First two islands run independently: each walks downhill from random starts, takes the modes
     where its walks end into its reference, and tempers from there to the target. A wide reference
     at whose edge particles pile up moves. Then two islands start from a mixture that is fitted to
-    all particles found; they are the result. Islands that disagree are run again with four times
-    as many particles.
+    all particles found; they are the result. They run again, with twice as many particles, until
+    they agree with each other and with the round before.
 
     Args:
         energy: the target, on R^D.
@@ -147,10 +149,11 @@ class _Explorer:
             runs = self._islands([_around(wide, modes) for modes in self.found], 0.4)
             if given is None and isinstance(wide, GaussianReference):
                 moved = _moved(wide, torch.cat([run.x for run in runs]))
-                if moved is not None and not self.late(0.3):
+                if moved is not None and rounds <= MOVES and not self.late(0.2):
                     wide = moved
                     continue
             break
+        self.n *= 2
         while rounds < ROUNDS and not self.late(0.4):
             rounds += 1
             reference = self._fitted(wide, runs)
@@ -159,10 +162,11 @@ class _Explorer:
             new = self._islands([reference, reference], 1.0)
             if not all(run.complete for run in new) and all(run.complete for run in runs):
                 break
+            change = abs(_log_z(new) - _log_z(runs))
             runs = new
-            if not _doubts(runs):
+            if not _doubts(runs) and change < SETTLED:
                 break
-            self.n *= 4
+            self.n = min(2 * self.n, MOST)
         doubts = [*_doubts(runs), *self._unknown(wide, runs, effort)]
         return Exploration(
             islands=runs,
@@ -230,7 +234,8 @@ class _Explorer:
             modes=None if modes is None else modes.x,
             kinds=("diagonal", "tied"),
         )
-        return MixtureReference(wide, mixture, share=0.8, factor=1.2)
+        # Wider where that costs little, in few dimensions.
+        return MixtureReference(wide, mixture, share=0.8, factor=1 + 1.5 / self.dim**0.5)
 
     def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
         """Whether new walks end in a mode of some mass where no particle is."""
@@ -247,6 +252,12 @@ class _Explorer:
             if float(squares.min()) > 2 * self.dim + 20:
                 return [f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"]
         return []
+
+
+def _log_z(islands: tuple[Island, ...]) -> float:
+    """Log of the mean of the islands' estimates of Z."""
+    values = torch.tensor([island.log_z for island in islands], dtype=torch.float64)
+    return float(torch.logsumexp(values, 0)) - math.log(len(values))
 
 
 def _around(wide: Reference, modes: Modes | None) -> Reference:

@@ -27,6 +27,8 @@ from vgs_rl.weights import (
     systematic_resample,
 )
 
+SHORTEST = 0.03  # of a trajectory's step, in units of the adapted one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Island:
@@ -92,7 +94,7 @@ def tempered_smc(
     generator: torch.Generator,
     *,
     leapfrog_steps: int = 5,
-    most_moves: int = 12,
+    most_moves: int = 15,
     forgotten: float = 0.2,
     most_levels: int = 400,
     stop: Callable[[], bool] = lambda: False,
@@ -134,13 +136,15 @@ def tempered_smc(
             for density, half in zip(densities, halves, strict=True)
         ]
         before = torch.cat([point.level for point in points])
-        for _ in range(most_moves):
+        for move in range(most_moves):
             ratios = []
             for i, density in enumerate(densities):
-                points[i], log_ratio = hamiltonian(
-                    density, points[i], step, leapfrog_steps, generator
-                )
+                # Every other trajectory is shorter, by a factor of its own: for narrow places.
+                h = step * _shortening(points[i].level, generator) if move % 2 else step
+                points[i], log_ratio = hamiltonian(density, points[i], h, leapfrog_steps, generator)
                 ratios.append(log_ratio)
+            if move % 2:
+                continue
             rate = float(acceptance_rate(torch.cat(ratios)))
             step *= math.exp(rate - 0.7)
             rates.append(rate)
@@ -165,6 +169,12 @@ def tempered_smc(
         ancestors=len(ancestor.unique()) / n,
         complete=beta >= 1.0,
     )
+
+
+def _shortening(level: Tensor, generator: torch.Generator) -> Tensor:
+    """Factors between SHORTEST and 1, log-uniform, shape (B, 1)."""
+    uniform = torch.empty_like(level).uniform_(generator=generator)
+    return (math.log(SHORTEST) * uniform).exp().unsqueeze(-1)
 
 
 def _whitening(reference: Reference, x: Tensor) -> AffineMap:
