@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP
 from vgs_rl.starts.noised import NoisedMixtureStart
+from vgs_rl.starts.product import NoisedProductStart
+
+NoisedStart = NoisedMixtureStart | NoisedProductStart
 
 
 class _Shared:
     """What a network looks at without owning it: copies of the network look at the same."""
 
-    def __init__(self, mdp: SamplingMDP, start: NoisedMixtureStart) -> None:
+    def __init__(self, mdp: SamplingMDP, start: NoisedStart) -> None:
         self.mdp, self.start = mdp, start
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
@@ -35,7 +38,7 @@ class MixtureValue(TimeConditionedMLP):
     `value` leaves it out.
 
     Args:
-        mdp: supplies chain, target and a start of kind `noised`.
+        mdp: supplies chain, target and a start of kind `noised` or `noised_product`.
         guided: whether the guide joins.
         width: units per layer.
         depth: hidden layers.
@@ -58,9 +61,10 @@ class MixtureValue(TimeConditionedMLP):
         input_scale: float = 2.6,
         generator: torch.Generator,
     ) -> None:
-        if not isinstance(mdp.start, NoisedMixtureStart):
+        if not isinstance(mdp.start, NoisedStart):
             raise ValueError(
-                f"network MixtureNetwork needs mdp.start.kind 'noised', got {mdp.config.start.kind}"
+                "network MixtureNetwork needs mdp.start.kind noised or noised_product, "
+                f"got {mdp.config.start.kind}"
             )
         super().__init__(
             mdp.chain,
@@ -81,9 +85,7 @@ class MixtureValue(TimeConditionedMLP):
     @torch.no_grad()
     def follow_start(self) -> None:
         """Sets the mixture of targets that is best where the target is as wide as components."""
-        start = self.shared.start
-        width = (start.log_weights.exp() @ start.variances).mean()
-        odds = width / (self.shrink.square() * self.noise)[:-1]
+        odds = self.shared.start.width / (self.shrink.square() * self.noise)[:-1]
         self.mixture_bias.copy_(odds.log().unsqueeze(-1).expand_as(self.mixture_bias))
 
     def _prior(self, x: Tensor, t: int | Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from vgs_rl.starts.base import GaussianStart, Start, StartConfig, UniformStart, 
 from vgs_rl.starts.data import DataStart
 from vgs_rl.starts.make import make_start, start_of
 from vgs_rl.starts.em import Mixture, choose_mixture, fit_mixture
-from vgs_rl.starts.mixtures import MixtureStart, ProductStart
+from vgs_rl.starts.mixtures import MixtureStart
 from vgs_rl.starts.noised import NoisedMixtureStart
+from vgs_rl.starts.product import NoisedProductStart, ProductMixture, ProductStart, fit_product
 
 __all__ = [
     "DataStart",
@@ -13,12 +14,15 @@ __all__ = [
     "Mixture",
     "MixtureStart",
     "NoisedMixtureStart",
+    "NoisedProductStart",
+    "ProductMixture",
     "ProductStart",
     "Start",
     "StartConfig",
     "UniformStart",
     "choose_mixture",
     "fit_mixture",
+    "fit_product",
     "make_start",
     "start_of",
     "widened",

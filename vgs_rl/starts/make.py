@@ -12,8 +12,9 @@ from vgs_rl.energy import Energy
 from vgs_rl.geometry import Geometry
 from vgs_rl.starts.base import GaussianStart, Start, StartConfig, UniformStart
 from vgs_rl.starts.data import DataStart
-from vgs_rl.starts.mixtures import MixtureStart, ProductStart
+from vgs_rl.starts.mixtures import MixtureStart
 from vgs_rl.starts.noised import NoisedMixtureStart
+from vgs_rl.starts.product import NoisedProductStart, ProductStart
 
 
 def make_start(
@@ -34,12 +35,12 @@ def make_start(
         dtype: floating type of its parameters; torch's default if None.
 
     Raises:
-        ValueError: if the kind does not fit the geometry, or is `data` or `noised`, which need more.
+        ValueError: if the kind does not fit the geometry, or needs a chain.
     """
     if config.kind == "data":
         raise ValueError("start.kind 'data' is made from data and chain: see DataStart")
-    if config.kind == "noised":
-        raise ValueError("start.kind 'noised' is made from a chain: see NoisedMixtureStart")
+    if config.kind in ("noised", "noised_product"):
+        raise ValueError(f"start.kind {config.kind!r} is made from a chain: see start_of")
     if config.kind == "uniform":
         return UniformStart(geometry)
     scale = config.scale or scale
@@ -76,6 +77,9 @@ def start_of(
         return NoisedMixtureStart(
             geometry, chain, config.components, prior_std, full=full, dtype=dtype
         )
+    if config.kind == "noised_product":
+        components = config.components
+        return NoisedProductStart(energy.geometry, chain, components, prior_std, dtype=dtype)
     if config.kind != "data":
         noise, A = float(chain.S[0]), float(chain.A[0])
         scale = math.sqrt(noise + prior_std**2 / A**2)

@@ -68,6 +68,11 @@ class NoisedMixtureStart(Start):
         self.register_buffer("noise", chain.S.clone(), persistent=False)
         self.to(dtype=dtype or torch.get_default_dtype())
 
+    @property
+    def width(self) -> Tensor:
+        """Mean variance of the target within components, a scalar."""
+        return (self.log_weights.exp() @ self.variances).mean()
+
     def _along(self, x: Tensor) -> Tensor:
         """Coordinates of x (B, D) along each component's axes, shape (B, K, D)."""
         if self.vectors is None:
