@@ -9,9 +9,9 @@ from torch import Tensor
 from vgs_rl import Energy, FunctionEnergy
 from vgs_rl.envs import GMM9
 from vgs_rl.exploration import (
-    AffineEnergy,
     AffineMap,
     GaussianReference,
+    MappedEnergy,
     PriorReference,
     explore,
     find_reference,
@@ -54,7 +54,7 @@ def test_an_affine_map_keeps_densities_and_gradients(diagonal: bool) -> None:
     shift = torch.tensor([3.0, -1.0])
     factor = torch.tensor([2.0, 0.5]) if diagonal else torch.tensor([[2.0, 0.0], [0.7, 0.5]])
     coordinates = AffineMap(shift, factor)
-    energy = AffineEnergy(GMM9(), coordinates, dtype=torch.float64)
+    energy = MappedEnergy(GMM9(), coordinates, dtype=torch.float64)
     z = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
     x = energy.to_x(z)
     torch.testing.assert_close(coordinates.to_z(x), z)

@@ -20,9 +20,9 @@ from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy, FunctionEnergy
 from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.exploration import (
-    AffineEnergy,
     AffineMap,
     Exploration,
+    MappedEnergy,
     PriorReference,
     Reference,
     explore,
@@ -42,11 +42,11 @@ class MappedSampler(Sampler):
     """A sampler of z whose samples are handed out as x; log-weights are the same.
 
     Args:
-        sampler: of an :class:`~vgs_rl.exploration.affine.AffineEnergy`.
+        sampler: of an :class:`~vgs_rl.exploration.mapped.MappedEnergy`.
         energy: that energy.
     """
 
-    def __init__(self, sampler: Sampler, energy: AffineEnergy) -> None:
+    def __init__(self, sampler: Sampler, energy: MappedEnergy) -> None:
         self.sampler, self.energy = sampler, energy
         self.device, self.temperature = sampler.device, sampler.temperature
         self.has_weights, self.chunk_size = sampler.has_weights, 2**62
@@ -74,7 +74,7 @@ class Result:
     verdict: Verdict
     evidence: Evidence
     agent: ValueGradientAgent
-    energy: AffineEnergy
+    energy: MappedEnergy
     exploration: Exploration
     seconds: float
 
@@ -278,11 +278,11 @@ def _learn(
     seed: int,
     seconds: float,
     target_ess: float,
-) -> tuple[ValueGradientAgent, AffineEnergy]:
+) -> tuple[ValueGradientAgent, MappedEnergy]:
     """The agent and its map; the map is fitted again between the parts of its training."""
     began = time.monotonic()
     x, gradient, log_weight = exploration.x, exploration.gradient, exploration.log_weight
-    best: tuple[float, ValueGradientAgent, AffineEnergy] | None = None
+    best: tuple[float, ValueGradientAgent, MappedEnergy] | None = None
     for turn, share in enumerate(SHARES):
         left = seconds - (time.monotonic() - began)
         agent, mapped = _new_agent(energy, dtype, x, gradient, log_weight, seed + turn)
@@ -308,11 +308,11 @@ def _new_agent(
     gradient: Tensor,
     log_weight: Tensor,
     seed: int,
-) -> tuple[ValueGradientAgent, AffineEnergy]:
+) -> tuple[ValueGradientAgent, MappedEnergy]:
     generator = torch.Generator(x.device).manual_seed(seed)
     chosen = systematic_resample(log_weight, len(x), generator)
     coordinates = AffineMap.whitening(x[chosen])
-    mapped = AffineEnergy(energy, coordinates, dtype=dtype)
+    mapped = MappedEnergy(energy, coordinates, dtype=dtype)
     z, slope = coordinates.to_z(x), coordinates.gradient(gradient)
     mdp_config, config = settings_for(energy.dim, z[chosen])
     mdp = SamplingMDP(mapped, mdp_config, device=x.device)
@@ -325,7 +325,7 @@ def _new_agent(
 
 
 def _pooled(
-    agent: ValueGradientAgent, mapped: AffineEnergy, drawn: Samples, exploration: Exploration
+    agent: ValueGradientAgent, mapped: MappedEnergy, drawn: Samples, exploration: Exploration
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sampler's weighted samples with the particles."""
     assert drawn.log_weight is not None
@@ -341,7 +341,7 @@ def _pooled(
 @torch.no_grad()
 def _evidence(
     agent: ValueGradientAgent,
-    mapped: AffineEnergy,
+    mapped: MappedEnergy,
     samples: Samples,
     exploration: Exploration,
     seed: int,

@@ -1,7 +1,9 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
-from vgs_rl.exploration.affine import AffineEnergy, AffineMap
+from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
 from vgs_rl.exploration.explore import Exploration, explore
+from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.reference import (
     GaussianReference,
     PriorReference,
@@ -11,14 +13,19 @@ from vgs_rl.exploration.reference import (
 from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
-    "AffineEnergy",
     "AffineMap",
+    "Composed",
+    "Coordinates",
     "Exploration",
     "GaussianReference",
     "Island",
+    "Mapped",
+    "MappedEnergy",
+    "MappedReference",
     "PriorReference",
     "Reference",
     "explore",
     "find_reference",
+    "load_coordinates",
     "tempered_smc",
 ]

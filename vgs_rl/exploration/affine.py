@@ -1,16 +1,19 @@
-"""An exact affine change of coordinates between a user's energy and the chain's."""
+"""Affine changes of coordinates."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from vgs_rl.energy import Energy
+from vgs_rl.exploration.coordinates import Coordinates, Mapped, part_of
 
 MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
 
 
-class AffineMap:
+class AffineMap(Coordinates, kind="affine"):
     """x = shift + factor z, in float64.
 
     Args:
@@ -18,13 +21,21 @@ class AffineMap:
         factor: lower triangular, shape (D, D), or the diagonal of one, shape (D,).
 
     Raises:
-        ValueError: if the factor is singular or not finite.
+        ValueError: if the factor is singular or not finite, or its shape does not fit.
+
+    Attributes:
+        log_det: log |det factor|.
     """
 
     def __init__(self, shift: Tensor, factor: Tensor) -> None:
         diagonal = factor if factor.ndim == 1 else factor.diagonal()
         if not bool((diagonal > 0).all() & factor.isfinite().all()):
             raise ValueError("factor must be finite with a positive diagonal")
+        dim = len(shift)
+        if factor.shape not in {(dim,), (dim, dim)}:
+            expected = f"({dim},) or ({dim}, {dim})"
+            raise ValueError(f"factor must have shape {expected}, got {tuple(factor.shape)}")
+        self.dim_z = self.dim_x = dim
         self.shift, self.factor = shift.detach().double(), factor.detach().double()
         self.log_det = float(diagonal.double().log().sum())
 
@@ -33,8 +44,17 @@ class AffineMap:
         z = z.double()
         return self.shift + (z * self.factor if self.factor.ndim == 1 else z @ self.factor.T)
 
-    def to_z(self, x: Tensor) -> Tensor:
-        """Z (B, D) of x (B, D)."""
+    def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Coordinates.with_log_det`."""
+        x = self.to_x(z)
+        return x, x.new_full((len(x),), self.log_det)
+
+    def with_pull_back(self, z: Tensor) -> Mapped:
+        """See :meth:`Coordinates.with_pull_back`."""
+        return Mapped(*self.with_log_det(z.detach()), self.gradient)
+
+    def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Z (B, D) of x (B, D); there is one, so the generator is not used."""
         gap = x.double() - self.shift
         if self.factor.ndim == 1:
             return gap / self.factor
@@ -54,68 +74,91 @@ class AffineMap:
         solved: Tensor = torch.linalg.solve_triangular(self.factor.T, gradient.T, upper=True)
         return solved.T
 
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Coordinates.state_dict`."""
+        return {"kind": self.kind, "shift": self.shift, "factor": self.factor}
+
     @classmethod
-    def whitening(cls, x: Tensor) -> AffineMap:
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """See :meth:`Coordinates.from_state`."""
+        return cls(part_of(state, "shift", Tensor), part_of(state, "factor", Tensor))
+
+    def to(self, device: torch.device | str) -> AffineMap:
+        """See :meth:`Coordinates.to`."""
+        return AffineMap(self.shift.to(device), self.factor.to(device))
+
+    @classmethod
+    def whitening(cls, x: Tensor, weight: Tensor | None = None) -> AffineMap:
         """The map in whose coordinates states x (B, D) have mean 0 and unit covariance.
 
         The covariance is shrunk towards its diagonal, the more the fewer states there are, and is
         diagonal above MOST_FULL dimensions.
+
+        Args:
+            x: states, shape (B, D).
+            weight: their weights up to a factor, shape (B,); equal if None.
         """
         x = x.double()
-        n, dim = x.shape
-        mean, std = x.mean(0), x.std(0)
+        dim = x.shape[-1]
+        if weight is None:
+            weight = x.new_ones(len(x))
+        weight = weight.double() / weight.sum()
+        n = 1.0 / float(weight.square().sum())
+        mean = weight @ x
+        std = ((weight @ (x - mean).square()) * (n / (n - 1))).sqrt()
         # A coordinate that all states share has no width: a millionth of its size stands in.
         std = std.clamp_min(1e-6 * mean.abs().clamp_min(1e-6))
         if dim > MOST_FULL or dim == 1:
             return cls(mean, std)
         scaled = (x - mean) / std
         shrinkage = dim / (n + dim)
-        correlation = (1 - shrinkage) * scaled.T @ scaled / (n - 1)
+        correlation = (scaled.T * weight) @ scaled * ((1 - shrinkage) * n / (n - 1))
         correlation.diagonal().add_(shrinkage + 1e-9)
         factor, info = torch.linalg.cholesky_ex(correlation)
         return cls(mean, std if int(info) else std.unsqueeze(-1) * factor)
 
 
-class AffineEnergy(Energy):
-    """The energy of z where x = shift + factor z: E(x) - log |det factor|.
-
-    So ∫ exp(-E) is the same in both coordinates, and so are log-weights, ELBO and log Z.
+class Rotation(Coordinates, kind="rotation"):
+    """x = axes z, with orthonormal axes.
 
     Args:
-        energy: the target of x, on R^D.
-        coordinates: the map from z to x.
-        dtype: in which x is computed; that of the states by default. Where scales differ by much
-            or the target is far from 0, float64 keeps digits that float32 has not.
+        axes: a column each, shape (D, D).
 
     Raises:
-        ValueError: if the space is not R^D.
+        ValueError: if they are not orthonormal.
     """
 
-    def __init__(
-        self, energy: Energy, coordinates: AffineMap, *, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        if energy.geometry.effective_dim != energy.dim:
-            raise ValueError("an affine change of coordinates needs a Euclidean geometry")
-        self.dim, self.log_z = energy.dim, energy.log_z
-        self.inner, self.coordinates = energy, coordinates
-        self.computes_in = energy.dtype or dtype
-        vars(self)["thread_safe"] = energy.thread_safe
+    def __init__(self, axes: Tensor) -> None:
+        axes = axes.detach().double()
+        if axes.ndim != 2 or axes.shape[0] != axes.shape[1]:
+            raise ValueError(f"axes must have shape (D, D), got {tuple(axes.shape)}")
+        gap = axes.T @ axes - torch.eye(len(axes)).to(axes)
+        if not float(gap.abs().max()) < 1e-6:
+            raise ValueError(f"axes must be orthonormal, got products off by {float(gap.abs().max()):g}")
+        self.axes, self.dim_x, self.dim_z = axes, len(axes), len(axes)
 
-    def to_x(self, z: Tensor) -> Tensor:
-        """User's coordinates of z (B, D), in the type that the energy computes in."""
-        return self.coordinates.to_x(z).to(self.computes_in or z.dtype)
+    def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Coordinates.with_log_det`."""
+        x = z.double() @ self.axes.T
+        return x, x.new_zeros(len(x))
 
-    def energy(self, x: Tensor) -> Tensor:
-        """See :meth:`Energy.energy`; x are states z of the chain."""
-        return self.inner(self.to_x(x)).to(x) - self.coordinates.log_det
+    def with_pull_back(self, z: Tensor) -> Mapped:
+        """See :meth:`Coordinates.with_pull_back`."""
+        return Mapped(*self.with_log_det(z.detach()), lambda gradient: gradient.double() @ self.axes)
 
-    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Energy.energy_and_gradient`."""
-        energy, gradient = self.inner.with_gradient(self.to_x(x))
-        return energy.to(x) - self.coordinates.log_det, self.coordinates.gradient(gradient).to(x)
+    def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Z (B, D) of x (B, D); there is one, so the generator is not used."""
+        return x.double() @ self.axes
 
-    @property
-    def gradient_evaluations(self) -> int:
-        """See :attr:`Energy.gradient_evaluations`."""
-        return self.inner.gradient_evaluations
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Coordinates.state_dict`."""
+        return {"kind": self.kind, "axes": self.axes}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """See :meth:`Coordinates.from_state`."""
+        return cls(part_of(state, "axes", Tensor))
+
+    def to(self, device: torch.device | str) -> Rotation:
+        """See :meth:`Coordinates.to`."""
+        return Rotation(self.axes.to(device))
