@@ -28,6 +28,8 @@ from vgs_rl.envs.targets.particles import (
     LennardJones,
     ParticleEnergy,
 )
+from vgs_rl.envs.targets.posteriors.brownian import BrownianMotion
+from vgs_rl.envs.targets.posteriors.eight_schools import EightSchools, EightSchoolsNonCentred
 from vgs_rl.envs.targets.rosenbrock import Rosenbrock
 from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.files.shipped import CONFIGS
@@ -69,6 +71,9 @@ for _name, _energy, _arguments in (
     ("Funnel100", Funnel, {"dim": 100}),
     ("ManyWell64", ManyWell, {"dim": 64}),
     ("ManyWell128", ManyWell, {"dim": 128}),
+    ("EightSchools", EightSchools, {}),
+    ("EightSchoolsNonCentred", EightSchoolsNonCentred, {}),
+    ("BrownianMotion", BrownianMotion, {}),
 ):
     register(f"vgs_rl/{_name}-v0", energy=_energy, energy_args=_arguments)
 register(
@@ -91,12 +96,15 @@ __all__ = [
     "GMM40",
     "LJ13",
     "LJ55",
+    "BrownianMotion",
     "CheckError",
     "CheckReport",
     "DoubleWellCluster",
     "EBMEnv",
     "EBMVectorEnv",
     "EasyFunnel10",
+    "EightSchools",
+    "EightSchoolsNonCentred",
     "FortyModes",
     "FourGauss",
     "Funnel",
