@@ -19,6 +19,7 @@ from vgs_rl.envs.targets.gaussian import (
     TwoModes,
 )
 from vgs_rl.envs.targets.heavy_tails import StudentMixture, StudentT
+from vgs_rl.envs.targets.lattice import Phi4
 from vgs_rl.envs.targets.many_well import ManyWell, ManyWell32
 from vgs_rl.envs.targets.particles import (
     DW4,
@@ -29,7 +30,17 @@ from vgs_rl.envs.targets.particles import (
     ParticleEnergy,
 )
 from vgs_rl.envs.targets.posteriors.brownian import BrownianMotion
+from vgs_rl.envs.targets.posteriors.cox import CoxProcess
 from vgs_rl.envs.targets.posteriors.eight_schools import EightSchools, EightSchoolsNonCentred
+from vgs_rl.envs.targets.posteriors.logistic import (
+    BreastCancer,
+    GermanCredit,
+    Ionosphere,
+    LogisticRegression,
+    Sonar,
+)
+from vgs_rl.envs.targets.posteriors.mixture_means import MixtureMeans
+from vgs_rl.envs.targets.references import ReferencedEnergy
 from vgs_rl.envs.targets.rosenbrock import Rosenbrock
 from vgs_rl.envs.vector import SamplingVectorEnv
 from vgs_rl.files.shipped import CONFIGS
@@ -74,6 +85,14 @@ for _name, _energy, _arguments in (
     ("EightSchools", EightSchools, {}),
     ("EightSchoolsNonCentred", EightSchoolsNonCentred, {}),
     ("BrownianMotion", BrownianMotion, {}),
+    ("MixtureMeans", MixtureMeans, {}),
+    ("BreastCancer", BreastCancer, {}),
+    ("Cox10", CoxProcess, {"side": 10}),
+    ("Cox40", CoxProcess, {"side": 40}),
+    ("Phi4L8", Phi4, {"side": 8, "kappa": 0.2}),
+    ("Phi4L8Broken", Phi4, {"side": 8, "kappa": 0.3}),
+    ("Phi4L16", Phi4, {"side": 16, "kappa": 0.2}),
+    ("Phi4L16Broken", Phi4, {"side": 16, "kappa": 0.3}),
 ):
     register(f"vgs_rl/{_name}-v0", energy=_energy, energy_args=_arguments)
 register(
@@ -96,9 +115,11 @@ __all__ = [
     "GMM40",
     "LJ13",
     "LJ55",
+    "BreastCancer",
     "BrownianMotion",
     "CheckError",
     "CheckReport",
+    "CoxProcess",
     "DoubleWellCluster",
     "EBMEnv",
     "EBMVectorEnv",
@@ -111,15 +132,22 @@ __all__ = [
     "Funnel10",
     "Gaussian",
     "GaussianMixture",
+    "GermanCredit",
     "HardFunnel10",
+    "Ionosphere",
     "LennardJones",
+    "LogisticRegression",
     "ManyWell",
     "ManyWell32",
+    "MixtureMeans",
     "Observation",
     "ParticleEnergy",
+    "Phi4",
+    "ReferencedEnergy",
     "Rosenbrock",
     "SamplingEnv",
     "SamplingVectorEnv",
+    "Sonar",
     "StudentMixture",
     "StudentT",
     "TwoModes",

@@ -113,7 +113,8 @@ class BrownianMotion(Energy):
         factor = torch.linalg.cholesky(precision)  # (B, 30, 30)
         mean = torch.cholesky_solve((noise[:, 0] * force).unsqueeze(-1), factor)
         noisy = torch.linalg.solve_triangular(factor.mT, z.unsqueeze(-1), upper=True)
-        return (mean + noisy).squeeze(-1)
+        paths: Tensor = (mean + noisy).squeeze(-1)
+        return paths
 
     @functools.cached_property
     def _cells(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
