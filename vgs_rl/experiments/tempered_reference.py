@@ -47,7 +47,7 @@ class TemperedRecipe:
 
     runs: int = 8
     validation_runs: int = 2
-    particles: int = 4096
+    particles: int = 1024
     validation: int = 1000
     test: int = 2000
     leapfrog_steps: int = 5

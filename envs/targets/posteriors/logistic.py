@@ -154,7 +154,9 @@ class GermanCredit(_FileTable):
 class Sonar(_FileTable):
     """Logistic regression on UCI's `sonar.all-data`: 208 rows, 60 features, 61 D.
 
-    Label 1 is a mine, `M`; 0 is a rock, `R`. SONAR_NOTE
+    Label 1 is a mine, `M`; 0 is a rock, `R`. At prior_std 1, log Z is -108.42 ± 0.05
+    by tempered SMC on KEEL's copy of the table, which is rounded to three digits; papers report
+    -108.388 for this model.
 
     Args:
         path: the file.
@@ -175,7 +177,8 @@ class Ionosphere(_FileTable):
 
     Label 1 is a good return, `g`; 0 is a bad one, `b`. The second feature is constant: its weight
     keeps the prior. KEEL's file lacks that feature, which leaves log Z as it is and 34 dimensions.
-    IONO_NOTE
+    At prior_std 1, log Z is -111.60 ± 0.02 by tempered SMC on that copy, rounded to three digits;
+    papers report -111.611 for this model.
 
     Args:
         path: the file.

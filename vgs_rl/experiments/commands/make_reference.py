@@ -64,15 +64,13 @@ RECIPES: dict[str, Recipe | TemperedRecipe] = {
     "LJ55": Recipe(
         validation_chains=10, test_chains=40, draws=100, thin=50, replicas=8, hottest=1.8, scale=1.2
     ),
-    "BreastCancer": TemperedRecipe(laplace=True, particles=2048),
-    "Cox10": TemperedRecipe(laplace=True, particles=2048),
-    "Cox40": TemperedRecipe(
-        laplace=True, std=1.05, runs=6, particles=512, validation=250, test=500
-    ),
-    "Phi4L8": TemperedRecipe(),
+    "BreastCancer": TemperedRecipe(laplace=True),
+    "Cox10": TemperedRecipe(laplace=True),
+    "Cox40": TemperedRecipe(laplace=True, std=1.05, runs=4, validation=250, test=500),
+    "Phi4L8": TemperedRecipe(particles=4096),
     "Phi4L8Broken": TemperedRecipe(std=2.0),
-    "Phi4L16": TemperedRecipe(particles=1024, runs=6),
-    "Phi4L16Broken": TemperedRecipe(std=2.0, particles=1024, runs=6),
+    "Phi4L16": TemperedRecipe(runs=4),
+    "Phi4L16Broken": TemperedRecipe(std=2.0, runs=4),
 }
 # Options of the one kind of recipe and of the other.
 CHAINS = ("validation_chains", "test_chains", "draws", "thin", "burn_in")
