@@ -43,6 +43,11 @@ class Phi4(ReferencedEnergy):
         self.mode_probabilities = torch.tensor([0.5], dtype=torch.float64)
         self.log_z = self.shipped_log_z()
 
+    @property
+    def ordered(self) -> bool:
+        """Whether κ is on the broken side of mean-field theory, where 4 κ > 1 - 2 λ."""
+        return 4 * self.kappa > 1 - 2 * self.lam
+
     def reference_name(self) -> str:
         """See :class:`ReferencedEnergy`."""
         constants = (self.side, self.kappa, self.lam)

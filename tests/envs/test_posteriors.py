@@ -151,8 +151,8 @@ def test_logistic_regression_is_the_model() -> None:
     features[:, 2] = 5.0  # constant
     labels = (states(20, 5)[:, 4] > 0).double()
     energy = LogisticRegression(features, labels, prior_std=1.5)
-    z = stats.zscore(features.numpy(), axis=0)
-    z[:, 2] = 0.0
+    z = np.zeros((20, 4))
+    z[:, [0, 1, 3]] = stats.zscore(features.numpy()[:, [0, 1, 3]], axis=0)
     w = states(30, 5)
     logits = w[:, :1] + w[:, 1:] @ torch.from_numpy(z).T
     expected = Bernoulli(logits=logits).log_prob(labels).sum(-1)
@@ -246,7 +246,7 @@ def test_log_z_of_mixture_means_agrees_with_importance_sampling() -> None:
     for _ in range(200):
         x = x - 0.1 * energy.with_gradient(x)[1]
     generator = torch.Generator().manual_seed(0)
-    scale, degrees, n = 0.7, 5, 400_000
+    scale, degrees, n = 0.7, 5, 100_000
     z = torch.randn(n, 6, generator=generator, dtype=torch.float64)
     gamma = torch.randn(n, degrees, generator=generator, dtype=torch.float64).square().sum(-1)
     draws = scale * z / (gamma / degrees).sqrt().unsqueeze(-1)
@@ -255,7 +255,7 @@ def test_log_z_of_mixture_means_agrees_with_importance_sampling() -> None:
     own = energy.mode_indicators(x + draws)[:, energy.mode_indicators(x)[0].argmax()]
     weight = log_weight.exp() * own * 6 / math.exp(energy.log_z)
     error = float(weight.std()) / math.sqrt(n)
-    assert error < 0.02 and abs(float(weight.mean()) - 1) < 4.5 * error
+    assert error < 0.04 and abs(float(weight.mean()) - 1) < 4.5 * error
 
 
 def test_permuted_means_have_one_energy_and_their_modes_are_permuted() -> None:

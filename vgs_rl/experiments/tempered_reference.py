@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.envs import ReferencedEnergy
+from vgs_rl.envs import Phi4, ReferencedEnergy
 from vgs_rl.evaluation.diagnostics import split_r_hat
+from vgs_rl.experiments.bridge import GaussianFit, bridge_log_z
 from vgs_rl.exploration.affine import AffineEnergy, AffineMap
 from vgs_rl.exploration.reference import GaussianReference
 from vgs_rl.exploration.tempered import Island, tempered_smc
@@ -22,9 +23,12 @@ from vgs_rl.weights import log_mean_weight
 METHOD = (
     "Independent runs of adaptive tempered SMC (vgs_rl.exploration.tempered), in float64. They "
     "start from a Gaussian: N(0, std² I), or the target's Laplace approximation, std times as "
-    "wide. log Z is the log of the runs' mean Z, its error the standard deviation of their log Z "
-    "over the root of their number. Validation and test set come from disjoint runs; rows are "
-    "particles without replacement."
+    "wide. log Z is the mean over runs of bridge sampling (vgs_rl.experiments.bridge) between a "
+    "run's particles and a Gaussian: the Laplace approximation, or for fields the other runs' "
+    "mean and covariance under the lattice's symmetries. log_z_smc is SMC's own, the log of the "
+    "runs' mean Z. Errors are standard deviations between runs over the root of their number. "
+    "Validation and test set come from disjoint runs; rows are particles without replacement. Of a "
+    "field each row has a random sign, which the density is invariant to."
 )
 
 
@@ -45,7 +49,7 @@ class TemperedRecipe:
         std: how much wider they start.
     """
 
-    runs: int = 8
+    runs: int = 6
     validation_runs: int = 2
     particles: int = 1024
     validation: int = 1000
@@ -83,13 +87,10 @@ def tempered_reference(
         generator: source of randomness.
     """
     start = time.perf_counter()
-    if recipe.laplace:
-        coordinates = laplace_approximation(energy, recipe.std)
-    else:
-        zeros = torch.zeros(energy.dim, dtype=torch.float64)
-        coordinates = AffineMap(zeros, zeros + recipe.std)
-    finite = FiniteEnergy(AffineEnergy(energy, coordinates, dtype=torch.float64))
     zeros = torch.zeros(energy.dim, dtype=torch.float64)
+    near = laplace_approximation(energy) if recipe.laplace else AffineMap(zeros, zeros + 1)
+    coordinates = AffineMap(near.shift, recipe.std * near.factor)
+    finite = FiniteEnergy(AffineEnergy(energy, coordinates, dtype=torch.float64))
     islands, draws = [], []
     for run in range(recipe.runs):
         island = tempered_smc(
@@ -106,16 +107,29 @@ def tempered_reference(
         seconds = time.perf_counter() - start
         print(f"run {run + 1}: log Z {island.log_z:.3f} after {seconds:.0f} s", flush=True)
     x = torch.stack(draws)  # (runs, particles, D)
+    bridged = []
+    for run in range(recipe.runs):
+        fit = GaussianFit(near)
+        if isinstance(energy, Phi4):
+            fit = GaussianFit.of_field(energy, torch.cat([*x[:run], *x[run + 1 :]]))
+        bridged.append(bridge_log_z(energy, fit, x[run], generator))
+    if isinstance(energy, Phi4):
+        signs = torch.randint(2, x.shape[:2], generator=generator).unsqueeze(-1)
+        x = x * (2 * signs - 1)
     first = recipe.validation_runs
     return Reference(
         validation=_rows(x[:first], recipe.validation, generator),
         test=_rows(x[first:], recipe.test, generator),
-        diagnostics=_diagnostics(energy, x, islands) | {"energy_evaluations": finite.evaluations},
+        diagnostics={
+            **_diagnostics(energy, x, islands),
+            "log_z": _mean_of_runs(torch.tensor(bridged, dtype=torch.float64)),
+            "energy_evaluations": finite.evaluations,
+        },
     )
 
 
-def laplace_approximation(energy: Energy, std: float) -> AffineMap:
-    """The map from N(0, I) to the Gaussian at the mode, std times as wide as its inverse Hessian's.
+def laplace_approximation(energy: Energy) -> AffineMap:
+    """The map from N(0, I) to the Gaussian at the mode with the mode's inverse Hessian.
 
     Newton's method from 0, halving steps that climb: for an energy that is convex, as those are
     that it is used for.
@@ -135,7 +149,7 @@ def laplace_approximation(energy: Energy, std: float) -> AffineMap:
         if float(step.norm()) < 1e-8 * (1 + float(x.norm())):
             break
     covariance = torch.cholesky_inverse(factor)
-    return AffineMap(x, std * torch.linalg.cholesky(covariance))
+    return AffineMap(x, torch.linalg.cholesky(covariance))
 
 
 def _hessian(value: Any, x: Tensor) -> Tensor:
@@ -159,16 +173,24 @@ def _diagnostics(energy: Energy, x: Tensor, islands: list[Island]) -> dict[str, 
         "virial": (x * gradient).sum(-1),
     }
     estimates = torch.tensor([island.log_z for island in islands], dtype=torch.float64)
-    error = float(estimates.std()) / math.sqrt(len(estimates))
+    of_smc = {**_mean_of_runs(estimates), "mean": float(log_mean_weight(estimates))}
     return {
-        "log_z": {"mean": float(log_mean_weight(estimates)), "standard_error": error},
-        "log_z_of_runs": estimates.tolist(),
+        "log_z_smc": of_smc,
         "virial_expected": energy.dim,
         "observables": {name: _summary(each) for name, each in observables.items()},
         "temperatures": [island.levels for island in islands],
         "acceptance_rates": [island.acceptance for island in islands],
         "memory": [island.memory for island in islands],
         "ancestors": [island.ancestors for island in islands],
+    }
+
+
+def _mean_of_runs(estimates: Tensor) -> dict[str, Any]:
+    error = float(estimates.std()) / math.sqrt(len(estimates))
+    return {
+        "mean": float(estimates.mean()),
+        "standard_error": error,
+        "of_runs": estimates.tolist(),
     }
 
 
