@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.chain import Chain
+from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 
 ArrayLike = Tensor | Sequence[Any]
@@ -195,6 +196,41 @@ class GMM40(GaussianMixture):
     def __init__(self) -> None:
         means = torch.tensor(_GMM40_MEANS, dtype=torch.float64)
         super().__init__(means, torch.full_like(means, math.log1p(math.e) ** 2))
+
+
+class FortyModes(GaussianMixture):
+    """Forty modes in D dimensions: unit covariance, equal weights; log Z = 0.
+
+    Means are uniform on [-40, 40]^D, drawn as float32 by torch's generator for the CPU. Blessing et
+    al. (arXiv:2406.07423) use such a mixture in 50 dimensions with means of their own.
+
+    Args:
+        dim: D.
+        seed: of the means.
+    """
+
+    def __init__(self, dim: int = 50, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed_of(seed))
+        means = 80 * torch.rand(40, count_of("dim", dim), generator=generator) - 40
+        super().__init__(means, torch.ones_like(means))
+
+
+class TwoModes(GaussianMixture):
+    """Two unit Gaussians of unequal weights, at 0 and far along the first axis; log Z = 0.
+
+    Args:
+        dim: D.
+        distance: of the second mode.
+        weight: of the mode at 0.
+    """
+
+    def __init__(self, dim: int = 2, distance: float = 20.0, weight: float = 0.1) -> None:
+        require_positive("TwoModes", distance=distance)
+        if not 0 < weight < 1:
+            raise ValueError(f"weight must be between 0 and 1, got {weight}")
+        means = torch.zeros(2, count_of("dim", dim), dtype=torch.float64)
+        means[1, 0] = distance
+        super().__init__(means, torch.ones_like(means), [weight, 1 - weight])
 
 
 # fmt: off

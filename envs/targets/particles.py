@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from importlib import resources
-from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vgs_rl.energy import Energy, Particles, Split
+from vgs_rl.energy import Particles
+from vgs_rl.envs.targets.references import ReferencedEnergy
 from vgs_rl.geometry import CentreOfMassFree
 from vgs_rl.networks.pairs import pair_differences
 
 
-class ParticleEnergy(Energy):
+class ParticleEnergy(ReferencedEnergy):
     """n particles with a pair potential u and a harmonic trap around their own mean.
 
     A state is the flattened (n, d) array of positions; the density lives on states whose mean
@@ -122,26 +118,8 @@ class ParticleEnergy(Energy):
         parts: tuple[Tensor, ...] = x.split(size)
         return parts
 
-    def reference(self, split: Split = "test") -> Tensor:
-        """Shipped samples by parallel tempering, float32, shape (n, D), on the CPU.
-
-        See :meth:`reference_notes` for how they were made and how well their chains mixed.
-
-        Raises:
-            NotImplementedError: if this target's constants are not the published ones.
-            ValueError: if there is no such split.
-        """
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
-        with self._reference_file() as file:
-            return torch.from_numpy(file[split])
-
-    def reference_notes(self) -> dict[str, Any]:
-        """`provenance` and `diagnostics` of the shipped samples, as plain dictionaries."""
-        with self._reference_file() as file:
-            return {key: json.loads(str(file[key])) for key in ("provenance", "diagnostics")}
-
-    def _reference_file(self) -> Any:
+    def reference_name(self) -> str:
+        """See :class:`~vgs_rl.envs.ReferencedEnergy`; the samples are of parallel tempering."""
         constants = {name: getattr(self, name) for name in self.published}
         name = self.shipped.get(self.symmetry or (0, 0))
         # A core within the published one changes the density where it has no mass.
@@ -152,9 +130,7 @@ class ParticleEnergy(Energy):
                 f"{sorted(self.shipped)} with {dict(self.published)} and the default core, "
                 f"got {tuple(self.symmetry or ())} with {constants} and core {self.core}"
             )
-        path = resources.files("vgs_rl.envs") / "reference" / f"{name}.npz"
-        with path.open("rb") as stream:
-            return np.load(io.BytesIO(stream.read()), allow_pickle=False)
+        return name
 
 
 class DoubleWellCluster(ParticleEnergy):

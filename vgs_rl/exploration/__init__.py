@@ -1,11 +1,13 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
 from vgs_rl.exploration.explore import Exploration, explore
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
+from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.reference import (
     GaussianReference,
+    MixtureReference,
     PriorReference,
     Reference,
     find_reference,
@@ -22,9 +24,13 @@ __all__ = [
     "Mapped",
     "MappedEnergy",
     "MappedReference",
+    "MixtureReference",
+    "Modes",
     "PriorReference",
     "Reference",
+    "Rotation",
     "explore",
+    "find_modes",
     "find_reference",
     "load_coordinates",
     "tempered_smc",

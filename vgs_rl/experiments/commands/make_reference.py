@@ -1,6 +1,9 @@
-"""Makes the reference samples of a particle system: parallel tempering, checked for convergence.
+"""Makes the reference samples of a target, and says whether they can be believed.
+
+Of a particle system by parallel tempering, of others by tempered SMC, which estimates log Z, too.
 
 vgs-rl make-reference --target LJ13 --out envs/reference/lj13.npz [--seed 0]
+vgs-rl make-reference --target Phi4L8 --out envs/reference/phi4_8_disordered.npz
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import torch
 from torch import Tensor
 
 import vgs_rl
-from vgs_rl.envs import ParticleEnergy
+from vgs_rl.envs import ParticleEnergy, ReferencedEnergy
 from vgs_rl.evaluation.diagnostics import effective_draws, split_r_hat
 from vgs_rl.experiments.cli import Mistake, Parser, command, one_of, output_file, seed, whole
+from vgs_rl.experiments.tempered_reference import METHOD as TEMPERED_METHOD
+from vgs_rl.experiments.tempered_reference import TemperedRecipe, tempered_reference
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.registry import find
 from vgs_rl.samplers.tempering import TemperingKernel, geometric_ladder
@@ -53,13 +58,23 @@ class Recipe:
     scale: float = 1.0
 
 
-RECIPES = {
+RECIPES: dict[str, Recipe | TemperedRecipe] = {
     "DW4": Recipe(thin=60, replicas=4, hottest=6.0, leapfrog_steps=8, scale=2.0, burn_in=2000),
     "LJ13": Recipe(),
     "LJ55": Recipe(
         validation_chains=10, test_chains=40, draws=100, thin=50, replicas=8, hottest=1.8, scale=1.2
     ),
+    "BreastCancer": TemperedRecipe(laplace=True),
+    "Cox10": TemperedRecipe(laplace=True),
+    "Cox40": TemperedRecipe(laplace=True, std=1.05, runs=4, validation=250, test=500),
+    "Phi4L8": TemperedRecipe(),
+    "Phi4L8Broken": TemperedRecipe(std=2.0),
+    "Phi4L16": TemperedRecipe(runs=4),
+    "Phi4L16Broken": TemperedRecipe(std=2.0, runs=4),
 }
+# Options of the one kind of recipe and of the other.
+CHAINS = ("validation_chains", "test_chains", "draws", "thin", "burn_in")
+RUNS = ("runs", "validation_runs", "particles", "validation", "test")
 METHOD = (
     "Parallel tempering of Hamiltonian trajectories (vgs_rl.samplers.tempering), in float64; step "
     "sizes adapt in the first half of the burn-in, then are frozen. Chains start from Gaussian "
@@ -199,18 +214,26 @@ def packed(x: Tensor, energy: ParticleEnergy, generator: torch.Generator) -> np.
     return np.asarray(energy.geometry.project(rows).float())
 
 
-def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
+def make(target: str, recipe: Recipe | TemperedRecipe, seed: int, out: Path) -> dict[str, Any]:
     """Makes one file; returns its diagnostics."""
     energy = find(target).make_energy()
-    if not isinstance(energy, ParticleEnergy):
-        raise Mistake(f"target must be a particle system, got {type(energy).__name__}")
     generator = torch.Generator().manual_seed(seed)
-    kernel, x, energies = run_chains(energy, recipe, generator)
-    diagnostics = diagnose(energy, kernel, x, energies, recipe)
+    if isinstance(recipe, Recipe):
+        assert isinstance(energy, ParticleEnergy)
+        kernel, x, energies = run_chains(energy, recipe, generator)
+        diagnostics = diagnose(energy, kernel, x, energies, recipe)
+        split = recipe.validation_chains
+        validation, test = (packed(part, energy, generator) for part in (x[:split], x[split:]))
+    else:
+        assert isinstance(energy, ReferencedEnergy)
+        found = tempered_reference(energy, recipe, generator)
+        diagnostics = found.diagnostics
+        validation, test = (np.asarray(part.float()) for part in (found.validation, found.test))
+    definition = type(energy).__mro__[1] if isinstance(energy, ParticleEnergy) else type(energy)
     provenance = {
         "target": target,
-        "definition": (type(energy).__mro__[1].__doc__ or "").splitlines()[0],
-        "method": METHOD,
+        "definition": (definition.__doc__ or "").splitlines()[0],
+        "method": METHOD if isinstance(recipe, Recipe) else TEMPERED_METHOD,
         "recipe": asdict(recipe),
         "seed": seed,
         "command": f"vgs-rl make-reference --target {target} --out {out.name} --seed {seed}",
@@ -219,8 +242,8 @@ def make(target: str, recipe: Recipe, seed: int, out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     save = functools.partial(
         np.savez_compressed,
-        validation=packed(x[: recipe.validation_chains], energy, generator),
-        test=packed(x[recipe.validation_chains :], energy, generator),
+        validation=validation,
+        test=test,
         provenance=np.array(json.dumps(provenance)),
         diagnostics=np.array(json.dumps(diagnostics)),
     )
@@ -235,7 +258,7 @@ def make_parser() -> Parser:
     add("--target", type=one_of(*RECIPES), required=True, help=f"one of {', '.join(RECIPES)}")
     add("--out", type=output_file, required=True, help="the file to write, .npz")
     add("--seed", type=seed, default=0, help="of everything")
-    for name in ("validation_chains", "test_chains", "draws", "thin", "burn_in"):
+    for name in (*CHAINS, *RUNS):
         add(f"--{name}", type=whole(), default=None, help="the recipe's by default")
     return parser
 
@@ -248,7 +271,12 @@ def main(arguments: list[str]) -> int:
     if out.suffix != ".npz":
         raise Mistake(f"--out: must end in .npz, got {str(out)!r}")
     given = {name: value for name, value in options.items() if value is not None}
+    recipe = RECIPES[target]
+    own = CHAINS if isinstance(recipe, Recipe) else RUNS
+    for name in given:
+        if name not in own:
+            raise Mistake(f"--{name}: {target} takes {', '.join(f'--{each}' for each in own)}")
     torch.set_num_threads(1)  # the same sums in the same order everywhere
-    diagnostics = make(target, replace(RECIPES[target], **given), number, out)
+    diagnostics = make(target, replace(recipe, **given), number, out)
     print(json.dumps(diagnostics, indent=2))
     return 0
