@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,17 @@ class Exploration:
     def log_z(self) -> float:
         """Log of the islands' mean estimate of Z."""
         return _log_z(self.islands)
+
+    def summary(self) -> dict[str, Any]:
+        """What it cost and found, as JSON holds it."""
+        return {
+            "rounds": self.rounds,
+            "particles": len(self.islands[0].x),
+            "evaluations": self.evaluations,
+            "levels": [island.levels for island in self.islands],
+            "log_z": [island.log_z for island in self.islands],
+            "doubts": list(self.doubts),
+        }
 
     @property
     def spread(self) -> float:
@@ -290,7 +302,8 @@ def _doubts(islands: tuple[Island, ...]) -> list[str]:
             "two independent explorations disagree about log Z: "
             + " and ".join(f"{value:.2f}" for value in values)
         )
-    if max(island.memory for island in islands) > 0.5:
+    # Few levels are steps of plain importance sampling: there is little to forget.
+    if any(island.memory > 0.5 and island.levels > 3 for island in islands):
         found.append("exploration's moves did not forget where they began")
     gap = share_gap(islands[0].x, islands[-1].x)
     if gap > 0.1:

@@ -88,7 +88,7 @@ TARGETS: dict[str, tuple[int, Density]] = {
 
 def untuned(
     targets: tuple[str, ...] = tuple(TARGETS),
-    seconds: float = 60.0,
+    seconds: float = 240.0,
     n: int = 10_000,
     seeds: tuple[int, ...] = (0,),
     json: Path | None = None,

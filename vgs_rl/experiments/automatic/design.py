@@ -1,0 +1,200 @@
+"""What is chosen for a target from particles of it: coordinates, start, chain and network."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
+from vgs_rl.agents.value_gradient.objectives import GradientMatching
+from vgs_rl.chain import ScheduleConfig
+from vgs_rl.exploration import AffineMap, Composed, Coordinates, Rotation
+from vgs_rl.mdp import MDPConfig
+from vgs_rl.networks.config import MixtureNetwork
+from vgs_rl.starts import Mixture, ProductMixture, StartConfig, choose_mixture, fit_product
+
+PARTICLES = 6_000  # that a design is fitted to
+CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """How a target is sampled.
+
+    Attributes:
+        coordinates: from the z of the chain to the x of the target.
+        mixture: of the target, in z.
+        unit: what has unit size in z: the whole target, or a component of the mixture.
+        steps: T.
+        total_noise: S_0.
+        guided: whether ∇E guides the value.
+    """
+
+    coordinates: Coordinates
+    mixture: Mixture | ProductMixture
+    unit: Literal["target", "component"]
+    steps: int = 20
+    total_noise: float = 0.8
+    guided: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What the start is, in a word or two."""
+        if isinstance(self.mixture, ProductMixture):
+            return "product"
+        return f"{len(self.mixture.weights)} Gaussians, {self.mixture.kind}"
+
+    def mdp(self) -> MDPConfig:
+        """The chain."""
+        if isinstance(self.mixture, ProductMixture):
+            components = self.mixture.weights.shape[1]
+            start = StartConfig(kind="noised_product", components=components, learned=False)
+        else:
+            covariance: Literal["diagonal", "full"] = (
+                "diagonal" if self.mixture.kind == "diagonal" else "full"
+            )
+            start = StartConfig(
+                kind="noised",
+                components=len(self.mixture.weights),
+                covariance=covariance,
+                learned=False,
+            )
+        schedule = ScheduleConfig(kind="auto", total_noise=self.total_noise)
+        return MDPConfig(chain="vp", num_steps=self.steps, schedule=schedule, start=start)
+
+    def agent(self) -> ValueGradientConfig:
+        """The agent."""
+        dim = self.coordinates.dim_z
+        objective = GradientMatching(
+            batch_size=512, references=1024 if dim <= 32 else 0, start_size=4096, first_size=2048
+        )
+        network = MixtureNetwork(guided=self.guided)
+        return ValueGradientConfig(objective=objective, network=network, prior_std=1.0)
+
+    def summary(self) -> dict[str, Any]:
+        """The choices, as JSON holds them."""
+        return {
+            "start": self.kind,
+            "unit": self.unit,
+            "steps": self.steps,
+            "total_noise": self.total_noise,
+            "guided": self.guided,
+        }
+
+
+def choose_design(
+    x: Tensor, generator: torch.Generator, *, modes: Tensor | None = None
+) -> tuple[Design, Design]:
+    """Designs for a target of which particles are known.
+
+    A mixture of Gaussians and a product of mixtures are fitted; the product also along independent
+    components (Hyvärinen and Oja, 2000), so that a rotated product is found. Held-out particles
+    choose.
+
+    Args:
+        x: particles, equally weighted, shape (n, D).
+        generator: source of randomness.
+        modes: known modes, shape (M, D).
+
+    Returns:
+        One in whose coordinates a component of the mixture has unit size, and one in whose
+        coordinates the target has. The first has less to correct, the second also connects what
+        the mixture keeps apart.
+    """
+    x = x[torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]].double()
+    whitened = AffineMap.whitening(x)
+    z = whitened.to_z(x)
+    known = None if modes is None else whitened.to_z(modes)
+    mixture = choose_mixture(z, generator, modes=known)
+    found = _product(x, z, whitened, mixture)
+    if found is not None:
+        return _of_product(*found)
+    whole = Design(coordinates=whitened, mixture=mixture, unit="target")
+    if len(mixture.weights) == 1:
+        return whole, whole
+    pooled = mixture.pooled()
+    root = pooled.sqrt() if pooled.ndim == 1 else torch.linalg.cholesky(pooled)
+    within = AffineMap(torch.zeros_like(pooled[0] if pooled.ndim == 2 else pooled), root)
+    local = Design(
+        coordinates=_joined(whitened, within), mixture=_mapped(mixture, within), unit="component"
+    )
+    return local, whole
+
+
+def _joined(outer: AffineMap, inner: AffineMap) -> AffineMap:
+    """One affine map in place of two."""
+    a, b = (torch.diag(part) if part.ndim == 1 else part for part in (outer.factor, inner.factor))
+    if outer.factor.ndim == inner.factor.ndim == 1:
+        return AffineMap(outer.to_x(inner.shift.unsqueeze(0))[0], outer.factor * inner.factor)
+    return AffineMap(outer.to_x(inner.shift.unsqueeze(0))[0], a @ b)
+
+
+def _mapped(mixture: Mixture, to: AffineMap) -> Mixture:
+    """The mixture in the coordinates z of a map x = T(z)."""
+    means, covariances = to.to_z(mixture.means), mixture.covariances
+    if mixture.kind == "tied":  # by its own factor, so that it is the identity there
+        return replace(mixture, means=means, covariances=torch.ones_like(means))
+    if mixture.kind == "diagonal":
+        return replace(mixture, means=means, covariances=covariances / to.factor.square())
+    inverse = torch.linalg.inv(to.factor)
+    return replace(mixture, means=means, covariances=inverse @ covariances @ inverse.T)
+
+
+def _product(
+    x: Tensor, z: Tensor, whitened: AffineMap, mixture: Mixture
+) -> tuple[Coordinates, ProductMixture] | None:
+    """A product along some axes that held-out particles find clearly likelier than the mixture."""
+    dim = x.shape[1]
+    if dim < 2:
+        return None
+    half = len(x) // 2
+    level = float(mixture.log_prob(z[half:]).mean()) - whitened.log_det
+    best: tuple[Coordinates, ProductMixture] | None = None
+    along = AffineMap(x.mean(0), x.std(0).clamp_min(1e-300))
+    candidates: list[Coordinates] = [along]
+    axes = _independent_axes(z[:half])
+    if axes is not None:
+        candidates.append(Composed(whitened, Rotation(axes)))
+    for coordinates in candidates:
+        at = coordinates.to_z(x)
+        log_det = float(coordinates.with_log_det(at[:1])[1])
+        fitted = fit_product(at[:half], 4)
+        found = float(fitted.log_prob(at[half:]).mean()) - log_det
+        if found > level + CLEARLY:
+            best, level = (coordinates, fit_product(at, 4)), found
+    return best
+
+
+def _independent_axes(z: Tensor) -> Tensor | None:
+    """Directions in which whitened states (n, D) are as independent as can be, a column each."""
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    dim = z.shape[1]
+    if dim > 128 or len(z) < 10 * dim:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = FastICA(whiten=False, fun="cube", max_iter=100, random_state=0).fit(z.cpu().numpy())
+    rotation = torch.as_tensor(found.components_, dtype=torch.float64)
+    if not bool(rotation.isfinite().all()):
+        return None
+    u, _, v = torch.linalg.svd(rotation)  # orthonormal to the last digit
+    return (u @ v).T.to(z.device)
+
+
+def _of_product(coordinates: Coordinates, mixture: ProductMixture) -> tuple[Design, Design]:
+    whole = Design(coordinates=coordinates, mixture=mixture, unit="target")
+    width = mixture.pooled().sqrt()
+    inner = AffineMap(torch.zeros_like(width), width)
+    scaled = ProductMixture(
+        weights=mixture.weights,
+        means=mixture.means / width.unsqueeze(-1),
+        variances=mixture.variances / width.square().unsqueeze(-1),
+    )
+    local = Design(coordinates=Composed(coordinates, inner), mixture=scaled, unit="component")
+    return local, whole
