@@ -20,10 +20,10 @@ from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Samples, pilot_generator
 from vgs_rl.weights import cleaned, systematic_resample
 
-CHECKED = 2_000  # samples that a choice is made with
+CHECKED = 1_000  # samples that a choice is made with
 TRIED = 0.25  # of the time, for trying designs
 FIRST = 0.5  # of the rest, for the first training
-PATIENCE = 4  # checks without a gain that end a training
+PATIENCE = 3  # checks without a gain that end a training
 GAIN = 0.02  # of the effective sample size, that counts as one
 
 
@@ -224,14 +224,14 @@ class Learning:
         """Trains until the target ESS, a plateau, the time or Ctrl-C."""
         agent, began = trial.agent, time.monotonic()
         best, idle, enough = trial.ess, 0, False
-        next_check = began + seconds / 8
+        next_check = began + seconds / 5
 
         def look(agent: Any) -> bool:
             nonlocal best, idle, next_check, enough
             now = time.monotonic()
             if now < next_check:
                 return True
-            next_check = now + seconds / 8
+            next_check = now + seconds / 5
             trial.check(self.rows, self.seed + 2)
             updates = agent.counters.updates
             self.tell(f"learning, {updates:,} updates, effective share {trial.ess:.2f}")

@@ -1,0 +1,83 @@
+"""Modes are found with their widths, and each once."""
+
+import math
+
+import pytest
+import torch
+
+from vgs_rl import FunctionEnergy
+from vgs_rl.envs import GMM9, Gaussian
+from vgs_rl.exploration import GaussianReference, MixtureReference, find_modes
+from vgs_rl.exploration.reference import descend
+from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.starts import Mixture
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def walks(energy: FiniteEnergy, dim: int, std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    starts = std * torch.randn(400, dim, generator=source(), dtype=torch.float64)
+    return descend(energy, starts)
+
+
+def test_every_mode_of_a_mixture_is_found_once_with_its_mass() -> None:
+    target = GMM9()
+    energy = FiniteEnergy(target, dtype=torch.float64)
+    found = find_modes(energy, *walks(energy, 2, 8.0), torch.full((2,), 8.0).double())
+    assert found is not None and len(found) == 9
+    means = target.means.double()
+    near = torch.cdist(found.x, means)
+    assert float(near.min(-1).values.max()) < 0.1
+    assert sorted(near.argmin(-1).tolist()) == list(range(9))
+    assert target.mode_probabilities is not None
+    share = target.mode_probabilities[near.argmin(-1)]
+    torch.testing.assert_close(found.log_mass.exp(), share, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_modes_covariance_is_that_of_its_gaussian(scale: float) -> None:
+    matrix = scale * torch.tensor([[1.0, 0.0], [0.9, 0.1]], dtype=torch.float64)
+    precision = torch.linalg.inv(matrix @ matrix.T)
+    target = FunctionEnergy(lambda x: 0.5 * ((x @ precision.to(x)) * x).sum(-1), 2)
+    energy = FiniteEnergy(target, dtype=torch.float64)
+    found = find_modes(energy, *walks(energy, 2, 3 * scale), torch.full((2,), 3 * scale).double())
+    assert found is not None and len(found) == 1
+    torch.testing.assert_close(found.covariance[0] / scale**2, matrix @ matrix.T / scale**2)
+    truth = math.log(2 * math.pi) + float(matrix.logdet())
+    assert float(found.log_mass) == pytest.approx(truth, abs=1e-6)
+
+
+def test_a_slope_without_end_has_no_mode() -> None:
+    energy = FiniteEnergy(FunctionEnergy(lambda x: x.sum(-1), 3), dtype=torch.float64)
+    ends, heights = walks(energy, 3, 1.0)
+    assert find_modes(energy, ends, heights, torch.ones(3).double()) is None
+
+
+def test_a_reference_around_modes_is_normalised_and_drawn_from() -> None:
+    wide = GaussianReference(torch.zeros(2), torch.full((2,), 6.0))
+    full = torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[1.0, -0.2], [-0.2, 0.3]]]).double()
+    means = torch.tensor([[3.0, 0.0], [-4.0, 2.0]]).double()
+    known = Mixture(weights=torch.tensor([0.3, 0.7]).double(), means=means, covariances=full)
+    reference = MixtureReference(wide, known)
+    axis = torch.linspace(-40, 40, 1_601, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    density = (-reference.level(grid)[0]).exp()
+    cell = float(axis[1] - axis[0]) ** 2
+    assert float(density.sum()) * cell == pytest.approx(1.0, abs=1e-4)
+    drawn = reference.sample(100_000, source())
+    mean = (density.unsqueeze(-1) * grid).sum(0) * cell
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
+    x = drawn[:50].clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(reference.level(x)[0].sum(), x)
+    torch.testing.assert_close(reference.level(drawn[:50])[1], slope)
+    assert reference.labels(means).tolist() == [0, 1]
+
+
+def test_the_mean_of_a_gaussian_is_its_only_mode() -> None:
+    target = Gaussian()
+    energy = FiniteEnergy(target, dtype=torch.float64)
+    dim = target.dim
+    found = find_modes(energy, *walks(energy, dim, 5.0), torch.full((dim,), 5.0).double())
+    assert found is not None and len(found) == 1
