@@ -17,7 +17,7 @@ from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.agents.value_gradient.sources import WeightedSource
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import count_of, require_positive, seed_of
-from vgs_rl.energy import Energy, FunctionEnergy
+from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.exploration import (
     AffineEnergy,
@@ -27,6 +27,7 @@ from vgs_rl.exploration import (
     Reference,
     explore,
 )
+from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.networks.config import MLPNetwork
 from vgs_rl.registry import energy_of
