@@ -86,6 +86,7 @@ class AseEnergy(Energy):
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x), shape (B,), without a unit."""
+        x = x.detach()  # autograd would see the trap and nothing else
         energy = self.rows.energy(x).to(x) / self.kT
         return energy + 0.5 * self._stiffness * self._stretch(x).square().sum(-1)
 

@@ -143,6 +143,6 @@ def _check_form(
         )
     if processes and batched:
         raise ValueError(
-            "processes share a function of one state: set batched=False with "
-            f"processes={processes}, or leave processes out"
+            f"processes must be 0 for a function of a batch, got {processes}; set batched=False if "
+            "it takes one state"
         )

@@ -155,7 +155,7 @@ def _number(energy: Any, name: str) -> Any:
     if array.size != 1 or array.dtype.kind not in "fiu":
         raise Misfit(
             f"{name} must return one real number for one state, got shape {array.shape} "
-            f"of {array.dtype}" + (f": {energy!r:.60}" if array.dtype.kind == "O" else "")
+            f"of {array.dtype}" + ("" if array.dtype.kind in "fiuc" else f": {energy!r:.60}")
         )
     number = array.reshape(())
     return number[()] if array.dtype.kind == "f" else float(number)
