@@ -166,7 +166,7 @@ class Energy(nn.Module, ABC):
             TypeError: if `function` cannot be called.
             ValueError: if an argument is wrong or does not fit another, if the function cannot be
                 sent to another process, or if JAX finds other shapes.
-            ModuleNotFoundError: if JAX is needed and is not installed.
+            ImportError: if JAX is needed and is not installed, or older than 0.8.
             vgs_rl.foreign.rows.FunctionError: when called, if the function raises; it says where.
 
         Example:

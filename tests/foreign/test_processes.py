@@ -132,6 +132,14 @@ def test_each_process_has_one_thread(pool: Energy) -> None:
     assert dict(os.environ) == before and len(ids_of(pool)) == 2
 
 
+def test_a_process_that_died_while_nobody_used_it_is_one_error(pool: Energy) -> None:
+    pool(states(2))
+    os.kill(ids_of(pool)[0], signal.SIGKILL)
+    assert gone(ids_of(pool)[0])
+    with pytest.raises(FunctionError, match=r"ended \(by SIGKILL\) while it called failing on sta"):
+        pool(states(40))
+
+
 def test_ctrl_c_ends_the_processes_whatever_they_do(pool: Energy, sleepers: Path) -> None:
     def interrupt() -> None:
         while len([*sleepers.iterdir()]) < 2:

@@ -30,7 +30,7 @@ class JaxFunction:
         dtype: floating type of the states, or None for any.
 
     Raises:
-        ModuleNotFoundError: if JAX is not installed.
+        ImportError: if JAX is not installed, or older than 0.8.
         FunctionError: if JAX cannot trace the function.
         ValueError: if it returns other shapes, or no floating type.
     """
@@ -47,6 +47,7 @@ class JaxFunction:
         dtype: torch.dtype | None,
     ) -> None:
         require_module("framework='jax'", "jax", "jax")
+        _require_local_digits()
         self.function, self.batched, self.gradient = function, batched, gradient
         self.name = name_of(function)
         self._compile()
@@ -173,6 +174,13 @@ def filled(n: int) -> int:
     """The least number from n on of three leading binary digits and zeros: 9 gives 10."""
     step = 1 << max(0, (n - 1).bit_length() - 3)
     return -(-n // step) * step
+
+
+def _require_local_digits() -> None:
+    import jax
+
+    if not hasattr(jax, "enable_x64"):  # for one call; before 0.8 it was experimental
+        raise ImportError(f"framework='jax' needs jax 0.8 or newer, got {jax.__version__}")
 
 
 def _digits(wide: bool) -> AbstractContextManager[Any]:

@@ -152,7 +152,8 @@ class ProcessPool:
         while len(results) < min(wanted, sent) or sent < wanted:
             for worker in self._workers:
                 if worker.ready and worker.part is None and sent < wanted:
-                    worker.line.send(parts[sent])
+                    with suppress(OSError):  # of one that has ended, which is heard below
+                        worker.line.send(parts[sent])
                     worker.part, sent = sent, sent + 1
             waiting = [w for w in self._workers if not w.ready or w.part is not None]
             heard = connection.wait([worker.line for worker in waiting])
@@ -177,7 +178,7 @@ class ProcessPool:
                 raise ProcessEnded(status, worker.part) from None
             raise RuntimeError(
                 f"a process for {self.name} ended ({status}) while it started: what it printed "
-                "says why; a script that uses processes= does its work under "
+                "says why; a script that uses processes= is a file and does its work under "
                 "'if __name__ == \"__main__\":'"
             ) from None
         if worker.ready:
