@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import foreign_functions
@@ -16,12 +15,6 @@ from vgs_rl.foreign.gradients import central_differences
 from vgs_rl.foreign.rows import FunctionError
 
 KELVIN = 600.0
-
-
-def test_without_ase_an_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"Energy.from_ase needs ase.*vgs-rl\[ase\]"):
-        Energy.from_ase(None, temperature_K=KELVIN)  # type: ignore[arg-type]
 
 
 pytest.importorskip("ase", reason="needs the extra ase")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -248,3 +249,9 @@ def test_what_a_function_must_not_return_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         from_function(function, **options).with_gradient(states(5))
+
+
+def test_without_ase_an_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"Energy.from_ase needs ase.*vgs-rl\[ase\]"):
+        Energy.from_ase(None, temperature_K=300.0)  # type: ignore[arg-type]
