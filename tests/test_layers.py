@@ -15,7 +15,7 @@ SOURCES = sorted(
 LAYERS = [
     ("vgs_rl.checks",),
     ("vgs_rl.files", "vgs_rl.configs", "vgs_rl.training.optim"),
-    ("vgs_rl",),  # the theory's nouns: energy, chain, MDP, start, weights, registry
+    ("vgs_rl",),  # the theory's nouns: energy (also foreign), chain, MDP, start, weights, registry
     ("vgs_rl.networks",),
     ("vgs_rl.samplers",),
     ("vgs_rl.exploration",),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vgs_rl.chain import Chain, ScheduleConfig
-from vgs_rl.energy import Energy, FunctionEnergy, Particles
+from vgs_rl.energy import Energy, Particles
+from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered

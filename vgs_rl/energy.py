@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from vgs_rl.checks import count_of
+from vgs_rl.foreign.gradients import central_differences, given_gradient
 from vgs_rl.geometry import Euclidean, Geometry
 from vgs_rl.threads import in_callers_thread
 
 if TYPE_CHECKING:
+    import ase
+
     from vgs_rl.chain import Chain
+    from vgs_rl.foreign.ase_energy import AseEnergy
+    from vgs_rl.foreign.function_energy import FunctionEnergy
 
 Result = TypeVar("Result")
 Split = Literal["validation", "test"]
+Framework = Literal["torch", "numpy", "jax"]
 
 
 class Particles(NamedTuple):
@@ -77,6 +81,7 @@ class Energy(nn.Module, ABC):
     _OPTIONAL = ("log_z", "symmetry", "mode_probabilities", "geometry", "data")
     # Methods that a thread-safe energy may get from a subclass: threads do not call them.
     _SERIAL = ("__init__", "sample", "reference", "mode_indicators")
+    _ADVICE = "write energy_and_gradient(x), or energy(x) in torch operations"
     _differentiable: bool | None = None
     _announced: bool = False
 
@@ -126,6 +131,77 @@ class Energy(nn.Module, ABC):
         if name in self._OPTIONAL and name not in vars(self):
             self._parameters[name] = None
         super().register_parameter(name, param)
+
+    # --- energies that are no subclass --------------------------------------------------------
+
+    @staticmethod
+    def from_function(
+        function: Callable[[Any], Any],
+        dim: int,
+        *,
+        framework: Framework = "torch",
+        batched: bool = True,
+        gradient: Callable[[Any], Any] | Literal[True] | None = None,
+        processes: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> FunctionEnergy:
+        """An energy that is a function of torch, NumPy or JAX.
+
+        Args:
+            function: E of a batch of states, (B, D) -> (B,), or of one, (D,) -> ().
+            dim: D.
+            framework: what it takes: tensors, NumPy arrays, or JAX arrays.
+            batched: whether it takes a batch. If not, JAX batches it by `vmap`; others are called
+                for one state after the other.
+            gradient: ∇E, a function of the same states; True if `function` returns (E, ∇E). None
+                leaves it to autograd (torch), to JAX, or to central differences (NumPy).
+            processes: how many processes share a batch, for slow functions of one state. They start
+                at the first call and end with the energy. Values do not depend on how many there
+                are. The function must stand in a module that can be imported, and a script must do
+                its work under ``if __name__ == "__main__":``. Torch functions compute on the CPU.
+            dtype: floating type that the function takes. By default NumPy functions take float64,
+                others that of the states; JAX has 64 bits for the call if these are float64.
+
+        Raises:
+            TypeError: if `function` cannot be called.
+            ValueError: if an argument is wrong or does not fit another, if the function cannot be
+                sent to another process, or if JAX finds other shapes.
+            ImportError: if JAX is needed and is not installed, or older than 0.8.
+            vgs_rl.foreign.rows.FunctionError: when called, if the function raises; it says where.
+
+        Example:
+            >>> both = lambda x: (0.5 * (x**2).sum(-1), x)
+            >>> bowl = Energy.from_function(both, dim=2, framework="numpy", gradient=True)
+            >>> bowl.with_gradient(torch.ones(1, 2))
+            (tensor([1.]), tensor([[1., 1.]]))
+        """
+        from vgs_rl.foreign.function_energy import energy_from_function
+
+        return energy_from_function(
+            function,
+            dim,
+            framework=framework,
+            batched=batched,
+            gradient=gradient,
+            processes=processes,
+            dtype=dtype,
+        )
+
+    @staticmethod
+    def from_ase(
+        atoms: ase.Atoms | Callable[[], ase.Atoms],
+        *,
+        temperature_K: float,
+        trap: float = 0.0,
+        processes: int = 0,
+    ) -> AseEnergy:
+        """The energy of atoms in units of kT, by their ASE calculator; positions in Å.
+
+        See :class:`vgs_rl.foreign.ase_energy.AseEnergy` for arguments, errors and translation.
+        """
+        from vgs_rl.foreign.ase_energy import AseEnergy
+
+        return AseEnergy(atoms, temperature_K=temperature_K, trap=trap, processes=processes)
 
     # --- what a subclass writes ---------------------------------------------------------------
 
@@ -181,8 +257,13 @@ class Energy(nn.Module, ABC):
     @property
     def gradient_evaluations(self) -> int:
         """At how many states E is evaluated for E and ∇E at one: 1, with differences 2 D + 1."""
-        own = type(self).energy_and_gradient is not Energy.energy_and_gradient
-        return 1 if own or self._differentiable is not False else 2 * self.dim + 1
+        known = self._gives_gradient or self._differentiable is not False
+        return 1 if known else 2 * self.dim + 1
+
+    @property
+    def _gives_gradient(self) -> bool:
+        """Whether :meth:`energy_and_gradient` has a gradient that it does not look for."""
+        return type(self).energy_and_gradient is not Energy.energy_and_gradient
 
     def differentiable(self, x: Tensor) -> bool:
         """Whether autograd sees through :meth:`energy`: found out once, at the first of x."""
@@ -243,23 +324,12 @@ class Energy(nn.Module, ABC):
             self._announced = True
             warnings.warn(
                 f"{type(self).__name__}.energy hides its gradient from autograd: ∇E is taken by "
-                f"central differences, {2 * self.dim} more evaluations per state; write "
-                "energy_and_gradient(x), or energy(x) in torch operations",
+                f"central differences, {2 * self.dim} more evaluations per state; {self._ADVICE}",
                 stacklevel=2,
             )
         if energy is None:
             energy = self.energy(x.clone())
-        # Cancellation grows as the step falls, curvature as it rises.
-        digits = torch.finfo(x.dtype).eps * torch.finfo(energy.dtype).eps
-        step = digits ** (1 / 6) * x.abs().clamp_min(1.0)
-        gradient = torch.empty(x.shape, dtype=energy.dtype, device=energy.device)
-        for i in range(x.shape[-1]):
-            high, low = x.clone(), x.clone()
-            high[:, i] += step[:, i]
-            low[:, i] -= step[:, i]
-            rise = self.energy(high.clone()) - self.energy(low.clone())
-            gradient[:, i] = rise / (high[:, i] - low[:, i]).to(rise)
-        return energy, gradient
+        return energy, central_differences(self.energy, x, energy)
 
     # --- what may be known of it --------------------------------------------------------------
 
@@ -316,56 +386,6 @@ class Energy(nn.Module, ABC):
             NotImplementedError: if the target names no modes.
         """
         raise NotImplementedError(f"{type(self).__name__} names no modes")
-
-
-class FunctionEnergy(Energy):
-    """A plain function as an energy.
-
-    Args:
-        function: E(x) for states x of shape (B, D); returns shape (B,).
-        dim: D.
-
-    Raises:
-        TypeError: if it cannot be called.
-        ValueError: if `dim` is no whole number from 1.
-
-    Example:
-        >>> ring = FunctionEnergy(lambda x: 5.0 * (x.norm(dim=-1) - 3.0) ** 2, dim=2)
-        >>> ring(torch.tensor([[3.0, 0.0]]))
-        tensor([0.])
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], dim: int) -> None:
-        super().__init__()
-        if not callable(function):
-            raise TypeError(f"function must be callable, got {function!r}")
-        self.function, self.dim = function, count_of("dim", dim)
-
-    def energy(self, x: Tensor) -> Tensor:
-        """E(x), shape (B,)."""
-        return self.function(x)
-
-
-def given_gradient(x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """E(x), shape (B,), whose derivative by x (B, D) is the gradient that `evaluate` gives."""
-    energy: Tensor = _GivenGradient.apply(x, evaluate)  # type: ignore[no-untyped-call]
-    return energy
-
-
-class _GivenGradient(torch.autograd.Function):
-    """E as a function whose gradient was computed with it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        energy, gradient = evaluate(x)
-        ctx.save_for_backward(gradient)
-        return energy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return slope.unsqueeze(-1) * gradient, None
 
 
 def _taken_name(energy: Energy, name: str) -> str:

@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl.chain import Chain, ChainKind, Noising, ScheduleConfig
-from vgs_rl.energy import Energy, given_gradient
+from vgs_rl.energy import Energy
 from vgs_rl.fields import settle
+from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
 from vgs_rl.starts import StartConfig, start_of
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition

@@ -14,8 +14,9 @@ import gymnasium
 from torch import Tensor
 
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.energy import Energy, FunctionEnergy
+from vgs_rl.energy import Energy
 from vgs_rl.files.yaml_text import read_mapping
+from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.starts.base import StartConfig
 from vgs_rl.trust import load, require
