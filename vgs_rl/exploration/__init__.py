@@ -10,6 +10,8 @@ from vgs_rl.exploration.reference import (
     Reference,
     find_reference,
 )
+from vgs_rl.exploration.tail_fit import TailFit, fit_tails
+from vgs_rl.exploration.tails import Tails
 from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
@@ -24,8 +26,11 @@ __all__ = [
     "MappedReference",
     "PriorReference",
     "Reference",
+    "TailFit",
+    "Tails",
     "explore",
     "find_reference",
+    "fit_tails",
     "load_coordinates",
     "tempered_smc",
 ]
