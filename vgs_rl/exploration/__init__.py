@@ -1,6 +1,7 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
 from vgs_rl.exploration.affine import AffineMap, Rotation
+from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
 from vgs_rl.exploration.explore import Exploration, explore
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
@@ -12,6 +13,9 @@ from vgs_rl.exploration.reference import (
     Reference,
     find_reference,
 )
+from vgs_rl.exploration.support import Support, periodic
+from vgs_rl.exploration.tail_fit import TailFit, fit_tails
+from vgs_rl.exploration.tails import Tails
 from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
@@ -29,9 +33,15 @@ __all__ = [
     "PriorReference",
     "Reference",
     "Rotation",
+    "Support",
+    "TailFit",
+    "Tails",
     "explore",
     "find_modes",
     "find_reference",
+    "fit_tails",
     "load_coordinates",
+    "periodic",
+    "support_of",
     "tempered_smc",
 ]

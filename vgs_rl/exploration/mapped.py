@@ -72,7 +72,7 @@ class MappedEnergy(Energy):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What moves a module's tensors moves those of its map."""
         self.coordinates = self.coordinates.to(fn(torch.empty(0)).device)
-        moved: Self = super()._apply(fn, recurse)
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return moved
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of, require_positive, seed_of
-from vgs_rl.energy import Energy, FunctionEnergy
+from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 from vgs_rl.experiments.automatic.learning import Learning, Trial
 from vgs_rl.experiments.automatic.progress import Progress
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
 from vgs_rl.exploration import Exploration, PriorReference, Reference, explore
+from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
 
