@@ -115,7 +115,9 @@ def test_a_product_is_the_mixture_of_all_its_combinations() -> None:
     torch.testing.assert_close(product.value_gradient(x, t), whole.value_gradient(x, t))
     torch.testing.assert_close(product.log_prob(x), whole.log_prob(x))
     drawn = product.sample(100_000, source())
-    torch.testing.assert_close(drawn.mean(0), whole.sample(100_000, source()).mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        drawn.mean(0), whole.sample(100_000, source()).mean(0), atol=0.02, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "full"])

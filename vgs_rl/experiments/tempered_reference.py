@@ -14,7 +14,8 @@ from vgs_rl.energy import Energy
 from vgs_rl.envs import Phi4, ReferencedEnergy
 from vgs_rl.evaluation.diagnostics import split_r_hat
 from vgs_rl.experiments.bridge import GaussianFit, bridge_log_z
-from vgs_rl.exploration.affine import AffineEnergy, AffineMap
+from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.mapped import MappedEnergy
 from vgs_rl.exploration.reference import GaussianReference
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.samplers.kernels import FiniteEnergy
@@ -90,7 +91,7 @@ def tempered_reference(
     zeros = torch.zeros(energy.dim, dtype=torch.float64)
     near = laplace_approximation(energy) if recipe.laplace else AffineMap(zeros, zeros + 1)
     coordinates = AffineMap(near.shift, recipe.std * near.factor)
-    finite = FiniteEnergy(AffineEnergy(energy, coordinates, dtype=torch.float64))
+    finite = FiniteEnergy(MappedEnergy(energy, coordinates, dtype=torch.float64))
     islands, draws = [], []
     for run in range(recipe.runs):
         island = tempered_smc(

@@ -134,7 +134,9 @@ class Rotation(Coordinates, kind="rotation"):
             raise ValueError(f"axes must have shape (D, D), got {tuple(axes.shape)}")
         gap = axes.T @ axes - torch.eye(len(axes)).to(axes)
         if not float(gap.abs().max()) < 1e-6:
-            raise ValueError(f"axes must be orthonormal, got products off by {float(gap.abs().max()):g}")
+            raise ValueError(
+                f"axes must be orthonormal, got products off by {float(gap.abs().max()):g}"
+            )
         self.axes, self.dim_x, self.dim_z = axes, len(axes), len(axes)
 
     def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +146,9 @@ class Rotation(Coordinates, kind="rotation"):
 
     def with_pull_back(self, z: Tensor) -> Mapped:
         """See :meth:`Coordinates.with_pull_back`."""
-        return Mapped(*self.with_log_det(z.detach()), lambda gradient: gradient.double() @ self.axes)
+        return Mapped(
+            *self.with_log_det(z.detach()), lambda gradient: gradient.double() @ self.axes
+        )
 
     def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Z (B, D) of x (B, D); there is one, so the generator is not used."""

@@ -153,7 +153,8 @@ class _Explorer:
         wide: Reference = given or find_reference(
             self.energy, self.dim, self.generator, effort=effort
         )
-        runs, rounds = (), 0
+        runs: tuple[Island, ...] = ()
+        rounds = 0
         while rounds < ROUNDS:
             rounds += 1
             self.tell(f"exploring, round {rounds}")
@@ -262,7 +263,9 @@ class _Explorer:
             gap = x - modes.x[k]
             squares = torch.einsum("bi,ij,bj->b", gap, precision[k], gap)
             if float(squares.min()) > 2 * self.dim + 20:
-                return [f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"]
+                return [
+                    f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"
+                ]
         return []
 
 

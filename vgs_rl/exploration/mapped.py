@@ -99,6 +99,10 @@ class MappedReference:
         """See :class:`~vgs_rl.exploration.reference.Reference`."""
         return self.coordinates.to_z(self.reference.sample(n, generator), generator)
 
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`~vgs_rl.exploration.reference.Reference`."""
+        return self.reference.labels(self.coordinates.to_x(x))
+
     def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`~vgs_rl.exploration.reference.Reference`; x are states z, (B, D_z)."""
         mapped = self.coordinates.with_pull_back(x)

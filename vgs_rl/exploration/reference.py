@@ -123,7 +123,9 @@ class MixtureReference:
         if root.ndim == 1:
             variances = known.covariances / pooled
         else:
-            inverse = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
+            inverse = torch.linalg.solve_triangular(
+                root, torch.eye(len(root)).to(root), upper=False
+            )
             covariances = known.covariances
             if known.kind == "diagonal":
                 covariances = torch.diag_embed(covariances)
@@ -211,9 +213,7 @@ def find_reference(
     return GaussianReference(centre, std)
 
 
-def descend(
-    energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS
-) -> tuple[Tensor, Tensor]:
+def descend(energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS) -> tuple[Tensor, Tensor]:
     """Gradient descent of each row with a step of its own that grows while it succeeds.
 
     Returns:

@@ -108,7 +108,8 @@ class MixtureValue(TimeConditionedMLP):
         unit = self.temperature / noise.sqrt()
         length = lacking.norm(dim=-1, keepdim=True) / unit
         longest = self.LONGEST * self.dim**0.5
-        return lacking * (longest / length.clamp_min(1e-20)).clamp_max(1.0)
+        shortened: Tensor = lacking * (longest / length.clamp_min(1e-20)).clamp_max(1.0)
+        return shortened
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         gradient, hidden = super()._sweep(x, t)

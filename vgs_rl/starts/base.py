@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vgs_rl.fields import settle
 from vgs_rl.geometry import Geometry, Sphere
 
+Kind = Literal["gaussian", "mixture", "product", "noised", "noised_product", "uniform", "data"]
+
 
 @dataclass(kw_only=True)
 class StartConfig:
@@ -25,9 +27,10 @@ class StartConfig:
             diagonal covariances, fitted by EM to noised states (until then N(0, scale² I));
             `product` is the same for each coordinate by itself, independent of the others: K^D
             modes at the cost of K; `noised` is a mixture fitted to the target's own states, and
-            noised in closed form, and `noised_product` is a product of that kind; `uniform` is the uniform density on a sphere; `data` are rows
-            of the energy's own ``data``, noised by the chain. The last has no known density, and
-            with it log-weights, ELBO and log Z are not available.
+            noised in closed form, and `noised_product` is a product of that kind; `uniform` is the
+            uniform density on a sphere; `data` are rows of the energy's own ``data``, noised by the
+            chain. The last has no known density, and with it log-weights, ELBO and log Z are not
+            available.
         scale: s_0, the initial standard deviation per coordinate. By default √(S_0 + σ²/A_0²), that
             of N(0, σ² I) noised by the whole chain, where σ is the agent's `prior_std`, or 1
             without one. A scale that is given stays as it is, whatever `prior_std` says.
@@ -36,7 +39,9 @@ class StartConfig:
         covariance: of `noised`: `full`, or `diagonal`, which costs less.
     """
 
-    kind: Literal["gaussian", "mixture", "product", "noised", "noised_product", "uniform", "data"] = "gaussian"
+    kind: Literal[
+        "gaussian", "mixture", "product", "noised", "noised_product", "uniform", "data"
+    ] = "gaussian"
     scale: float | None = None
     learned: bool = True
     components: int = 10

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vgs_rl.weights import systematic_resample
 
-
 Kind = Literal["diagonal", "tied", "full"]
 PRODUCTS = 4e8  # of a step of EM with full covariances, at most
 
@@ -42,7 +41,8 @@ class Mixture:
         """The mean covariance within components: (D, D), or its diagonal (D,)."""
         if self.kind == "tied":
             return self.covariances[0]
-        return torch.tensordot(self.weights, self.covariances, dims=1)
+        pooled: Tensor = torch.tensordot(self.weights, self.covariances, dims=1)
+        return pooled
 
     def log_components(self, x: Tensor) -> Tensor:
         """Log w_k N(x; m_k, C_k) at states x (B, D): shape (B, K)."""
@@ -165,7 +165,7 @@ def _tied(x: Tensor, shares: Tensor, means: Tensor, size: Tensor) -> Tensor:
     diagonal = torch.maximum(within.diagonal().clone(), least)
     covariance = within * (size / (size + dim))
     covariance.diagonal().copy_(diagonal * (1 + 1e-9))
-    factor, info = torch.linalg.cholesky_ex(covariance)
+    _factor, info = torch.linalg.cholesky_ex(covariance)
     return (torch.diag(diagonal) if int(info) else covariance).unsqueeze(0)
 
 

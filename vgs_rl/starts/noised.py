@@ -40,6 +40,7 @@ class NoisedMixtureStart(Start):
     vectors: Tensor | None
     scale: Tensor
     noise: Tensor
+    widening: Tensor
 
     def __init__(
         self,

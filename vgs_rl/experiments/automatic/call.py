@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 from vgs_rl.experiments.automatic.learning import Learning, Trial
 from vgs_rl.experiments.automatic.progress import Progress
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
-from vgs_rl.exploration import Exploration, PriorReference, Reference, explore
+from vgs_rl.exploration import (
+    Coordinates,
+    Exploration,
+    MappedEnergy,
+    MappedReference,
+    PriorReference,
+    Reference,
+    explore,
+    support_of,
+)
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
@@ -31,6 +40,8 @@ def sample(
     dim: int | None = None,
     log_density: Callable[[Tensor], Tensor] | None = None,
     prior: Any = None,
+    bounds: Any = None,
+    support: Any = None,
     seconds: float = 240.0,
     target_ess: float = 0.8,
     device: str = "cpu",
@@ -52,6 +63,11 @@ def sample(
         log_density: in place of `target`, the function -E.
         prior: where exploration begins: a torch distribution, or anything with `sample((n,))` and
             `log_prob(x)`. It is no part of the target.
+        bounds: of the coordinates, a pair (low, high), each a number or a sequence of D; None or an
+            infinity means that there is none.
+        support: in place of `bounds`, a constraint of `torch.distributions.constraints` or a list
+            of them (:func:`~vgs_rl.exploration.support_of`), among them
+            :func:`~vgs_rl.exploration.periodic` for angles.
         seconds: about how long it may take.
         target_ess: effective sample size, as a fraction in (0, 1], at which learning ends early.
         device: `cpu` or `cuda`.
@@ -78,6 +94,12 @@ def sample(
         )
     generator = torch.Generator(device).manual_seed(seed)
     reference: Reference | None = None if prior is None else PriorReference(prior, energy.dim)
+    shape: Coordinates | None = None
+    if bounds is not None or support is not None:
+        shape = support_of(energy.dim, bounds=bounds, support=support).to(device)
+        energy = MappedEnergy(energy, shape)
+        if reference is not None:
+            reference = MappedReference(reference, shape)
     dtype = _computing_type(energy, device)
     with Progress(seconds, show=progress_bar) as progress:
         exploration = explore(
@@ -99,9 +121,12 @@ def sample(
         )
         best = learning.run()
         progress.tell("drawing samples")
-        sampler = MappedSampler(best.agent.sampler(), best.energy.to_x)
-        samples = sampler.sample(n, seed)
+        free = MappedSampler(best.agent.sampler(), best.energy.to_x)
+        samples = free.sample(n, seed)
         evidence = _evidence(best, samples, exploration, seed)
+        sampler = free if shape is None else MappedSampler(free, _typed(shape.to_x))
+        if shape is not None:
+            samples = replace(samples, x=_typed(shape.to_x)(samples.x))
     return Result(
         samples=samples,
         verdict=judge_evidence(evidence),
@@ -122,6 +147,11 @@ def sample(
         },
         seconds=progress.elapsed(),
     )
+
+
+def _typed(to_x: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The map, in the type of its argument."""
+    return lambda z: to_x(z).to(z.dtype)
 
 
 def _target(

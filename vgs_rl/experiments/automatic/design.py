@@ -12,7 +12,7 @@ from torch import Tensor
 from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.exploration import AffineMap, Composed, Coordinates, Rotation
+from vgs_rl.exploration import AffineMap, Composed, Coordinates, Rotation, fit_tails
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.networks.config import MixtureNetwork
 from vgs_rl.starts import Mixture, ProductMixture, StartConfig, choose_mixture, fit_product
@@ -32,6 +32,7 @@ class Design:
         steps: T.
         total_noise: S_0.
         guided: whether ∇E guides the value.
+        tails: the kind of heavy tails that the coordinates take away.
     """
 
     coordinates: Coordinates
@@ -40,6 +41,7 @@ class Design:
     steps: int = 20
     total_noise: float = 0.8
     guided: bool = True
+    tails: Literal["none", "radial", "coordinates"] = "none"
 
     @property
     def kind(self) -> str:
@@ -80,6 +82,7 @@ class Design:
         return {
             "start": self.kind,
             "unit": self.unit,
+            "tails": self.tails,
             "steps": self.steps,
             "total_noise": self.total_noise,
             "guided": self.guided,
@@ -106,6 +109,21 @@ def choose_design(
         the mixture keeps apart.
     """
     x = x[torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]].double()
+    tails = fit_tails(x)
+    if tails.kind == "none":
+        return _light(x, generator, modes)
+    light = tails.coordinates
+    known = None if modes is None else light.to_z(modes)
+    local, whole = _light(light.to_z(x), generator, known)
+    heavy = [
+        replace(design, coordinates=Composed(light, design.coordinates), tails=tails.kind)
+        for design in (local, whole)
+    ]
+    return heavy[0], heavy[1]
+
+
+def _light(x: Tensor, generator: torch.Generator, modes: Tensor | None) -> tuple[Design, Design]:
+    """:func:`choose_design` for a target without heavy tails."""
     whitened = AffineMap.whitening(x)
     z = whitened.to_z(x)
     known = None if modes is None else whitened.to_z(modes)
@@ -184,7 +202,8 @@ def _independent_axes(z: Tensor) -> Tensor | None:
     if not bool(rotation.isfinite().all()):
         return None
     u, _, v = torch.linalg.svd(rotation)  # orthonormal to the last digit
-    return (u @ v).T.to(z.device)
+    axes: Tensor = (u @ v).T.to(z.device)
+    return axes
 
 
 def _of_product(coordinates: Coordinates, mixture: ProductMixture) -> tuple[Design, Design]:

@@ -172,7 +172,7 @@ class Learning:
         local, whole = self._designs()
         best = self._try(local, "local")
         changes: list[tuple[str, Callable[[Design], Design]]] = [
-            ("whole", lambda design: replace(whole, steps=design.steps, guided=design.guided)),
+            ("whole", lambda design: replace(whole, steps=design.steps)),
             ("unguided", lambda design: replace(design, guided=False)),
             ("more steps", lambda design: replace(design, steps=2 * design.steps)),
         ]
