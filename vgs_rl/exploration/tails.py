@@ -9,8 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from scipy import special
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from vgs_rl.exploration.coordinates import Coordinates, part_of
@@ -132,6 +130,9 @@ def _table(nu: float, dim: int) -> tuple[float, Tensor]:
 
     The last piece reaches to infinity.
     """
+    from scipy import special  # slow to import
+    from scipy.interpolate import PchipInterpolator
+
     half, tail = 0.5 * dim, 0.5 * nu
     least = math.exp(-LEAST_LOG * min(nu, 1.0))
     end = math.sqrt(2.0 * float(special.gammainccinv(half, least)))
