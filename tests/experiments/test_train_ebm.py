@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import ROOT, load, run, run_until_ctrl_c
+from commands import ROOT, call, load, run, run_until_ctrl_c, without_pictures
 
 from vgs_rl.agents import (
     EBMConfig,
@@ -57,9 +57,16 @@ DIGITS = [*SHIPPED, "--ebm.energy=AutoencoderEnergyConfig", *TINY, *ITS_OWN_LOSS
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """A folder in which two digits and all methods were run for a moment, with two seeds."""
-    folder = tmp_path_factory.mktemp("compared")
-    options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=2"]
-    out, _ = run("train_ebm.py", *DIGITS, *options, folder=folder)
+    folder, draw = tmp_path_factory.mktemp("compared"), RunFolder.draw
+
+    def draw_one(run, *arguments, **options):  # the pictures of all take longer than all else
+        if run.path.parts[-3:] == ("3", "vgs", "0"):
+            draw(run, *arguments, **options)
+
+    options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw", draw_one)
+        out, _ = call("train_ebm", *DIGITS, *options, folder=folder)
     assert "auroc_image by class" in out and "table.md" in out
     return folder / "runs/digits"
 
@@ -98,7 +105,8 @@ def test_the_plain_autoencoder_may_be_another_energy_than_the_detectors(tmp_path
     options = [each for each in TINY if "energy" not in each and "pretrain" not in each]
     options += ["--ebm.energy.prototypes=40", "--comparison.autoencoder.hidden=[16]"]
     options += ["--comparison.plain_updates=7", "--comparison.methods=[plain]", "--compare=true"]
-    run("train_ebm.py", *SHIPPED, *options, "--budget.updates=4", "--jobs=1", folder=tmp_path)
+    with without_pictures():
+        call("train_ebm", *SHIPPED, *options, "--budget.updates=4", "--jobs=1", folder=tmp_path)
     root = tmp_path / "runs/digits/3"
     assert "PrototypeEnergyConfig" in (root / "vgs/0/config.yaml").read_text()
     plain = yaml.safe_load((root / "plain/0/config.yaml").read_text())["ebm"]["energy"]
@@ -138,22 +146,22 @@ def test_tensorboard_has_energies_auroc_and_pictures(compared):
 
 def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     runs = ["digits/3/vgs/0", "digits/5/langevin/1"]
-    out, _ = run("evaluate.py", *runs, "--json", "-", folder=compared.parent)
+    out, _ = call("evaluate", *runs, "--json", "-", folder=compared.parent)
     for path, again in zip(runs, json.loads(out), strict=True):
         report = json.loads((compared.parent / path / "report.json").read_text())
         assert again["metrics"] == report["metrics"]
         assert again["train_seconds"] == report["train_seconds"]
-    out, _ = run("evaluate.py", runs[0], "--split=validation", folder=compared.parent)
+    out, _ = call("evaluate", runs[0], "--split=validation", folder=compared.parent)
     best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
     assert f"{best['validation']:.4f}" in out
-    _, error = run("evaluate.py", runs[0], "--split=train", folder=compared.parent, status=2)
+    _, error = call("evaluate", runs[0], "--split=train", folder=compared.parent, status=2)
     assert "--split: must be one of test, validation, got 'train'" in error
-    _, error = run("evaluate.py", runs[0], "--smc=true", folder=compared.parent, status=2)
+    _, error = call("evaluate", runs[0], "--smc=true", folder=compared.parent, status=2)
     assert "--smc is for samplers, got a detector" in error
 
 
 def test_an_existing_experiment_is_not_overwritten_unasked(compared):
-    _, error = run("train_ebm.py", *DIGITS, folder=compared.parent.parent, status=2)
+    _, error = call("train_ebm", *DIGITS, folder=compared.parent.parent, status=2)
     assert "is not empty" in error and "--resume" in error and "--overwrite" in error
 
 
@@ -166,6 +174,15 @@ def reports_in(folder):
     return found
 
 
+def test_processes_side_by_side_give_the_reports_of_one(done, tmp_path):
+    options = ["--budget.updates=4", "--jobs=2"]
+    out, _ = run("train_ebm.py", *DIGITS, *options, folder=tmp_path)
+    assert "2 trainings into runs/digits" in out and "auroc_image by class" in out
+    found = reports_in(tmp_path / "runs/digits")
+    assert found.keys() == {"3/vgs/0/report.json", "5/vgs/0/report.json"}
+    assert found["3/vgs/0/report.json"] == reports_in(done)["3/vgs/0/report.json"]
+
+
 @pytest.mark.slow  # minutes on a slow machine: two processes at a time, three times over
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
@@ -176,8 +193,8 @@ def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path
     assert "--resume stopped/digits" in out
     assert len(reports_in(tmp_path / "stopped")) < 2
     resume = ["--resume", "stopped/digits", "--progress=false", f"--jobs={jobs}"]
-    run("train_ebm.py", *resume, folder=tmp_path)
-    run("train_ebm.py", *options, "--output=whole", folder=tmp_path)
+    call("train_ebm", *resume, folder=tmp_path)
+    call("train_ebm", *options, "--output=whole", folder=tmp_path)
     stopped, whole = reports_in(tmp_path / "stopped"), reports_in(tmp_path / "whole")
     assert len(whole) == 2 and stopped == whole
 
@@ -219,9 +236,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, mon
 
 def command(*arguments):
     """train_ebm.py in this process, without pictures; its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_pictures():
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(RunFolder, "draw", lambda *_, **__: None)
         return load("commands.train_ebm").main(
             [*map(str, arguments), "--jobs=1", "--progress=false"]
         )
