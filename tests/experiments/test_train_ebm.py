@@ -1,5 +1,6 @@
 """Detectors trained as energy-based models: choice by validation, resuming, tables, metrics."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -54,18 +55,26 @@ ITS_OWN_LOSS = ["--comparison.autoencoder=null", "--comparison.plain_updates=nul
 DIGITS = [*SHIPPED, "--ebm.energy=AutoencoderEnergyConfig", *TINY, *ITS_OWN_LOSS]
 
 
+@contextlib.contextmanager
+def pictures_of(path):
+    """One run of an experiment draws: the pictures of all take longer than everything else."""
+    draw = RunFolder.draw
+
+    def draw_one(folder, *arguments, **options):
+        if folder.path.as_posix().endswith(path):
+            draw(folder, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw", draw_one)
+        yield
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """A folder in which two digits and all methods were run for a moment, with two seeds."""
-    folder, draw = tmp_path_factory.mktemp("compared"), RunFolder.draw
-
-    def draw_one(run, *arguments, **options):  # the pictures of all take longer than all else
-        if run.path.parts[-3:] == ("3", "vgs", "0"):
-            draw(run, *arguments, **options)
-
+    folder = tmp_path_factory.mktemp("compared")
     options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "draw", draw_one)
+    with pictures_of("3/vgs/0"):
         out, _ = call("train_ebm", *DIGITS, *options, folder=folder)
     assert "auroc_image by class" in out and "table.md" in out
     return folder / "runs/digits"
@@ -175,7 +184,7 @@ def reports_in(folder):
 
 
 def test_processes_side_by_side_give_the_reports_of_one(done, tmp_path):
-    options = ["--budget.updates=4", "--jobs=2"]
+    options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=2"]
     out, _ = run("train_ebm.py", *DIGITS, *options, folder=tmp_path)
     assert "2 trainings into runs/digits" in out and "auroc_image by class" in out
     found = reports_in(tmp_path / "runs/digits")
@@ -421,7 +430,7 @@ def test_grids_are_evaluated_by_images_and_pixels_with_heat_maps(tmp_path):
     crops = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
     data = anomaly.load_texture("brick", crops, features=toy_grids)
     trainer = EBMTrainer(data.rows, small())
-    watch = WatchConfig(validate_every=2, figures_every=1, choose_by="mean")
+    watch = WatchConfig(validate_every=2, figures_every=0, choose_by="mean")
     training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
     report = training.run(BudgetConfig(updates=4), target="brick", seed=0, progress_bar=False)
     assert set(report.metrics) == {"auroc_image", "auroc_pixel"}
@@ -446,7 +455,8 @@ def test_the_test_split_does_not_choose(tmp_path):
             path=tmp_path / name,
             yaml="",
         )
-        report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
+        with without_pictures():
+            report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
         energies.append((trainer.energy.state_dict(), report.metrics["auroc_image"].value))
     (one, value), (other, opposite) = energies
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -458,7 +468,8 @@ def test_the_evaluated_energy_is_the_best_validated_one(tmp_path):
     trainer = EBMTrainer(data.rows, small())
     watch = WatchConfig(validate_every=1, figures_every=0)
     training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
-    training.run(BudgetConfig(updates=6), target="x", seed=0, progress_bar=False)
+    with without_pictures():
+        training.run(BudgetConfig(updates=6), target="x", seed=0, progress_bar=False)
     other = EBMTrainer(data.rows, small())
     assert load_energy(tmp_path / "run", other)["validation"] == training.best
     x = data.test.x
@@ -558,9 +569,9 @@ def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
     config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
     shared = [each for each in TINY if "held_out" not in each]
     options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
-    assert load("commands.train_ebm").main([*config, *shared, *options]) == 0, (
-        capsys.readouterr().err
-    )
+    with pictures_of("all/vgs/0"):
+        status = load("commands.train_ebm").main([*config, *shared, *options])
+    assert status == 0, capsys.readouterr().err
     assert "auroc_pixel by class" in capsys.readouterr().out
     content = json.loads(Path("runs/mvtec/table.json").read_text())
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL
