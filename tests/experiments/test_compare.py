@@ -35,7 +35,7 @@ CompareError = compare_jobs.CompareError
 TINY = (
     tiny_config.TINY
     + """\
-evaluation: {n_samples: 200, validation_samples: 100, validate_every: 10, figures_every: 0}
+evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
 """
 )
 

@@ -53,6 +53,7 @@ TINY = [
 SHIPPED = ["--config", ROOT / "configs/ebm_digits.yaml"]
 ITS_OWN_LOSS = ["--comparison.autoencoder=null", "--comparison.plain_updates=null"]
 DIGITS = [*SHIPPED, "--ebm.energy=AutoencoderEnergyConfig", *TINY, *ITS_OWN_LOSS]
+SHORT = [*DIGITS, "--budget.updates=4", "--watch.figures_every=0"]
 
 
 @contextlib.contextmanager
@@ -184,8 +185,7 @@ def reports_in(folder):
 
 
 def test_processes_side_by_side_give_the_reports_of_one(done, tmp_path):
-    options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=2"]
-    out, _ = run("train_ebm.py", *DIGITS, *options, folder=tmp_path)
+    out, _ = run("train_ebm.py", *SHORT, "--jobs=2", folder=tmp_path)
     assert "2 trainings into runs/digits" in out and "auroc_image by class" in out
     found = reports_in(tmp_path / "runs/digits")
     assert found.keys() == {"3/vgs/0/report.json", "5/vgs/0/report.json"}
@@ -256,7 +256,7 @@ def command(*arguments):
 def done(tmp_path_factory):
     """The folder of a finished experiment of one digit, which nobody changes."""
     output = tmp_path_factory.mktemp("done") / "runs"
-    assert command(*DIGITS, "--part=3", "--budget.updates=4", f"--output={output}") == 0
+    assert command(*SHORT, "--part=3", f"--output={output}") == 0
     return output / "digits"
 
 
