@@ -180,10 +180,9 @@ def test_the_benchmarks_gaussian_densities_are_normalised(name: str, log_det: fl
 
 @pytest.mark.parametrize("name", ["two-modes-2", "forty-modes-2"])
 def test_the_benchmarks_mixtures_are_normalised(name: str) -> None:
-    axis = torch.linspace(-48, 48, 2_401, dtype=torch.float64)
+    axis = torch.linspace(-48, 48, 241, dtype=torch.float64)  # of unit normals: exact to rounding
     step = float(axis[1] - axis[0]) ** 2
-    rows = (torch.cartesian_prod(part, axis) for part in axis.split(100))
-    total = sum(float((-TARGETS[name][1](x)).exp().sum()) for x in rows) * step
+    total = float((-TARGETS[name][1](torch.cartesian_prod(axis, axis))).exp().sum()) * step
     assert total == pytest.approx(1.0, abs=1e-6)
 
 

@@ -66,7 +66,7 @@ def test_an_affine_map_keeps_densities_and_gradients(diagonal: bool) -> None:
     torch.testing.assert_close(value, energy(z))
     assert energy.log_z == GMM9().log_z
     # ∫ exp(-E) dz on a fine grid is Z.
-    axis = torch.linspace(-25, 25, 1201, dtype=torch.float64)
+    axis = torch.linspace(-25, 25, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     total = torch.exp(-energy(grid)).sum() * (axis[1] - axis[0]) ** 2
     assert float(total) == pytest.approx(1.0, abs=1e-3)
