@@ -102,8 +102,8 @@ def test_preconditioning_does_not_bias_log_z_in_many_dimensions() -> None:
     energy = FiniteEnergy(gaussian([1.0] * 60))
     reference = GaussianReference(torch.zeros(60), torch.full((60,), 3.0))
     source = generator()
-    found = [tempered_smc(energy, reference, 600, source).log_z for _ in range(4)]
-    assert abs(sum(found) / 4) < 0.25
+    found = [tempered_smc(energy, reference, 600, source).log_z for _ in range(6)]
+    assert abs(sum(found) / 6) < 0.35
 
 
 @pytest.mark.parametrize(
