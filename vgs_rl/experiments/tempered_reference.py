@@ -24,11 +24,11 @@ METHOD = (
     "Independent runs of adaptive tempered SMC (vgs_rl.exploration.tempered), in float64. They "
     "start from a Gaussian: N(0, std² I), or the target's Laplace approximation, std times as "
     "wide. log Z is the mean over runs of bridge sampling (vgs_rl.experiments.bridge) between a "
-    "run's particles and a Gaussian: the Laplace approximation, or for fields the other runs' "
-    "mean and covariance under the lattice's symmetries. log_z_smc is SMC's own, the log of the "
-    "runs' mean Z. Errors are standard deviations between runs over the root of their number. "
-    "Validation and test set come from disjoint runs; rows are particles without replacement. Of a "
-    "field each row has a random sign, which the density is invariant to."
+    "run's particles and a Gaussian: the other runs' mean and covariance, for fields under the "
+    "lattice's symmetries, or the Laplace approximation where they are fewer than 20 D. log_z_smc "
+    "is SMC's own, the log of the runs' mean Z. Errors are standard deviations between runs over "
+    "the root of their number. Validation and test set come from disjoint runs; rows are particles "
+    "without replacement. Of a field each row has a random sign, which the density is invariant to."
 )
 
 
@@ -109,9 +109,13 @@ def tempered_reference(
     x = torch.stack(draws)  # (runs, particles, D)
     bridged = []
     for run in range(recipe.runs):
-        fit = GaussianFit(near)
+        others = torch.cat([*x[:run], *x[run + 1 :]])
         if isinstance(energy, Phi4):
-            fit = GaussianFit.of_field(energy, torch.cat([*x[:run], *x[run + 1 :]]))
+            fit = GaussianFit.of_field(energy, others)
+        elif len(others) >= 20 * energy.dim:
+            fit = GaussianFit.of_samples(others)
+        else:
+            fit = GaussianFit(near)
         bridged.append(bridge_log_z(energy, fit, x[run], generator))
     if isinstance(energy, Phi4):
         signs = torch.randint(2, x.shape[:2], generator=generator).unsqueeze(-1)
