@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from commands import load
-from scipy.stats import multivariate_t
 from torch import Tensor
 
 import vgs_rl
@@ -181,17 +180,9 @@ def test_the_benchmarks_gaussian_densities_are_normalised(name: str, log_det: fl
 
 @pytest.mark.parametrize("name", ["two-modes-2", "forty-modes-2"])
 def test_the_benchmarks_mixtures_are_normalised(name: str) -> None:
-    axis = torch.linspace(-48, 48, 241, dtype=torch.float64)  # of unit normals: exact to rounding
-    step = float(axis[1] - axis[0]) ** 2
-    total = float((-TARGETS[name][1](torch.cartesian_prod(axis, axis))).exp().sum()) * step
-    assert total == pytest.approx(1.0, abs=1e-6)
-
-
-def test_the_benchmarks_student_is_scipys() -> None:
-    dim, energy = TARGETS["student-10"]
-    x = 5 * torch.randn(100, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = -multivariate_t(np.zeros(dim), np.eye(dim), df=2).logpdf(x.numpy())
-    torch.testing.assert_close(energy(x), torch.from_numpy(expected))
+    axis = torch.linspace(-48, 48, 193, dtype=torch.float64)
+    total = (-TARGETS[name][1](torch.cartesian_prod(axis, axis))).exp().sum() * 0.25
+    assert float(total) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

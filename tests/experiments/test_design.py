@@ -57,7 +57,7 @@ def test_both_designs_have_the_same_mixture_in_other_units(target: GMM9 | TwoMod
 def test_heavy_tails_are_taken_away() -> None:
     target = StudentT(3)
     x = target.sample(6_000, source()).double()
-    design, _ = choose_design(x, source())
+    design, _ = choose_design(x, source(), tails=True)
     assert design.tails == "radial"
     gap = float((-target(x) - log_density(design, x)).mean())  # a KL divergence
     assert abs(gap) < 0.05

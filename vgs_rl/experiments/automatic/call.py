@@ -12,7 +12,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
-from vgs_rl.experiments.automatic.learning import Learning, Trial
+from vgs_rl.experiments.automatic.learning import Learning, Rows, Trial
 from vgs_rl.experiments.automatic.progress import Progress
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
 from vgs_rl.exploration import (
@@ -220,12 +220,13 @@ def _evidence(best: Trial, samples: Samples, exploration: Exploration, seed: int
     assert samples.log_weight is not None
     mdp = best.agent.mdp
     generator = mdp.generator(seed + 1)
-    particles = best.energy.coordinates.to_z(exploration.x).to(mdp.dtype)
-    backward = best.agent.sampler().reverse_log_weight(particles, generator)
+    particles = Rows.of(exploration).resampled(generator)
+    z = best.energy.coordinates.to_z(particles).to(mdp.dtype)
+    backward = best.agent.sampler().reverse_log_weight(z, generator)
     return Evidence.of(
         samples.x.double(),
         samples.log_weight,
-        particles=exploration.x,
+        particles=particles,
         backward=backward,
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,

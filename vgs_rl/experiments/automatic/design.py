@@ -103,6 +103,7 @@ def choose_design(
     *,
     log_weight: Tensor | None = None,
     modes: Tensor | None = None,
+    tails: bool = False,
 ) -> tuple[Design, Design]:
     """Designs for a target of which particles are known.
 
@@ -115,6 +116,7 @@ def choose_design(
         generator: source of randomness.
         log_weight: of the particles, shape (n,), not too unequal; equal if None.
         modes: known modes, shape (M, D).
+        tails: whether heavy tails are taken away, if there are any.
 
     Returns:
         One in whose coordinates a component of the mixture has unit size, and one in whose
@@ -124,17 +126,17 @@ def choose_design(
     some = torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]
     log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
     x, log_weight = x[some].double(), log_weight[some].double()
-    tails = fit_tails(x, log_weight)
-    if tails.kind == "none":
+    heavy = fit_tails(x, log_weight) if tails else None
+    if heavy is None or heavy.kind == "none":
         return _light(x, log_weight, generator, modes)
-    light = tails.coordinates
+    light = heavy.coordinates
     known = None if modes is None else light.to_z(modes)
     local, whole = _light(light.to_z(x), log_weight, generator, known)
-    heavy = [
-        replace(design, coordinates=Composed(light, design.coordinates), tails=tails.kind)
+    local, whole = (
+        replace(design, coordinates=Composed(light, design.coordinates), tails=heavy.kind)
         for design in (local, whole)
-    ]
-    return heavy[0], heavy[1]
+    )
+    return local, whole
 
 
 def _light(

@@ -164,7 +164,7 @@ class Learning:
         if self._ends(best):
             return best
         self.rows = self.rows.joined(self.drawn(best))
-        local, whole = self._designs()
+        local, whole = self._designs(best.design.tails != "none")
         again = local if best.design.unit == "component" else whole
         options = {name: getattr(best.design, name) for name in ("steps", "guided")}
         fitted = self._try(replace(again, **options), "fitted again")
@@ -180,15 +180,25 @@ class Learning:
     def _ends(self, trial: Trial) -> bool:
         return self.stopped or trial.ess >= self.target_ess or self._left() < 2.0
 
-    def _designs(self) -> tuple[Design, Design]:
+    def _designs(self, tails: bool) -> tuple[Design, Design]:
+        """Designs for one component and for the whole target."""
         modes, rows = self.exploration.modes, self.rows.tempered()
         known = None if modes is None else modes.x
-        return choose_design(rows.x, self.generator, log_weight=rows.log_weight, modes=known)
+        log_weight = rows.log_weight
+        return choose_design(
+            rows.x, self.generator, log_weight=log_weight, modes=known, tails=tails
+        )
 
     def _choose(self) -> Trial:
         """Tries one change of the design after the other, and keeps what helps."""
-        local, whole = self._designs()
+        local, whole = self._designs(tails=False)
         best = self._try(local, "local")
+        if best.ess < self.target_ess:
+            heavy, heavy_whole = self._designs(tails=True)
+            if heavy.tails != "none":
+                other = self._try(heavy, "tails")
+                if other.gap < best.gap:
+                    best, local, whole = other, heavy, heavy_whole
         changes: list[tuple[str, Callable[[Design], Design]]] = [
             ("whole", lambda design: replace(whole, steps=design.steps)),
             ("unguided", lambda design: replace(design, guided=False)),

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vgs_rl.energy import Energy
+from vgs_rl.envs import FortyModes, Rosenbrock, StudentT, TwoModes
 from vgs_rl.experiments.automatic import sample
 from vgs_rl.experiments.tables import (
     Table,
@@ -36,39 +38,11 @@ def _gaussian(std: tuple[float, ...], mean: float = 0.0) -> Density:
     return energy
 
 
-def _two_modes(x: Tensor) -> Tensor:
-    """A tenth of the mass at 0, the rest twenty standard deviations away."""
-    axis = torch.zeros_like(x)
-    axis[:, 0] = 20.0
-    small = math.log(0.1) - 0.5 * x.square().sum(-1)
-    large = math.log(0.9) - 0.5 * (x - axis).square().sum(-1)
-    return x.shape[1] * HALF_LOG_TAU - torch.logaddexp(small, large)
-
-
-def _student(x: Tensor, degrees: float = 2.0) -> Tensor:
-    """Student's t, whose variance is infinite."""
-    dim = x.shape[1]
-    constant = math.lgamma(0.5 * (degrees + dim)) - math.lgamma(0.5 * degrees)
-    constant -= 0.5 * dim * math.log(degrees * math.pi)
-    return 0.5 * (degrees + dim) * torch.log1p(x.square().sum(-1) / degrees) - constant
-
-
-def _rosenbrock(x: Tensor) -> Tensor:
-    """Pairs (a, b) of (a - 1)² + 100 (b - a²)², which is a Gaussian of a times one of b given a."""
-    a, b = x[:, 0::2], x[:, 1::2]
-    pairs = (a - 1).square() + 100 * (b - a.square()).square() + math.log(math.pi / 10)
-    return pairs.sum(-1)
-
-
-def _forty_modes(dim: int) -> Density:
-    generator = torch.Generator().manual_seed(0)
-    means = 80 * torch.rand(40, dim, generator=generator) - 40
-
-    def energy(x: Tensor) -> Tensor:
-        squares = (x.unsqueeze(1) - means.to(x)).square().sum(-1)
-        return dim * HALF_LOG_TAU + math.log(40) - torch.logsumexp(-0.5 * squares, -1)
-
-    return energy
+def _normalised(energy: Energy) -> tuple[int, Density]:
+    """D and a plain function, which has neither exact samples nor log Z."""
+    log_z = energy.log_z
+    assert log_z is not None
+    return energy.dim, lambda x: energy.energy(x) + log_z
 
 
 # Of each: D, and minus the log density. So log Z is 0.
@@ -76,13 +50,13 @@ TARGETS: dict[str, tuple[int, Density]] = {
     "scales": (3, _gaussian((1e-3, 1.0, 1e3))),
     "narrow": (4, _gaussian((1e-3,) * 4)),
     "far": (3, _gaussian((1.0,) * 3, mean=1_000.0)),
-    "two-modes-2": (2, _two_modes),
-    "two-modes-20": (20, _two_modes),
-    "two-modes-100": (100, _two_modes),
-    "student-10": (10, _student),
-    "rosenbrock-10": (10, _rosenbrock),
-    "forty-modes-2": (2, _forty_modes(2)),
-    "forty-modes-50": (50, _forty_modes(50)),
+    "two-modes-2": _normalised(TwoModes(2)),
+    "two-modes-20": _normalised(TwoModes(20)),
+    "two-modes-100": _normalised(TwoModes(100)),
+    "student-10": _normalised(StudentT(10)),
+    "rosenbrock-10": _normalised(Rosenbrock(10)),
+    "forty-modes-2": _normalised(FortyModes(2)),
+    "forty-modes-50": _normalised(FortyModes(50)),
 }
 
 
