@@ -83,9 +83,9 @@ def test_ctrl_c_while_learning_gives_what_was_learned(monkeypatch: pytest.Monkey
         return update(self)
 
     monkeypatch.setattr(ValueGradientAgent, "update", press)
-    result = vgs_rl.sample(scales, 500, dim=2, seconds=30)
+    result = vgs_rl.sample(scales, 500, dim=2, seconds=30, target_ess=1.0)
     assert len(turns) == 1 and len(result.x) == 500
-    assert result.agent.counters.updates == 3
+    assert result.settings["learning"][-1]["updates"] == 3
 
 
 @pytest.mark.parametrize(
