@@ -226,7 +226,9 @@ def _independent_axes(z: Tensor) -> Tensor | None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = FastICA(whiten=False, fun="cube", max_iter=100, random_state=0).fit(z.cpu().numpy())
+        search = FastICA(whiten=False, algorithm="deflation", max_iter=100, random_state=0)
+        exactly = AffineMap.whitening(z).to_z(z)  # as the search takes for granted
+        found = search.fit(exactly.cpu().numpy())
     rotation = torch.as_tensor(found.components_, dtype=torch.float64)
     if not bool(rotation.isfinite().all()):
         return None
