@@ -31,8 +31,9 @@ compare: setup
 	$(BIN)/python scripts/compare.py --env GMM9,Funnel10 --seeds 1 --budget seconds=40 \
 		--agents vgs,pis,tb,sb3-ppo,sb3-sac-kernel,tianshou-ppo,mala,hmc,ais,pt
 
+# A file of tests is one worker's, so that what its tests share is made once.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 slow: setup
 	$(BIN)/pytest -m slow

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import call, run
 from torch import nn
 
 from vgs_rl.agents.ebm.classical import OUTLIER_METHODS
@@ -474,5 +474,5 @@ def test_the_command_prints_every_detectors_metrics(tmp_path):
     values = {method: row["auroc_image"]["value"] for method, row in table.items()}
     assert values["local_outlier_factor"] > 0.93 and values["one_class_svm"] > 0.88
     options = ["mvtec", "--folder", "nowhere"]
-    _, error = run("detect.py", *options, folder=tmp_path, status=2)
+    _, error = call("detect", *options, folder=tmp_path, status=2)
     assert error.startswith("error: MVTec-AD is not at nowhere")

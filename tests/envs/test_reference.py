@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import call, run
 
 from vgs_rl.envs import (
     DW4,
@@ -194,16 +194,16 @@ def test_published_samples_have_the_same_energies_and_distances(target, name, sl
 
 
 def test_the_script_is_reproducible_and_its_file_complete(tmp_path):
-    def make(name: str) -> dict[str, np.ndarray]:
-        out = tmp_path / name
+    def make(start, command: str) -> dict[str, np.ndarray]:
+        out = tmp_path / f"{start.__name__}.npz"
         options = ["--draws=4", "--thin=1", "--burn_in=4", "--validation_chains=2"]
-        command = ["--target=DW4", f"--out={out}", "--seed=3", "--test_chains=3", *options]
-        printed, _ = run("make_reference.py", *command, folder=tmp_path)
+        options += ["--target=DW4", f"--out={out}", "--seed=3", "--test_chains=3"]
+        printed, _ = start(command, *options, folder=tmp_path)
         assert "split_r_hat" in printed
         with np.load(out, allow_pickle=False) as file:
             return dict(file)
 
-    first, again = make("a.npz"), make("b.npz")
+    first, again = make(run, "make_reference.py"), make(call, "make_reference")
     assert first["validation"].shape == (8, 8) and first["test"].shape == (12, 8)
     np.testing.assert_array_equal(first["test"], again["test"])
     recipe = json.loads(str(first["provenance"]))["recipe"]

@@ -1,11 +1,12 @@
 """The benchmark command, on sizes that take seconds."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import tiny as tiny_config
-from commands import ROOT, load, run
+from commands import ROOT, call, load, run, without_pictures
 
 from vgs_rl import MDPConfig, SamplingMDP
 from vgs_rl.envs import FourGauss
@@ -16,7 +17,7 @@ TINY = (
     tiny_config.TINY
     + """\
 budget: {updates: 30}
-evaluation: {n_samples: 400, validation_samples: 100, validate_every: 10, figures_every: 0}
+evaluation: {n_samples: 200, validation_samples: 100, validate_every: 10, figures_every: 0}
 device: cpu
 """
 )
@@ -33,11 +34,12 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     readme.write_text("above\n<!-- quality:begin -->\nstale\n<!-- quality:end -->\nbelow\n")
     options = ["--configs=[tiny.yaml]", "--seeds=[0]", "--json=out.json", "--markdown=page.md"]
     options += ["--agents=[pis]"]
-    first, _ = run("benchmark.py", "quality", *options, folder=folder)
+    with without_pictures():
+        first, _ = call("benchmark", "quality", *options, folder=folder)
     for column in ("vgs", "ideal", "resampled", "twisted SMC", "MALA alone", "oracle", "pis"):
         assert column in first
     assert "training vgs on FourGauss" in first
-    again, _ = run("benchmark.py", "quality", *options, folder=folder)
+    again, _ = call("benchmark", "quality", *options, folder=folder)
     assert "training" not in again.replace("train_seconds", "")
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "stale" not in text
@@ -50,11 +52,15 @@ def test_quality_trains_once_and_writes_table_and_reports(folder: Path) -> None:
     assert mala["energy_evaluations"] == own["energy_evaluations"] + own["n_samples"]
 
 
-def test_quality_evaluates_shipped_samplers_without_training(folder: Path) -> None:
+def test_quality_evaluates_shipped_samplers_without_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = load("benchmarks.runs")
+    monkeypatch.setattr(runs, "load_pretrained", functools.cache(runs.load_pretrained))
     options = ["--pretrained=true", "--configs=[dw4]", "--n=40", "--markdown=page.md"]
     beside = ["resampled", "+ MALA", "low noise"]
-    first, _ = run("benchmark.py", "quality", *options, f"--extra={beside}", folder=folder)
-    again, _ = run("benchmark.py", "quality", *options, f"--extra={beside}", folder=folder)
+    first, _ = call("benchmark", "quality", *options, f"--extra={beside}", folder=folder)
+    again, _ = call("benchmark", "quality", *options, f"--extra={beside}", folder=folder)
     assert "evaluating DW4" in first and "evaluating" not in again
     assert "training" not in first.replace("train_seconds", "")
     text = (folder / "page.md").read_text()
@@ -99,7 +105,7 @@ def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
     _, err = run("benchmark.py", "quality", "--n=40", folder=folder, status=2)
     assert "error: n and compiled are for --pretrained true" in err
     options = ["--pretrained=true", "--configs=[gmm9]"]
-    _, err = run("benchmark.py", "quality", *options, folder=folder, status=2)
+    _, err = call("benchmark", "quality", *options, folder=folder, status=2)
     assert "error: no sampler is shipped for GMM9; there are DW4, LJ13, LJ55" in err
 
 

@@ -1,7 +1,8 @@
-"""The commands, run as a user runs them: in other folders, as processes."""
+"""The commands, run as a user runs them: in other folders, a process each where it matters."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import ROOT, load, run, run_until_ctrl_c
+from commands import ROOT, call, load, run, run_until_ctrl_c, without_pictures
 
 import vgs_rl
 from vgs_rl.envs.configured import tuned_config
@@ -46,15 +47,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which GMM9 was trained for a moment."""
     folder = tmp_path_factory.mktemp("trained")
     config = ROOT / "configs" / "gmm9.yaml"
-    out, _ = run(
-        "train.py",
-        "--config",
-        config,
-        *TINY,
-        "--budget.updates=40",
-        "--ceiling=true",
-        folder=folder,
-    )
+    options = ["--config", config, *TINY, "--budget.updates=40", "--ceiling=true"]
+    out, _ = call("train", *options, folder=folder)
     assert "oracle posterior" in out and "oracle bellman" in out and "ideal" in out
     assert "summary.png" in out
     return folder
@@ -85,7 +79,9 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
 def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Path) -> None:
     path = trained / "runs/GMM9/vgs/0"
     file = tmp_path / "mine.pt"
-    run("evaluate.py", path, "--export", file, folder=tmp_path)
+    program = tmp_path / "mine.pt2"
+    for exported in (file, program):
+        call("evaluate", path, "--n=100", "--export", exported, folder=tmp_path)
     sampler = vgs_rl.load_sampler(file)
     agent = load_run(path)
     expected = agent.sampler().sample(100, 5)
@@ -93,13 +89,11 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
     torch.testing.assert_close(drawn.x, expected.x)
     torch.testing.assert_close(drawn.log_weight, expected.log_weight)
     assert file.stat().st_size < (path / "checkpoints/best.pt").stat().st_size / 2
-    out, _ = run("evaluate.py", "--pretrained", file, "--json", "-", folder=tmp_path)
+    out, _ = call("evaluate", "--pretrained", file, "--json", "-", folder=tmp_path)
     (again,) = json.loads(out)
     report = json.loads((path / "report.json").read_text())
     assert again["metrics"] == report["metrics"]
     assert again["train_seconds"] == report["train_seconds"]
-    program = tmp_path / "mine.pt2"
-    assert load("commands.evaluate").main([str(path), "--n=100", f"--export={program}"]) == 0
     steps = agent.mdp.num_steps
     x, log_weight = torch.export.load(program).module()(
         torch.rand(7, 2), torch.randn(steps + 1, 7, 2)
@@ -107,13 +101,9 @@ def test_an_exported_sampler_draws_the_same_samples(trained: Path, tmp_path: Pat
     assert x.shape == (7, 2) and log_weight.isfinite().all()
 
 
-def test_a_sampler_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_sampler_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(FileNotFoundError, match="no trained sampler 'GMM10'"):
         vgs_rl.load_sampler("GMM10")
-    _, err = run("evaluate.py", folder=tmp_path, status=2)
-    assert "give at least one run folder, or --pretrained NAME" in err
-    _, err = run("evaluate.py", "--pretrained", "nothing", folder=tmp_path, status=2)
-    assert "no trained sampler 'nothing'" in err
 
 
 def test_a_run_keeps_the_samples_that_were_evaluated(trained: Path) -> None:
@@ -127,7 +117,7 @@ def test_a_run_keeps_the_samples_that_were_evaluated(trained: Path) -> None:
 
 def test_a_drift_that_cannot_be_compiled_is_refused(trained: Path, tmp_path: Path) -> None:
     path = trained / "runs/GMM9/vgs/0"
-    _, err = run("evaluate.py", path, "--compiled", "true", folder=tmp_path, status=2)
+    _, err = call("evaluate", path, "--compiled", "true", folder=tmp_path, status=2)
     assert "compiling is for networks of particle systems (ClusterNetwork), got" in err
 
 
@@ -153,23 +143,35 @@ def test_evaluate_reproduces_the_report(trained: Path) -> None:
     report = json.loads((trained / "runs/GMM9/vgs/0/report.json").read_text())
     for name, metric in report["metrics"].items():
         assert again["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-6), name
-    out, _ = run("evaluate.py", "runs/GMM9/vgs/0", "--resample", "true", folder=trained)
+    out, _ = call("evaluate", "runs/GMM9/vgs/0", "--resample", "true", folder=trained)
     assert "tvd_energy" in out
 
 
-def test_the_guides_example_registers_an_energy_from_another_folder(tmp_path: Path) -> None:
+def test_the_guides_example_registers_an_energy_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_rings.py").write_text(guides_block("python", "# my_rings.py"))
     (tmp_path / "rings.yaml").write_text(guides_block("yaml", "# rings.yaml"))
     commands = guides_block("bash", "my_rings:me/Rings-v0").splitlines()
-    for command in commands:
-        command = command.split("  #")[0].replace("vgs-rl", "python -m vgs_rl")
-        command = re.sub(r"^python", sys.executable, command)
-        if " train " in command:
-            command += " " + " ".join([*TINY, "--budget.updates=30"])
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, command + done.stdout + done.stderr
+    words = [shlex.split(command, comments=True) for command in commands]
+    checked, made, by_id, by_path = words
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rings", raising=False)
+    for python, _, code in (checked, made):
+        assert python == "python"
+        exec(code, {})
+    options = [*TINY, "--budget.updates=30"]
+    assert by_id[:2] == by_path[:2] == ["vgs-rl", "train"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vgs_rl", *by_id[1:], *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with without_pictures():
+        call("train", *by_path[2:], *options, folder=tmp_path)
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
     names = {"log_z", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}
@@ -187,8 +189,9 @@ def test_ctrl_c_then_resume_gives_the_same_run_bit_for_bit(tmp_path: Path) -> No
         "state"
     ]["counters"]["updates"]
     assert 0 < stopped_at < 400
-    run("train.py", "--resume", "stopped/GMM9/vgs/0", "--progress=false", folder=tmp_path)
-    run("train.py", *common, "--output=whole", folder=tmp_path)
+    with without_pictures():
+        call("train", "--resume", "stopped/GMM9/vgs/0", "--progress=false", folder=tmp_path)
+        call("train", *common, "--output=whole", folder=tmp_path)
 
     def records(name: str) -> list[dict[str, object]]:
         lines = (tmp_path / name / "GMM9/vgs/0/metrics.jsonl").read_text().splitlines()
@@ -263,7 +266,7 @@ def test_bad_input_gets_one_clear_error_and_leaves_no_files(
 
 def test_an_existing_run_is_not_overwritten_unasked(trained: Path) -> None:
     config = ROOT / "configs/gmm9.yaml"
-    _, error = run("train.py", "--config", config, *TINY, folder=trained, status=2)
+    _, error = call("train", "--config", config, *TINY, folder=trained, status=2)
     assert "is not empty" in error and "--resume" in error and "--overwrite" in error
 
 
@@ -279,7 +282,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(damage: str, trained: Path) 
             torch.save({"weights": torch.zeros(3)}, path)
         else:  # an object whose unpickling would run code
             torch.save(Bomb(str(marker)), path)
-        _, error = run("evaluate.py", "runs/GMM9/vgs/0", folder=trained, status=2)
+        _, error = call("evaluate", "runs/GMM9/vgs/0", folder=trained, status=2)
         assert "best.pt" in error and error.count("\n") == 1
         assert not marker.exists()
     finally:
@@ -301,7 +304,8 @@ def test_training_with_defaults_says_where_the_settings_of_the_target_are(
     assert tuned_config("FourGauss") == "gmm4"
     assert tuned_config("Gaussian") is None
     options = ["--env=GMM9", *TINY, "--budget.updates=1", f"--output={tmp_path}"]
-    assert load("commands.train").main(options) == 0
+    with without_pictures():
+        assert load("commands.train").main(options) == 0
     out = capsys.readouterr().out
     assert "note: the agent has defaults; its settings for GMM9 are in the" in out
     assert "configuration gmm9: vgs-rl train gmm9" in out

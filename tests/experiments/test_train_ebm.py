@@ -1,5 +1,6 @@
 """Detectors trained as energy-based models: choice by validation, resuming, tables, metrics."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import ROOT, load, run, run_until_ctrl_c
+from commands import ROOT, call, load, run, run_until_ctrl_c, without_pictures
 
 from vgs_rl.agents import (
     EBMConfig,
@@ -52,14 +53,30 @@ TINY = [
 SHIPPED = ["--config", ROOT / "configs/ebm_digits.yaml"]
 ITS_OWN_LOSS = ["--comparison.autoencoder=null", "--comparison.plain_updates=null"]
 DIGITS = [*SHIPPED, "--ebm.energy=AutoencoderEnergyConfig", *TINY, *ITS_OWN_LOSS]
+SHORT = [*DIGITS, "--budget.updates=4", "--watch.figures_every=0"]
+
+
+@contextlib.contextmanager
+def pictures_of(path):
+    """One run of an experiment draws: the pictures of all take longer than everything else."""
+    draw = RunFolder.draw
+
+    def draw_one(folder, *arguments, **options):
+        if folder.path.as_posix().endswith(path):
+            draw(folder, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw", draw_one)
+        yield
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """A folder in which two digits and all methods were run for a moment, with two seeds."""
     folder = tmp_path_factory.mktemp("compared")
-    options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=2"]
-    out, _ = run("train_ebm.py", *DIGITS, *options, folder=folder)
+    options = ["--budget.updates=8", "--compare=true", "--seeds=2", "--jobs=1"]
+    with pictures_of("3/vgs/0"):
+        out, _ = call("train_ebm", *DIGITS, *options, folder=folder)
     assert "auroc_image by class" in out and "table.md" in out
     return folder / "runs/digits"
 
@@ -98,7 +115,8 @@ def test_the_plain_autoencoder_may_be_another_energy_than_the_detectors(tmp_path
     options = [each for each in TINY if "energy" not in each and "pretrain" not in each]
     options += ["--ebm.energy.prototypes=40", "--comparison.autoencoder.hidden=[16]"]
     options += ["--comparison.plain_updates=7", "--comparison.methods=[plain]", "--compare=true"]
-    run("train_ebm.py", *SHIPPED, *options, "--budget.updates=4", "--jobs=1", folder=tmp_path)
+    with without_pictures():
+        call("train_ebm", *SHIPPED, *options, "--budget.updates=4", "--jobs=1", folder=tmp_path)
     root = tmp_path / "runs/digits/3"
     assert "PrototypeEnergyConfig" in (root / "vgs/0/config.yaml").read_text()
     plain = yaml.safe_load((root / "plain/0/config.yaml").read_text())["ebm"]["energy"]
@@ -138,22 +156,22 @@ def test_tensorboard_has_energies_auroc_and_pictures(compared):
 
 def test_evaluate_reproduces_the_reports_of_several_detectors(compared):
     runs = ["digits/3/vgs/0", "digits/5/langevin/1"]
-    out, _ = run("evaluate.py", *runs, "--json", "-", folder=compared.parent)
+    out, _ = call("evaluate", *runs, "--json", "-", folder=compared.parent)
     for path, again in zip(runs, json.loads(out), strict=True):
         report = json.loads((compared.parent / path / "report.json").read_text())
         assert again["metrics"] == report["metrics"]
         assert again["train_seconds"] == report["train_seconds"]
-    out, _ = run("evaluate.py", runs[0], "--split=validation", folder=compared.parent)
+    out, _ = call("evaluate", runs[0], "--split=validation", folder=compared.parent)
     best = torch.load(compared / "3/vgs/0/checkpoints/best.pt", weights_only=True)["state"]
     assert f"{best['validation']:.4f}" in out
-    _, error = run("evaluate.py", runs[0], "--split=train", folder=compared.parent, status=2)
+    _, error = call("evaluate", runs[0], "--split=train", folder=compared.parent, status=2)
     assert "--split: must be one of test, validation, got 'train'" in error
-    _, error = run("evaluate.py", runs[0], "--smc=true", folder=compared.parent, status=2)
+    _, error = call("evaluate", runs[0], "--smc=true", folder=compared.parent, status=2)
     assert "--smc is for samplers, got a detector" in error
 
 
 def test_an_existing_experiment_is_not_overwritten_unasked(compared):
-    _, error = run("train_ebm.py", *DIGITS, folder=compared.parent.parent, status=2)
+    _, error = call("train_ebm", *DIGITS, folder=compared.parent.parent, status=2)
     assert "is not empty" in error and "--resume" in error and "--overwrite" in error
 
 
@@ -166,6 +184,14 @@ def reports_in(folder):
     return found
 
 
+def test_processes_side_by_side_give_the_reports_of_one(done, tmp_path):
+    out, _ = run("train_ebm.py", *SHORT, "--jobs=2", folder=tmp_path)
+    assert "2 trainings into runs/digits" in out and "auroc_image by class" in out
+    found = reports_in(tmp_path / "runs/digits")
+    assert found.keys() == {"3/vgs/0/report.json", "5/vgs/0/report.json"}
+    assert found["3/vgs/0/report.json"] == reports_in(done)["3/vgs/0/report.json"]
+
+
 @pytest.mark.slow  # minutes on a slow machine: two processes at a time, three times over
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path):
@@ -176,8 +202,8 @@ def test_ctrl_c_then_resume_gives_the_same_experiment_bit_for_bit(jobs, tmp_path
     assert "--resume stopped/digits" in out
     assert len(reports_in(tmp_path / "stopped")) < 2
     resume = ["--resume", "stopped/digits", "--progress=false", f"--jobs={jobs}"]
-    run("train_ebm.py", *resume, folder=tmp_path)
-    run("train_ebm.py", *options, "--output=whole", folder=tmp_path)
+    call("train_ebm", *resume, folder=tmp_path)
+    call("train_ebm", *options, "--output=whole", folder=tmp_path)
     stopped, whole = reports_in(tmp_path / "stopped"), reports_in(tmp_path / "whole")
     assert len(whole) == 2 and stopped == whole
 
@@ -219,9 +245,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(tmp_path, mon
 
 def command(*arguments):
     """train_ebm.py in this process, without pictures; its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_pictures():
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(RunFolder, "draw", lambda *_, **__: None)
         return load("commands.train_ebm").main(
             [*map(str, arguments), "--jobs=1", "--progress=false"]
         )
@@ -231,7 +256,7 @@ def command(*arguments):
 def done(tmp_path_factory):
     """The folder of a finished experiment of one digit, which nobody changes."""
     output = tmp_path_factory.mktemp("done") / "runs"
-    assert command(*DIGITS, "--part=3", "--budget.updates=4", f"--output={output}") == 0
+    assert command(*SHORT, "--part=3", f"--output={output}") == 0
     return output / "digits"
 
 
@@ -405,7 +430,7 @@ def test_grids_are_evaluated_by_images_and_pixels_with_heat_maps(tmp_path):
     crops = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
     data = anomaly.load_texture("brick", crops, features=toy_grids)
     trainer = EBMTrainer(data.rows, small())
-    watch = WatchConfig(validate_every=2, figures_every=1, choose_by="mean")
+    watch = WatchConfig(validate_every=2, figures_every=0, choose_by="mean")
     training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
     report = training.run(BudgetConfig(updates=4), target="brick", seed=0, progress_bar=False)
     assert set(report.metrics) == {"auroc_image", "auroc_pixel"}
@@ -430,7 +455,8 @@ def test_the_test_split_does_not_choose(tmp_path):
             path=tmp_path / name,
             yaml="",
         )
-        report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
+        with without_pictures():
+            report = training.run(BudgetConfig(updates=4), target="x", seed=0, progress_bar=False)
         energies.append((trainer.energy.state_dict(), report.metrics["auroc_image"].value))
     (one, value), (other, opposite) = energies
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -442,7 +468,8 @@ def test_the_evaluated_energy_is_the_best_validated_one(tmp_path):
     trainer = EBMTrainer(data.rows, small())
     watch = WatchConfig(validate_every=1, figures_every=0)
     training = DetectorTraining(trainer, data, watch, path=tmp_path / "run", yaml="")
-    training.run(BudgetConfig(updates=6), target="x", seed=0, progress_bar=False)
+    with without_pictures():
+        training.run(BudgetConfig(updates=6), target="x", seed=0, progress_bar=False)
     other = EBMTrainer(data.rows, small())
     assert load_energy(tmp_path / "run", other)["validation"] == training.best
     x = data.test.x
@@ -542,9 +569,9 @@ def test_the_whole_mvtec_pipeline_runs_from_pictures_to_the_table(
     config = [f"--config={ROOT / 'configs/mvtec.yaml'}", "--data.folder=mvtec", "--compare=true"]
     shared = [each for each in TINY if "held_out" not in each]
     options = ["--budget.updates=4", "--watch.figures_every=0", "--jobs=1"]
-    assert load("commands.train_ebm").main([*config, *shared, *options]) == 0, (
-        capsys.readouterr().err
-    )
+    with pictures_of("all/vgs/0"):
+        status = load("commands.train_ebm").main([*config, *shared, *options])
+    assert status == 0, capsys.readouterr().err
     assert "auroc_pixel by class" in capsys.readouterr().out
     content = json.loads(Path("runs/mvtec/table.json").read_text())
     assert [row["method"] for row in content["rows"]] == METHODS + CLASSICAL

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, load
+from commands import ROOT, load, without_pictures
 
 from vgs_rl.agents import (
     GradientMatching,
@@ -116,13 +117,23 @@ def command(*arguments: object) -> int:
     return status
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run of six updates, which nobody changes."""
+    config = tiny(tmp_path_factory.mktemp("original") / "out")
+    with without_pictures():
+        assert command(*command_line(config)) == 0
+    return config.output
+
+
 @pytest.fixture
-def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """The folder of a run of six updates."""
-    config = tiny(tmp_path / "out")
-    assert command(*command_line(config)) == 0
-    capsys.readouterr()
-    return config.folder
+def finished(original: Path, tmp_path: Path) -> Path:
+    """The folder of a copy of that run, as if it had been made there."""
+    output = shutil.copytree(original, tmp_path / "out")
+    folder = tiny(output).folder
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace(str(original), str(output)))
+    return folder
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -535,8 +546,6 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_stays(
 def test_a_folder_deleted_in_use_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     config, update = tiny(tmp_path), Agent.update
 
     def lose(self: Agent) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ Word = Literal["trust", "use the weights", "do not use"]
 AGREE = 0.1  # nats between estimates of log Z that are called equal, besides their errors
 MOVED = 0.15  # standard deviations between means that are called equal, besides their errors
 ENOUGH = 0.3  # effective share above which samples serve without their weights
+FINITE = 0.5  # k-hat above which weights have no variance
 LEAST = 200.0  # effective samples below which nothing is believed
 
 
@@ -168,7 +169,7 @@ def judge_evidence(evidence: Evidence) -> Verdict:
             "train longer"
         )
     gap = abs(evidence.log_z - evidence.explored_log_z)
-    allowed = AGREE + 3 * evidence.log_z_error + evidence.explored_spread
+    allowed = AGREE + 3 * evidence.log_z_error + min(evidence.explored_spread, 0.3)
     if not gap <= allowed:
         against.append(
             f"log Z of the weights and of exploration differ by {gap:.2f}, more than {allowed:.2f}"
@@ -189,9 +190,15 @@ def judge_evidence(evidence: Evidence) -> Verdict:
         against.append(f"{evidence.dead:.0%} of the samples have weight 0")
     if against:
         return Verdict(word="do not use", reasons=tuple(against))
+    weak = []
     if evidence.ess < ENOUGH:
-        reason = f"the samples alone are off: their effective share is {evidence.ess:.2f}"
-        return Verdict(word="use the weights", reasons=(reason,))
+        weak.append(f"the samples alone are off: their effective share is {evidence.ess:.2f}")
+    if evidence.k_hat > FINITE:
+        weak.append(f"the weights have hardly a variance: k-hat is {evidence.k_hat:.2f}")
+    if gap > AGREE:
+        weak.append(f"log Z of the weights and of exploration differ by {gap:.2f}")
+    if weak:
+        return Verdict(word="use the weights", reasons=tuple(weak))
     return Verdict(
         word="trust", reasons=("weights, exploration and backward paths agree with each other",)
     )

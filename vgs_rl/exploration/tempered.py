@@ -137,13 +137,13 @@ def tempered_smc(
         ]
         before = torch.cat([point.level for point in points])
         for move in range(most_moves):
-            ratios = []
+            ratios, short = [], move % 3 == 2
             for i, density in enumerate(densities):
-                # Every other trajectory is shorter, by a factor of its own: for narrow places.
-                h = step * _shortening(points[i].level, generator) if move % 2 else step
+                # Every third trajectory is shorter, by a factor of its own: for narrow places.
+                h = step * _shortening(points[i].level, generator) if short else step
                 points[i], log_ratio = hamiltonian(density, points[i], h, leapfrog_steps, generator)
                 ratios.append(log_ratio)
-            if move % 2:
+            if short:
                 continue
             rate = float(acceptance_rate(torch.cat(ratios)))
             step *= math.exp(rate - 0.7)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vgs_rl.weights import systematic_resample
 
 Kind = Literal["diagonal", "tied", "full"]
-PRODUCTS = 4e8  # of a step of EM with full covariances, at most
+MOST_FULL = 4096  # K D² of a mixture with a full covariance each, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,11 @@ class Mixture:
         """Log w_k N(x; m_k, C_k) at states x (B, D): shape (B, K)."""
         x, dim = x.double(), self.means.shape[1]
         if self.kind == "diagonal":
-            # As one product: in units of the spread nothing cancels that matters here.
-            precision = self.covariances.reciprocal()
-            gap = x.unsqueeze(1) - self.means
-            squares = (gap.square() * precision).sum(-1)
+            # Around the centre, as products of matrices: float64 has the digits that cancel.
+            centre = self.weights @ self.means
+            x, means, precision = x - centre, self.means - centre, self.covariances.reciprocal()
+            pulls = means * precision
+            squares = x.square() @ precision.T - 2 * x @ pulls.T + (means * pulls).sum(-1)
             log_det = self.covariances.log().sum(-1)
         else:
             factor = torch.linalg.cholesky(self.covariances)
@@ -216,7 +217,7 @@ def choose_mixture(
     for count, begin in begins:
         improved, start = False, begin
         for kind in kinds:
-            long = count * dim**2 * len(fitted) > PRODUCTS
+            long = count * dim**2 > MOST_FULL
             if kind == "full" and (long or count == 1 or dim == 1):
                 continue
             mixture = fit_mixture(

@@ -15,7 +15,14 @@ from vgs_rl.chain import ScheduleConfig
 from vgs_rl.exploration import AffineMap, Composed, Coordinates, Rotation, fit_tails
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.networks.config import MixtureNetwork
-from vgs_rl.starts import Mixture, ProductMixture, StartConfig, choose_mixture, fit_product
+from vgs_rl.starts import (
+    Mixture,
+    ProductMixture,
+    StartConfig,
+    choose_mixture,
+    fit_mixture,
+    fit_product,
+)
 
 PARTICLES = 6_000  # that a design is fitted to
 CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture
@@ -127,10 +134,14 @@ def _light(x: Tensor, generator: torch.Generator, modes: Tensor | None) -> tuple
     whitened = AffineMap.whitening(x)
     z = whitened.to_z(x)
     known = None if modes is None else whitened.to_z(modes)
-    mixture = choose_mixture(z, generator, modes=known)
-    found = _product(x, z, whitened, mixture)
+    half = len(z) // 2
+    mixture = choose_mixture(z[:half], generator, modes=known)
+    level = float(mixture.log_prob(z[half:]).mean()) - whitened.log_det
+    found = _product(x, z, whitened, level + CLEARLY)
     if found is not None:
         return _of_product(*found)
+    count, kind = len(mixture.weights), mixture.kind
+    mixture = fit_mixture(z, count, generator, kind=kind, begin=mixture)
     whole = Design(coordinates=whitened, mixture=mixture, unit="target")
     if len(mixture.weights) == 1:
         return whole, whole
@@ -163,14 +174,12 @@ def _mapped(mixture: Mixture, to: AffineMap) -> Mixture:
 
 
 def _product(
-    x: Tensor, z: Tensor, whitened: AffineMap, mixture: Mixture
+    x: Tensor, z: Tensor, whitened: AffineMap, level: float
 ) -> tuple[Coordinates, ProductMixture] | None:
-    """A product along some axes that held-out particles find clearly likelier than the mixture."""
-    dim = x.shape[1]
-    if dim < 2:
+    """A product along some axes under which held-out particles are likelier than a level."""
+    if x.shape[1] < 2:
         return None
     half = len(x) // 2
-    level = float(mixture.log_prob(z[half:]).mean()) - whitened.log_det
     best: tuple[Coordinates, ProductMixture] | None = None
     along = AffineMap(x.mean(0), x.std(0).clamp_min(1e-300))
     candidates: list[Coordinates] = [along]
@@ -182,7 +191,7 @@ def _product(
         log_det = float(coordinates.with_log_det(at[:1])[1])
         fitted = fit_product(at[:half], 4)
         found = float(fitted.log_prob(at[half:]).mean()) - log_det
-        if found > level + CLEARLY:
+        if found > level:
             best, level = (coordinates, fit_product(at, 4)), found
     return best
 

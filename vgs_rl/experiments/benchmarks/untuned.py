@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vgs_rl.checks import require_positive
-from vgs_rl.energy import Energy
 from vgs_rl.experiments.automatic import sample
 from vgs_rl.experiments.benchmarks.rivals import require_rivals, run_rival
 from vgs_rl.experiments.benchmarks.untuned_targets import (
@@ -167,8 +166,7 @@ def _as_rival(row: dict[str, Any]) -> dict[str, Any]:
 
 def _rival(name: str, truth: Truth, rival: str, seconds: float, seed: int) -> dict[str, Any]:
     """A row of another method; one that raises is a row without numbers."""
-    energy: Energy = make_target(name)
-    counted = Counted(energy)
+    energy = Counted(make_target(name))
     row: dict[str, Any] = {
         "target": name,
         "D": energy.dim,
@@ -181,9 +179,8 @@ def _rival(name: str, truth: Truth, rival: str, seconds: float, seed: int) -> di
         "R-hat": math.nan,
     }
     began = time.monotonic()
-    note = ""
     try:
-        found = run_rival(rival, counted, seconds, seed)
+        found = run_rival(rival, energy, seconds, seed)
     except Exception as error:  # of another library
         note = "failed"
         print(f"  {name}, seed {seed}, {rival}: {type(error).__name__}: {error}")
@@ -198,7 +195,7 @@ def _rival(name: str, truth: Truth, rival: str, seconds: float, seed: int) -> di
             "R-hat": found.r_hat,
         }
     took = time.monotonic() - began
-    return row | {"energies": counted.evaluations, "seconds": took, "note": note}
+    return row | {"energies": energy.evaluations, "seconds": took, "note": note}
 
 
 def _gap(log_z: float, truth: Truth) -> float:
@@ -225,7 +222,15 @@ def _json(size: dict[str, Any], n: int, seconds: float, rows: Table, beside: Tab
 def _shown(rows: Table) -> Table:
     """Rows as a table shows them."""
     words = {True: "yes", False: "no", None: ""}
-    return [row | {"right": words[row["right"]], "seconds": round(row["seconds"])} for row in rows]
+    return [
+        row
+        | {
+            "right": words[row["right"]],
+            "energies": f"{row['energies']:,}",
+            "seconds": round(row["seconds"]),
+        }
+        for row in rows
+    ]
 
 
 def _link(picture: Path, page: Path) -> str:
