@@ -24,6 +24,11 @@ class GaussianFit:
         self.coordinates, self.mirrored = coordinates, mirrored
 
     @classmethod
+    def of_samples(cls, x: Tensor) -> GaussianFit:
+        """The fit to samples x (B, D), many more than D."""
+        return cls(AffineMap(x.mean(0), torch.linalg.cholesky(x.T.cov())))
+
+    @classmethod
     def of_field(cls, energy: Phi4, x: Tensor) -> GaussianFit:
         """The fit to fields x (B, D) that has the lattice's symmetries."""
         x = x * x.mean(1, keepdim=True).sign()

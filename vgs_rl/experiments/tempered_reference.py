@@ -25,11 +25,11 @@ METHOD = (
     "Independent runs of adaptive tempered SMC (vgs_rl.exploration.tempered), in float64. They "
     "start from a Gaussian: N(0, std² I), or the target's Laplace approximation, std times as "
     "wide. log Z is the mean over runs of bridge sampling (vgs_rl.experiments.bridge) between a "
-    "run's particles and a Gaussian: the Laplace approximation, or for fields the other runs' "
-    "mean and covariance under the lattice's symmetries. log_z_smc is SMC's own, the log of the "
-    "runs' mean Z. Errors are standard deviations between runs over the root of their number. "
-    "Validation and test set come from disjoint runs; rows are particles without replacement. Of a "
-    "field each row has a random sign, which the density is invariant to."
+    "run's particles and a Gaussian with the other runs' mean and covariance, for fields under the "
+    "lattice's symmetries; where these are fewer than 20 D particles, it is log_z_smc, SMC's own: "
+    "the log of the runs' mean Z. Errors are standard deviations between runs over the root of "
+    "their number. Validation and test set come from disjoint runs; rows are particles without "
+    "replacement. Of a field each row has a random sign, which the density is invariant to."
 )
 
 
@@ -108,12 +108,7 @@ def tempered_reference(
         seconds = time.perf_counter() - start
         print(f"run {run + 1}: log Z {island.log_z:.3f} after {seconds:.0f} s", flush=True)
     x = torch.stack(draws)  # (runs, particles, D)
-    bridged = []
-    for run in range(recipe.runs):
-        fit = GaussianFit(near)
-        if isinstance(energy, Phi4):
-            fit = GaussianFit.of_field(energy, torch.cat([*x[:run], *x[run + 1 :]]))
-        bridged.append(bridge_log_z(energy, fit, x[run], generator))
+    bridged = _bridged(energy, x, generator)
     if isinstance(energy, Phi4):
         signs = torch.randint(2, x.shape[:2], generator=generator).unsqueeze(-1)
         x = x * (2 * signs - 1)
@@ -123,10 +118,25 @@ def tempered_reference(
         test=_rows(x[first:], recipe.test, generator),
         diagnostics={
             **_diagnostics(energy, x, islands),
-            "log_z": _mean_of_runs(torch.tensor(bridged, dtype=torch.float64)),
+            **({} if bridged is None else {"log_z": _mean_of_runs(bridged)}),
             "energy_evaluations": finite.evaluations,
         },
     )
+
+
+def _bridged(energy: Energy, x: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Log Z of each run (R, P, D) by bridge sampling; None where a Gaussian cannot be fitted."""
+    estimates = []
+    for run in range(len(x)):
+        others = torch.cat([*x[:run], *x[run + 1 :]])
+        if isinstance(energy, Phi4):
+            fit = GaussianFit.of_field(energy, others)
+        elif len(others) >= 20 * energy.dim:
+            fit = GaussianFit.of_samples(others)
+        else:
+            return None
+        estimates.append(bridge_log_z(energy, fit, x[run], generator))
+    return torch.tensor(estimates, dtype=torch.float64)
 
 
 def laplace_approximation(energy: Energy) -> AffineMap:
@@ -176,6 +186,7 @@ def _diagnostics(energy: Energy, x: Tensor, islands: list[Island]) -> dict[str, 
     estimates = torch.tensor([island.log_z for island in islands], dtype=torch.float64)
     of_smc = {**_mean_of_runs(estimates), "mean": float(log_mean_weight(estimates))}
     return {
+        "log_z": of_smc,
         "log_z_smc": of_smc,
         "virial_expected": energy.dim,
         "observables": {name: _summary(each) for name, each in observables.items()},

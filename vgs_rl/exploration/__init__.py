@@ -3,7 +3,7 @@
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
-from vgs_rl.exploration.explore import Exploration, explore
+from vgs_rl.exploration.explore import Exploration, explore, explore_again
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.reference import (
@@ -37,6 +37,7 @@ __all__ = [
     "TailFit",
     "Tails",
     "explore",
+    "explore_again",
     "find_modes",
     "find_reference",
     "fit_tails",

@@ -24,7 +24,7 @@ from vgs_rl.exploration.reference import (
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
-from vgs_rl.weights import systematic_resample
+from vgs_rl.weights import temper
 
 ROUNDS = 10
 MOVES = 2  # of a wide reference at whose edge particles pile up
@@ -129,6 +129,48 @@ def explore(
     return _Explorer(finite, int(energy.dim), generator, n, seconds, tell).run(reference)
 
 
+def explore_again(
+    energy: Energy,
+    generator: torch.Generator,
+    before: Exploration,
+    x: Tensor,
+    log_weight: Tensor,
+    *,
+    temperature: float = 1.0,
+    seconds: float = math.inf,
+    dtype: torch.dtype | None = None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Exploration:
+    """Two new islands, which start around what a sampler has found.
+
+    Args:
+        energy: the target, on R^D.
+        generator: source of randomness.
+        before: an earlier exploration: its wide reference and its modes.
+        x: weighted states, all different, shape (n, D).
+        log_weight: their log-weights, shape (n,).
+        temperature: tau.
+        seconds: about how long it may take.
+        dtype: in which the energy is evaluated; float64 if None.
+        tell: told in words what happens.
+    """
+    finite = FiniteEnergy(energy, temperature, dtype=dtype)
+    n = max(2048, len(before.islands[0].x))
+    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, tell)
+    explorer.found = [before.modes]
+    tell("exploring again, from the samples")
+    reference = explorer.fitted(before.reference, x.double(), log_weight.double())
+    runs = explorer.islands([reference, reference], 1.0)
+    return Exploration(
+        islands=runs,
+        reference=before.reference,
+        modes=before.modes,
+        evaluations=before.evaluations + finite.evaluations,
+        rounds=before.rounds + 1,
+        doubts=tuple(_doubts(runs)),
+    )
+
+
 class _Explorer:
     """One exploration: its clock, its source of randomness and what it has found."""
 
@@ -159,7 +201,7 @@ class _Explorer:
             rounds += 1
             self.tell(f"exploring, round {rounds}")
             self.found = [self._modes(wide, effort) for _ in range(2)]
-            runs = self._islands([_around(wide, modes) for modes in self.found], 0.4)
+            runs = self.islands([_around(wide, modes) for modes in self.found], 0.4)
             if given is None and isinstance(wide, GaussianReference):
                 moved = _moved(wide, torch.cat([run.x for run in runs]))
                 if moved is not None and rounds <= MOVES and not self.late(0.2):
@@ -169,10 +211,11 @@ class _Explorer:
         self.n *= 2
         while rounds < ROUNDS and not self.late(0.4):
             rounds += 1
-            reference = self._fitted(wide, runs)
+            x = torch.cat([run.x for run in runs])
+            reference = self.fitted(wide, x, torch.cat([run.log_weight for run in runs]))
             self.tell(f"exploring, round {rounds}, {len(reference.means)} Gaussians known")
             self.n = max(self.n, 64 * len(reference.means))
-            new = self._islands([reference, reference], 1.0)
+            new = self.islands([reference, reference], 1.0)
             if not all(run.complete for run in new) and all(run.complete for run in runs):
                 break
             change = abs(_log_z(new) - _log_z(runs))
@@ -202,7 +245,7 @@ class _Explorer:
         # A batch as large as a walk's costs less for each state than one of 32.
         return min(1.0, 0.1 * self.seconds / (0.2 * cost * WALKS * DESCENTS))
 
-    def _islands(self, references: list[Reference], share: float) -> tuple[Island, ...]:
+    def islands(self, references: list[Reference], share: float) -> tuple[Island, ...]:
         """Islands that share the time until `share` of all of it."""
         runs = []
         for left, reference in zip(range(len(references), 0, -1), references, strict=True):
@@ -234,15 +277,14 @@ class _Explorer:
             log_mass=torch.cat([modes.log_mass for modes in known]),
         )
 
-    def _fitted(self, wide: Reference, runs: tuple[Island, ...]) -> MixtureReference:
-        """A reference around a mixture that is fitted to the particles of all islands."""
-        log_weight = torch.cat([run.log_weight for run in runs])
-        x = torch.cat([run.x for run in runs])
-        rows = systematic_resample(log_weight, min(len(x), 4096), self.generator)
+    def fitted(self, wide: Reference, x: Tensor, log_weight: Tensor) -> MixtureReference:
+        """A reference around a mixture that is fitted to weighted states."""
+        some = torch.randperm(len(x), generator=self.generator, device=x.device)[:4096]
         modes = self._all_modes()
         mixture = choose_mixture(
-            x[rows],
+            x[some],
             self.generator,
+            log_weight=temper(log_weight[some], 1 / 3).log(),
             most=32,
             modes=None if modes is None else modes.x,
             kinds=("diagonal", "tied"),

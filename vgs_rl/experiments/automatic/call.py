@@ -12,7 +12,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
-from vgs_rl.experiments.automatic.learning import Learning, Trial
+from vgs_rl.experiments.automatic.learning import Learning, Rows, Trial
 from vgs_rl.experiments.automatic.progress import Progress
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
 from vgs_rl.exploration import (
@@ -23,13 +23,16 @@ from vgs_rl.exploration import (
     PriorReference,
     Reference,
     explore,
+    explore_again,
     support_of,
 )
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
 
-EXPLORED = 0.35  # of the time, for exploration
+EXPLORED = 0.45  # of the time, for exploration
+TURNS = 3  # of learning, with an exploration from the samples between them
+LATE = 0.1  # of the time, that must be left for another
 
 
 def sample(
@@ -110,26 +113,47 @@ def sample(
             dtype=dtype,
             tell=progress.tell,
         )
-        learning = Learning(
-            energy=energy,
-            exploration=exploration,
-            dtype=dtype,
-            seed=seed,
-            seconds=progress.left(),
-            target_ess=target_ess,
-            tell=progress.tell,
-        )
-        best = learning.run()
-        progress.tell("drawing samples")
-        free = MappedSampler(best.agent.sampler(), best.energy.to_x)
-        samples = free.sample(n, seed)
-        evidence = _evidence(best, samples, exploration, seed)
+        known, history = None, []
+        for turn in range(TURNS):
+            learning = Learning(
+                energy=energy,
+                exploration=exploration,
+                dtype=dtype,
+                seed=seed + 1000 * turn,
+                seconds=progress.left() * (0.6 if turn + 1 < TURNS else 0.9),
+                target_ess=target_ess,
+                tell=progress.tell,
+                known=known,
+            )
+            best = learning.run()
+            history += learning.history
+            progress.tell("drawing samples")
+            free = MappedSampler(best.agent.sampler(), best.energy.to_x)
+            samples = free.sample(n, seed)
+            verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
+            if verdict.word == "trust" or learning.stopped or progress.left() < LATE * seconds:
+                break
+            found = learning.drawn(best)
+            exploration = explore_again(
+                energy,
+                generator,
+                exploration,
+                found.x,
+                found.log_weight,
+                seconds=0.5 * progress.left(),
+                dtype=dtype,
+                tell=progress.tell,
+            )
+            verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
+            if verdict.word == "trust" or progress.left() < LATE * seconds:
+                break
+            known = found if known is None else known.joined(found)
         sampler = free if shape is None else MappedSampler(free, _typed(shape.to_x))
         if shape is not None:
             samples = replace(samples, x=_typed(shape.to_x)(samples.x))
     return Result(
         samples=samples,
-        verdict=judge_evidence(evidence),
+        verdict=verdict,
         evidence=evidence,
         agent=best.agent,
         energy=best.energy,
@@ -143,7 +167,7 @@ def sample(
             "target_ess": target_ess,
             "dtype": str(dtype).removeprefix("torch."),
             "exploration": exploration.summary(),
-            "learning": learning.history,
+            "learning": history,
         },
         seconds=progress.elapsed(),
     )
@@ -196,12 +220,13 @@ def _evidence(best: Trial, samples: Samples, exploration: Exploration, seed: int
     assert samples.log_weight is not None
     mdp = best.agent.mdp
     generator = mdp.generator(seed + 1)
-    particles = best.energy.coordinates.to_z(exploration.x).to(mdp.dtype)
-    backward = best.agent.sampler().reverse_log_weight(particles, generator)
+    particles = Rows.of(exploration).resampled(generator)
+    z = best.energy.coordinates.to_z(particles).to(mdp.dtype)
+    backward = best.agent.sampler().reverse_log_weight(z, generator)
     return Evidence.of(
         samples.x.double(),
         samples.log_weight,
-        particles=exploration.x,
+        particles=particles,
         backward=backward,
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,

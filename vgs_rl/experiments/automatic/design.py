@@ -23,6 +23,7 @@ from vgs_rl.starts import (
     fit_mixture,
     fit_product,
 )
+from vgs_rl.weights import systematic_resample
 
 PARTICLES = 6_000  # that a design is fitted to
 CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture
@@ -97,7 +98,12 @@ class Design:
 
 
 def choose_design(
-    x: Tensor, generator: torch.Generator, *, modes: Tensor | None = None
+    x: Tensor,
+    generator: torch.Generator,
+    *,
+    log_weight: Tensor | None = None,
+    modes: Tensor | None = None,
+    tails: bool = False,
 ) -> tuple[Design, Design]:
     """Designs for a target of which particles are known.
 
@@ -106,42 +112,49 @@ def choose_design(
     choose.
 
     Args:
-        x: particles, equally weighted, shape (n, D).
+        x: particles, all different, shape (n, D).
         generator: source of randomness.
+        log_weight: of the particles, shape (n,), not too unequal; equal if None.
         modes: known modes, shape (M, D).
+        tails: whether heavy tails are taken away, if there are any.
 
     Returns:
         One in whose coordinates a component of the mixture has unit size, and one in whose
         coordinates the target has. The first has less to correct, the second also connects what
         the mixture keeps apart.
     """
-    x = x[torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]].double()
-    tails = fit_tails(x)
-    if tails.kind == "none":
-        return _light(x, generator, modes)
-    light = tails.coordinates
+    some = torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]
+    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
+    x, log_weight = x[some].double(), log_weight[some].double()
+    heavy = fit_tails(x, log_weight) if tails else None
+    if heavy is None or heavy.kind == "none":
+        return _light(x, log_weight, generator, modes)
+    light = heavy.coordinates
     known = None if modes is None else light.to_z(modes)
-    local, whole = _light(light.to_z(x), generator, known)
-    heavy = [
-        replace(design, coordinates=Composed(light, design.coordinates), tails=tails.kind)
+    local, whole = _light(light.to_z(x), log_weight, generator, known)
+    local, whole = (
+        replace(design, coordinates=Composed(light, design.coordinates), tails=heavy.kind)
         for design in (local, whole)
-    ]
-    return heavy[0], heavy[1]
+    )
+    return local, whole
 
 
-def _light(x: Tensor, generator: torch.Generator, modes: Tensor | None) -> tuple[Design, Design]:
+def _light(
+    x: Tensor, log_weight: Tensor, generator: torch.Generator, modes: Tensor | None
+) -> tuple[Design, Design]:
     """:func:`choose_design` for a target without heavy tails."""
-    whitened = AffineMap.whitening(x)
+    whitened = AffineMap.whitening(x, torch.softmax(log_weight, 0))
     z = whitened.to_z(x)
     known = None if modes is None else whitened.to_z(modes)
     half = len(z) // 2
-    mixture = choose_mixture(z[:half], generator, modes=known)
-    level = float(mixture.log_prob(z[half:]).mean()) - whitened.log_det
-    found = _product(x, z, whitened, level + CLEARLY)
+    mixture = choose_mixture(z[:half], generator, log_weight=log_weight[:half], modes=known)
+    held = torch.softmax(log_weight[half:], 0)
+    level = float(held @ mixture.log_prob(z[half:])) - whitened.log_det
+    found = _product(x, log_weight, generator, whitened, level + CLEARLY)
     if found is not None:
         return _of_product(*found)
     count, kind = len(mixture.weights), mixture.kind
-    mixture = fit_mixture(z, count, generator, kind=kind, begin=mixture)
+    mixture = fit_mixture(z, count, generator, kind=kind, log_weight=log_weight, begin=mixture)
     whole = Design(coordinates=whitened, mixture=mixture, unit="target")
     if len(mixture.weights) == 1:
         return whole, whole
@@ -174,25 +187,32 @@ def _mapped(mixture: Mixture, to: AffineMap) -> Mixture:
 
 
 def _product(
-    x: Tensor, z: Tensor, whitened: AffineMap, level: float
+    x: Tensor,
+    log_weight: Tensor,
+    generator: torch.Generator,
+    whitened: AffineMap,
+    level: float,
 ) -> tuple[Coordinates, ProductMixture] | None:
     """A product along some axes under which held-out particles are likelier than a level."""
     if x.shape[1] < 2:
         return None
     half = len(x) // 2
+    weight, held = torch.softmax(log_weight, 0), torch.softmax(log_weight[half:], 0)
+    rows = systematic_resample(log_weight[:half], half, generator)
     best: tuple[Coordinates, ProductMixture] | None = None
-    along = AffineMap(x.mean(0), x.std(0).clamp_min(1e-300))
+    mean = weight @ x
+    along = AffineMap(mean, (weight @ (x - mean).square()).sqrt().clamp_min(1e-300))
     candidates: list[Coordinates] = [along]
-    axes = _independent_axes(z[:half])
+    axes = _independent_axes(whitened.to_z(x[:half][rows]))
     if axes is not None:
         candidates.append(Composed(whitened, Rotation(axes)))
     for coordinates in candidates:
         at = coordinates.to_z(x)
         log_det = float(coordinates.with_log_det(at[:1])[1])
-        fitted = fit_product(at[:half], 4)
-        found = float(fitted.log_prob(at[half:]).mean()) - log_det
+        fitted = fit_product(at[:half], 4, log_weight[:half])
+        found = float(held @ fitted.log_prob(at[half:])) - log_det
         if found > level:
-            best, level = (coordinates, fit_product(at, 4)), found
+            best, level = (coordinates, fit_product(at, 4, log_weight)), found
     return best
 
 

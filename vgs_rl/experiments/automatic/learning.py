@@ -18,7 +18,7 @@ from vgs_rl.experiments.automatic.design import Design, choose_design
 from vgs_rl.exploration import Exploration, MappedEnergy
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Samples, pilot_generator
-from vgs_rl.weights import cleaned, systematic_resample
+from vgs_rl.weights import cleaned, systematic_resample, temper
 
 CHECKED = 1_000  # samples that a choice is made with
 TRIED = 0.25  # of the time, for trying designs
@@ -54,6 +54,12 @@ class Rows:
         x, gradient = (torch.cat(pair) for pair in pairs)
         log_weight = torch.cat([self.log_weight, other.log_weight])
         return Rows(x=x, gradient=gradient, log_weight=log_weight)
+
+    def tempered(self) -> Rows:
+        """The different states among these, with weights so even that a third is effective."""
+        x, rows = _first_of_each(self.x)
+        log_weight = temper(self.log_weight[rows], 1 / 3).log()
+        return Rows(x=x, gradient=self.gradient[rows], log_weight=log_weight)
 
     def resampled(self, generator: torch.Generator) -> Tensor:
         """States by weight, shape (n, D)."""
@@ -97,6 +103,15 @@ class Trial:
         self.gap = _trimmed(backward) - _trimmed(self.drawn.log_weight)
 
 
+def _first_of_each(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows of x (n, D), and where each is first, in their order."""
+    _, which = torch.unique(x, dim=0, return_inverse=True)
+    first = torch.full((int(which.max()) + 1,), len(x), device=x.device)
+    place = torch.arange(len(x), device=x.device)
+    rows = first.scatter_reduce(0, which, place, "amin").sort().values
+    return x[rows], rows
+
+
 def _trimmed(log_weight: Tensor, share: float = 0.02) -> float:
     """The mean of log-weights without the largest and the smallest."""
     ordered = cleaned(log_weight.double()).clamp_min(-1e6).sort().values
@@ -116,6 +131,7 @@ class Learning:
         seconds: how long it may take.
         target_ess: effective share at which it ends early.
         tell: told in words what happens.
+        known: weighted states besides those of the exploration.
         history: what was done, as JSON holds it.
     """
 
@@ -126,11 +142,13 @@ class Learning:
     seconds: float
     target_ess: float
     tell: Callable[[str], None]
+    known: Rows | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
-        self.rows = Rows.of(self.exploration)
+        particles = Rows.of(self.exploration)
+        self.rows = particles if self.known is None else particles.joined(self.known)
         self.generator = torch.Generator(self.rows.x.device).manual_seed(self.seed)
         self.stopped = False
 
@@ -145,8 +163,8 @@ class Learning:
         self._train(best, max(self._left() * FIRST, 1.0))
         if self._ends(best):
             return best
-        self.rows = self.rows.joined(self._drawn(best))
-        local, whole = self._designs()
+        self.rows = self.rows.joined(self.drawn(best))
+        local, whole = self._designs(best.design.tails != "none")
         again = local if best.design.unit == "component" else whole
         options = {name: getattr(best.design, name) for name in ("steps", "guided")}
         fitted = self._try(replace(again, **options), "fitted again")
@@ -162,15 +180,25 @@ class Learning:
     def _ends(self, trial: Trial) -> bool:
         return self.stopped or trial.ess >= self.target_ess or self._left() < 2.0
 
-    def _designs(self) -> tuple[Design, Design]:
-        modes = self.exploration.modes
-        x = self.rows.resampled(self.generator)
-        return choose_design(x, self.generator, modes=None if modes is None else modes.x)
+    def _designs(self, tails: bool) -> tuple[Design, Design]:
+        """Designs for one component and for the whole target."""
+        modes, rows = self.exploration.modes, self.rows.tempered()
+        known = None if modes is None else modes.x
+        log_weight = rows.log_weight
+        return choose_design(
+            rows.x, self.generator, log_weight=log_weight, modes=known, tails=tails
+        )
 
     def _choose(self) -> Trial:
         """Tries one change of the design after the other, and keeps what helps."""
-        local, whole = self._designs()
+        local, whole = self._designs(tails=False)
         best = self._try(local, "local")
+        if best.ess < self.target_ess:
+            heavy, heavy_whole = self._designs(tails=True)
+            if heavy.tails != "none":
+                other = self._try(heavy, "tails")
+                if other.gap < best.gap:
+                    best, local, whole = other, heavy, heavy_whole
         changes: list[tuple[str, Callable[[Design], Design]]] = [
             ("whole", lambda design: replace(whole, steps=design.steps)),
             ("unguided", lambda design: replace(design, guided=False)),
@@ -247,7 +275,7 @@ class Learning:
         trial.check(self.rows, self.seed + 2)
         self._note(trial, "trained")
 
-    def _drawn(self, trial: Trial) -> Rows:
+    def drawn(self, trial: Trial) -> Rows:
         """The sampler's weighted samples."""
         drawn = trial.drawn
         assert drawn is not None and drawn.log_weight is not None

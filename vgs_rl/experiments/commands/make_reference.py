@@ -66,11 +66,13 @@ RECIPES: dict[str, Recipe | TemperedRecipe] = {
     ),
     "BreastCancer": TemperedRecipe(laplace=True),
     "Cox10": TemperedRecipe(laplace=True),
-    "Cox40": TemperedRecipe(laplace=True, std=1.05, runs=4, validation=250, test=500),
+    "Cox40": TemperedRecipe(
+        laplace=True, std=1.05, runs=4, particles=256, most_moves=10, validation=250, test=500
+    ),
     "Phi4L8": TemperedRecipe(),
     "Phi4L8Broken": TemperedRecipe(std=2.0),
-    "Phi4L16": TemperedRecipe(runs=4),
-    "Phi4L16Broken": TemperedRecipe(std=2.0, runs=4),
+    "Phi4L16": TemperedRecipe(runs=4, most_moves=10),
+    "Phi4L16Broken": TemperedRecipe(std=2.0, runs=4, most_moves=10),
 }
 # Options of the one kind of recipe and of the other.
 CHAINS = ("validation_chains", "test_chains", "draws", "thin", "burn_in")

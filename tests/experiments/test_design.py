@@ -1,0 +1,65 @@
+"""What is chosen for a target fits its particles."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vgs_rl.envs import GMM9, ManyWell, StudentT, TwoModes
+from vgs_rl.experiments.automatic.design import Design, choose_design
+from vgs_rl.starts import ProductMixture
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def log_density(design: Design, x: Tensor) -> Tensor:
+    """Of the design's mixture, in the coordinates of the target."""
+    z = design.coordinates.to_z(x)
+    return design.mixture.log_prob(z) - design.coordinates.with_log_det(z)[1]
+
+
+def turned(x: Tensor) -> Tensor:
+    """By a random rotation, scaled by up to 1e4 and shifted."""
+    axes, _ = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=source(5)).double())
+    return (x @ axes) * torch.logspace(-2, 2, x.shape[1], dtype=torch.float64) + 1e3
+
+
+def test_a_product_is_found_along_any_axes() -> None:
+    target = ManyWell(16)
+    x = target.sample(6_000, source()).double()
+    straight, _ = choose_design(x, source())
+    assert isinstance(straight.mixture, ProductMixture)
+    assert target.log_z is not None
+    truth = float((-target(x) - target.log_z).mean())
+    assert float(log_density(straight, x).mean()) == pytest.approx(truth, abs=0.15)
+    skewed, _ = choose_design(turned(x), source())
+    assert isinstance(skewed.mixture, ProductMixture)
+    # The map's log-determinant: that of the scales, whose product is 1.
+    assert float(log_density(skewed, turned(x)).mean()) == pytest.approx(truth, abs=0.4)
+
+
+@pytest.mark.parametrize("target", [GMM9(), TwoModes(20)], ids=["nine", "two"])
+def test_both_designs_have_the_same_mixture_in_other_units(target: GMM9 | TwoModes) -> None:
+    x = target.sample(6_000, source()).double()
+    local, whole = choose_design(x, source())
+    assert (local.unit, whole.unit) == ("component", "target")
+    torch.testing.assert_close(log_density(local, x), log_density(whole, x), atol=1e-5, rtol=1e-6)
+    truth = float(-target(x).mean())
+    assert float(log_density(local, x).mean()) == pytest.approx(truth, abs=0.1)
+    torch.testing.assert_close(
+        whole.coordinates.to_z(x).var(0), torch.ones(target.dim).double(), atol=0.05, rtol=0
+    )
+
+
+def test_heavy_tails_are_taken_away() -> None:
+    target = StudentT(3)
+    x = target.sample(6_000, source()).double()
+    design, _ = choose_design(x, source(), tails=True)
+    assert design.tails == "radial"
+    gap = float((-target(x) - log_density(design, x)).mean())  # a KL divergence
+    assert abs(gap) < 0.05
+    assert design.summary()["tails"] == "radial"
+    assert math.isfinite(design.mdp().num_steps) and design.agent().prior_std == 1.0
