@@ -99,10 +99,12 @@ def test_exact_samples_of_a_copy_are_mapped_samples_of_the_target(base: GMM9) ->
     torch.testing.assert_close(copied.with_gradient(z[:5])[1], slope)
 
 
-def test_default_targets_exist_and_the_benchmarks_own_are_no_registered_names() -> None:
+def test_default_targets_have_log_z_and_the_benchmarks_own_are_no_registered_names() -> None:
     known = {find(each).name for each in registered()}
     assert len(set(TARGETS)) == len(TARGETS)
     assert set(LOCAL) == set(TARGETS) - known
+    for energy in map(make_target, TARGETS):
+        assert energy.log_z is not None and energy.dim <= 128, type(energy).__name__
     copied = make_target("GMM9-affine")
     assert isinstance(copied, AffineCopy) and copied.dim == 2
     singular = torch.linalg.svdvals(jacobian(copied))
