@@ -1,7 +1,6 @@
 """One call samples an energy without settings; its verdict is never better than the evidence."""
 
 import dataclasses
-import json
 import math
 import signal
 from pathlib import Path
@@ -16,9 +15,7 @@ from torch import Tensor
 import vgs_rl
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
-from vgs_rl.experiments.benchmarks.untuned import TARGETS, untuned
 
-LOG_PAIR = 0.5 * math.log(0.5 * 0.005)  # log-determinant of a pair's map
 GOOD = Evidence(
     log_z=1.0,
     log_z_error=0.01,
@@ -159,38 +156,3 @@ def test_the_command_explores_an_energy_by_name(
     assert "--seconds is for an energy's name" in capsys.readouterr().err
     assert main(["GMM8", "--seconds=5"]) == 2
     assert "did you mean GMM9" in capsys.readouterr().err
-
-
-def proposal(name: str, z: Tensor) -> Tensor:
-    """States of a target's dimension, from standard normal numbers z (n, D) by a known map."""
-    if name == "scales":
-        return z * torch.tensor([1e-3, 1.0, 1e3]).double()
-    a = 1 + z[:, 0::2] * math.sqrt(0.5)
-    return torch.stack([a, a.square() + z[:, 1::2] * math.sqrt(0.005)], -1).flatten(1)
-
-
-@pytest.mark.parametrize(("name", "log_det"), [("scales", 0.0), ("rosenbrock-10", 5 * LOG_PAIR)])
-def test_the_benchmarks_gaussian_densities_are_normalised(name: str, log_det: float) -> None:
-    """Each is the image of a standard normal: the densities agree everywhere."""
-    dim, energy = TARGETS[name]
-    z = torch.randn(1_000, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = 0.5 * z.square().sum(-1) + 0.5 * dim * math.log(2 * math.pi) + log_det
-    torch.testing.assert_close(energy(proposal(name, z)), expected, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["two-modes-2", "forty-modes-2"])
-def test_the_benchmarks_mixtures_are_normalised(name: str) -> None:
-    axis = torch.linspace(-48, 48, 193, dtype=torch.float64)
-    total = (-TARGETS[name][1](torch.cartesian_prod(axis, axis))).exp().sum() * 0.25
-    assert float(total) == pytest.approx(1.0, abs=1e-6)
-
-
-def test_the_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = tmp_path / "page.md"
-    page.write_text("<!-- untuned:begin -->\n<!-- untuned:end -->\n")
-    untuned(("narrow",), seconds=4, n=500, markdown=page, json=tmp_path / "rows.json")
-    assert "| narrow | 4 | 0 | " in page.read_text()
-    assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["D"] == 4
-    with pytest.raises(ValueError, match="targets: there is no 'narow'; .*narrow"):
-        untuned(("narow",))

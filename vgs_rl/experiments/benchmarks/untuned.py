@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from vgs_rl.energy import Energy
-from vgs_rl.envs import FortyModes, Rosenbrock, StudentT, TwoModes
+from vgs_rl.checks import require_positive
 from vgs_rl.experiments.automatic import sample
+from vgs_rl.experiments.benchmarks.rivals import require_rivals, run_rival
+from vgs_rl.experiments.benchmarks.untuned_targets import (
+    TARGETS,
+    Counted,
+    Truth,
+    make_target,
+)
 from vgs_rl.experiments.tables import (
     Table,
     machine,
@@ -22,90 +29,210 @@ from vgs_rl.experiments.tables import (
     write_json,
     write_section,
 )
-from vgs_rl.fields import nearest
+from vgs_rl.plots.plots import save_figure, try_picture
+from vgs_rl.plots.verdicts import plot_verdicts
 
-Density = Callable[[Tensor], Tensor]  # minus a normalised log density, (B, D) -> (B,)
-
-HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
-
-
-def _gaussian(std: tuple[float, ...], mean: float = 0.0) -> Density:
-    def energy(x: Tensor) -> Tensor:
-        scale = torch.tensor(std).to(x)
-        constant = scale.log().sum() + len(std) * HALF_LOG_TAU
-        return 0.5 * ((x - mean) / scale).square().sum(-1) + constant
-
-    return energy
-
-
-def _normalised(energy: Energy) -> tuple[int, Density]:
-    """D and a plain function, which has neither exact samples nor log Z."""
-    log_z = energy.log_z
-    assert log_z is not None
-    return energy.dim, lambda x: energy.energy(x) + log_z
-
-
-# Of each: D, and minus the log density. So log Z is 0.
-TARGETS: dict[str, tuple[int, Density]] = {
-    "scales": (3, _gaussian((1e-3, 1.0, 1e3))),
-    "narrow": (4, _gaussian((1e-3,) * 4)),
-    "far": (3, _gaussian((1.0,) * 3, mean=1_000.0)),
-    "two-modes-2": _normalised(TwoModes(2)),
-    "two-modes-20": _normalised(TwoModes(20)),
-    "two-modes-100": _normalised(TwoModes(100)),
-    "student-10": _normalised(StudentT(10)),
-    "rosenbrock-10": _normalised(Rosenbrock(10)),
-    "forty-modes-2": _normalised(FortyModes(2)),
-    "forty-modes-50": _normalised(FortyModes(50)),
-}
+SECTION, RIVALS_SECTION = "untuned", "untuned-rivals"
 
 
 def untuned(
-    targets: tuple[str, ...] = tuple(TARGETS),
+    targets: tuple[str, ...] = TARGETS,
     seconds: float = 240.0,
     n: int = 10_000,
     seeds: tuple[int, ...] = (0,),
+    rivals: tuple[str, ...] = (),
     json: Path | None = None,
     markdown: Path | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """Samples targets of known log Z by `vgs_rl.sample`, without any setting.
+    """Samples targets of known log Z or moments by `vgs_rl.sample`, without any setting.
+
+    A result is right if |log Z - truth| is at most 0.1 and no weighted mean is off by more than
+    0.15 true standard deviations, as far as both are known.
 
     Args:
-        targets: names of targets, all by default.
+        targets: names of the benchmark's own densities or of registered targets on R^D.
         seconds: about how long each may take.
         n: samples of each.
         seeds: of the draws and trainings.
-        json: also write the rows to this file.
-        markdown: also write the table into the section `untuned` of this file.
+        rivals: methods that run on the same targets for the time that `vgs_rl.sample` took, among
+            nuts, smc and dynesty; they need the extra `rivals`.
+        json: also write the rows to this file, after each target.
+        markdown: also write the table into the section `untuned` of this file, and that of rivals
+            into the section `untuned-rivals`.
+        picture: also draw errors of log Z and effective sample sizes into this file.
     """
-    for name in targets:
-        if name not in TARGETS:
-            raise ValueError(f"targets: there is no {name!r}; {nearest(name, TARGETS)}")
+    require_positive("untuned", seconds=seconds)
+    require_rivals(rivals)
+    truths = {name: Truth.of(make_target(name)) for name in targets}
     if markdown is not None:
-        require_section(markdown, "untuned")
+        for section in (SECTION, RIVALS_SECTION)[: 1 + bool(rivals)]:
+            require_section(markdown, section)
     size = machine(torch.get_num_threads())
     print_machine(size)
     rows: Table = []
-    for name in targets:
-        dim, energy = TARGETS[name]
+    beside: Table = []
+    for name, truth in truths.items():
         for seed in seeds:
-            result = sample(energy, n, dim=dim, seconds=seconds, seed=seed)
-            found = result.evidence
-            rows.append(
-                {
-                    "target": name,
-                    "D": dim,
-                    "seed": seed,
-                    "verdict": result.verdict.word,
-                    "log Z - truth": f"{found.log_z:+.3f}",
-                    "exploration's": f"{found.explored_log_z:+.3f}",
-                    "ESS of all": found.ess,
-                    "k-hat": found.k_hat,
-                    "seconds": round(result.seconds),
-                }
-            )
-            print_table(f"{name}, seed {seed}", rows[-1:])
-    print_table(f"{n:,} samples, {seconds:g} seconds a target", rows)
-    write_json({"machine": size, "rows": rows}, json)
+            row = _sampled(name, truth, n, seconds, seed)
+            rows.append(row)
+            print_table(f"{name}, seed {seed}", _shown([row]))
+            if rivals:
+                beside.append(_as_rival(row))
+            for rival in rivals:
+                beside.append(_rival(name, truth, rival, row["seconds"], seed))
+                print_table(f"{name}, seed {seed}, {rival}", _shown(beside[-1:]))
+            write_json(_json(size, n, seconds, rows, beside), json)
+    print_table(f"{n:,} samples, {seconds:g} seconds a target", _shown(rows))
+    print(f"\n  {summary(rows)}")
+    if beside:
+        print_table("for the same time", _shown(beside))
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        try_picture(str(picture), lambda: save_figure(plot_verdicts(rows), picture))
     if markdown is not None:
-        write_section(markdown, "untuned", markdown_table(rows))
+        text = f"{summary(rows)}\n\n{markdown_table(_shown(rows))}"
+        if picture is not None and picture.is_file():
+            text = f"![|Δ log Z| and ESS]({_link(picture, markdown)})\n\n{text}"
+        write_section(markdown, SECTION, text)
+        if beside:
+            write_section(markdown, RIVALS_SECTION, markdown_table(_shown(beside)))
+
+
+def counts(rows: Table) -> dict[str, int]:
+    """How many results there are, are right, are trusted, and are trusted and wrong."""
+    trusted = [row for row in rows if row["verdict"] == "trust"]
+    return {
+        "results": len(rows),
+        "right": sum(row["right"] is True for row in rows),
+        "trust": len(trusted),
+        "false trusts": sum(row["right"] is False for row in trusted),
+    }
+
+
+def summary(rows: Table) -> str:
+    """The same as a sentence."""
+    found = counts(rows)
+    return (
+        f"Right: {found['right']} of {found['results']}. Verdict *trust*: {found['trust']}, "
+        f"of which wrong: {found['false trusts']}."
+    )
+
+
+def _sampled(name: str, truth: Truth, n: int, seconds: float, seed: int) -> dict[str, Any]:
+    """A row of `vgs_rl.sample`; one that raises is a row without numbers."""
+    energy = Counted(make_target(name))
+    began = time.monotonic()
+    row: dict[str, Any] = {
+        "target": name,
+        "D": energy.dim,
+        "seed": seed,
+        "verdict": "failed",
+        "right": False,
+        "log Z - truth": math.nan,
+        "exploration's": math.nan,
+        "mean error": math.nan,
+        "std error": math.nan,
+        "ESS of all": math.nan,
+        "k-hat": math.nan,
+    }
+    try:
+        result = sample(energy, n, seconds=seconds, seed=seed)
+    except Exception as error:  # one target is not worth the others
+        print(f"  {name}, seed {seed}: {type(error).__name__}: {error}")
+    else:
+        found = result.evidence
+        mean_error, std_error = truth.errors(result.x, result.log_weight)
+        row |= {
+            "verdict": result.verdict.word,
+            "right": truth.is_right(found.log_z, mean_error),
+            "log Z - truth": _gap(found.log_z, truth),
+            "exploration's": _gap(found.explored_log_z, truth),
+            "mean error": mean_error,
+            "std error": std_error,
+            "ESS of all": found.ess,
+            "k-hat": found.k_hat,
+        }
+    return row | {"energies": energy.evaluations, "seconds": time.monotonic() - began}
+
+
+def _as_rival(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `vgs_rl.sample` among those of rivals."""
+    kept = ("right", "log Z - truth", "mean error", "std error")
+    head = {"target": row["target"], "D": row["D"], "seed": row["seed"], "method": "vgs_rl.sample"}
+    cost = {"energies": row["energies"], "seconds": row["seconds"], "note": row["verdict"]}
+    return head | {key: row[key] for key in kept} | {"R-hat": math.nan} | cost
+
+
+def _rival(name: str, truth: Truth, rival: str, seconds: float, seed: int) -> dict[str, Any]:
+    """A row of another method; one that raises is a row without numbers."""
+    energy = Counted(make_target(name))
+    row: dict[str, Any] = {
+        "target": name,
+        "D": energy.dim,
+        "seed": seed,
+        "method": rival,
+        "right": False,
+        "log Z - truth": math.nan,
+        "mean error": math.nan,
+        "std error": math.nan,
+        "R-hat": math.nan,
+    }
+    began = time.monotonic()
+    try:
+        found = run_rival(rival, energy, seconds, seed)
+    except Exception as error:  # of another library
+        note = "failed"
+        print(f"  {name}, seed {seed}, {rival}: {type(error).__name__}: {error}")
+    else:
+        note = found.note
+        mean_error, std_error = truth.errors(found.x, found.log_weight)
+        row |= {
+            "right": truth.is_right(found.log_z, mean_error),
+            "log Z - truth": math.nan if found.log_z is None else _gap(found.log_z, truth),
+            "mean error": mean_error,
+            "std error": std_error,
+            "R-hat": found.r_hat,
+        }
+    took = time.monotonic() - began
+    return row | {"energies": energy.evaluations, "seconds": took, "note": note}
+
+
+def _gap(log_z: float, truth: Truth) -> float:
+    return math.nan if truth.log_z is None else log_z - truth.log_z
+
+
+def _json(size: dict[str, Any], n: int, seconds: float, rows: Table, beside: Table) -> Any:
+    """All results, NaN and infinities as null."""
+
+    def plain(table: Table) -> Table:
+        return [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in table
+        ]
+
+    settings = {"n": n, "seconds": seconds}
+    results = {"summary": counts(rows), "rows": plain(rows), "rivals": plain(beside)}
+    return {"machine": size, "settings": settings, **results}
+
+
+def _shown(rows: Table) -> Table:
+    """Rows as a table shows them."""
+    words = {True: "yes", False: "no", None: ""}
+    return [
+        row
+        | {
+            "right": words[row["right"]],
+            "energies": f"{row['energies']:,}",
+            "seconds": round(row["seconds"]),
+        }
+        for row in rows
+    ]
+
+
+def _link(picture: Path, page: Path) -> str:
+    """The path of a picture as a page names it."""
+    return Path(os.path.relpath(picture.resolve(), page.resolve().parent)).as_posix()
