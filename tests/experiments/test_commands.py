@@ -126,6 +126,8 @@ MISTAKES = [
     (f"evaluate {PIS} --smc true", "--smc is for value gradients, got pis: runs/GMM9/pis/0"),
     (f"evaluate {PIS} --compiled true", "--compiled is for value gradients, got pis"),
     (f"evaluate {VGS} --compiled true", "comp"),
+    (f"evaluate {VGS} --certificate 0", "--certificate: must be a positive number, got 0"),
+    (f"evaluate {VGS} --limit 10", "--limit is of --certificate, which is not given, got 10"),
     ("evaluate --pretrained GMM8", "no trained sampler 'GMM8': no such file, and shipped are"),
     (f"evaluate --pretrained {VGS}/checkpoints/best.pt", "best.pt holds no sampler"),
     ("evaluate --pretrained foreign.pt", "foreign.pt"),

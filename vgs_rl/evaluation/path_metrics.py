@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def certificate_metrics(proven: Certificate, log_z: float | None) -> dict[str, M
         log_z: the truth, or None.
     """
     level = f"holds with {100 * proven.confidence:g} %"
-    details = {"confidence": proven.confidence}
+    details: dict[str, Any] = {"confidence": proven.confidence}
     metrics = {
         "log_z_low": Metric(
             value=proven.log_z_low,
