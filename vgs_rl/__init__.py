@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vgs_rl.agents.path.trajectory_balance import LogVarianceAgent as LogVariance
     from vgs_rl.agents.path.trajectory_balance import TrajectoryBalanceAgent as TrajectoryBalance
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent as VGS
+    from vgs_rl.evaluation.certificate import Certificate, certificate
     from vgs_rl.evaluation.evaluate import evaluate
     from vgs_rl.evaluation.report import Report
     from vgs_rl.experiments.automatic import sample
@@ -45,7 +46,9 @@ _LAZY = {
     "SMC": "vgs_rl.samplers.classical:SMC",
     "ULA": "vgs_rl.samplers.classical:ULA",
     "ParallelTempering": "vgs_rl.samplers.classical:ParallelTempering",
+    "Certificate": "vgs_rl.evaluation.certificate:Certificate",
     "Report": "vgs_rl.evaluation.report:Report",
+    "certificate": "vgs_rl.evaluation.certificate:certificate",
     "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
     "load_run": "vgs_rl.experiments.run:load_run",
     "sample": "vgs_rl.experiments.automatic:sample",
@@ -62,6 +65,7 @@ __all__ = [
     "ULA",
     "VGS",
     "CentreOfMassFree",
+    "Certificate",
     "Chain",
     "ChainSampler",
     "Energy",
@@ -80,6 +84,7 @@ __all__ = [
     "Sphere",
     "StartConfig",
     "TrajectoryBalance",
+    "certificate",
     "evaluate",
     "find",
     "load_run",

@@ -30,6 +30,7 @@ from vgs_rl.evaluation.evaluate import (
 from vgs_rl.evaluation.report import format_value
 from vgs_rl.weights import log_z_standard_error
 
+PROVEN = ["log_z_low", "log_z_high", "tv_bound"]
 OF_WEIGHTS = ["ess", "largest_weight", "k_hat", "path_ess"]
 
 
@@ -172,7 +173,7 @@ class TestEvaluate:
 
     def test_metrics_that_the_target_does_not_admit_are_left_out(self) -> None:
         report = evaluate(oracle(Ring(), num_steps=4), Ring(), 500)
-        assert list(report.metrics) == ["log_z", "elbo", *OF_WEIGHTS]
+        assert list(report.metrics) == ["log_z", "log_z_low", "elbo", *OF_WEIGHTS]
         assert report.metrics["elbo"].ideal is report.metrics["log_z"].ideal is None
         assert report.metrics["log_z"].value == report.metrics["elbo"].details["log_z_estimate"]
 
@@ -184,11 +185,36 @@ class TestEvaluate:
         assert metric.details["reference"] == "shipped"
         assert metric.ideal is not None
         assert metric.value < 1.5 * metric.ideal
-        assert "eubo" not in evaluate(oracle(energy, num_steps=4), energy, 500).metrics
+
+    def test_paths_go_backwards_from_the_whole_shipped_reference_and_labels_say_so(self) -> None:
+        energy = Shipped()
+        report = evaluate(oracle(energy, num_steps=4), energy, 500)
+        for name in ("eubo", "log_z_high"):
+            metric = report.metrics[name]
+            assert metric.n == 1_000 and metric.details["premise"] == "reference samples (MCMC)"
+        for table in (report.to_table(), format_comparison({"this run": report})):
+            for name in ("eubo", "gap", "log_z_high", "tv_bound"):
+                assert f"\n{name} from reference samples (MCMC) " in table
+            assert "\nlog_z_low  " in table
+
+    def test_what_is_proven_is_in_the_report_and_in_its_file(self, report: Report) -> None:
+        low, high, tv = (report.metrics[name] for name in PROVEN)
+        assert low.value < 0.0 < high.value and 0 < tv.value < 1
+        assert low.ideal == high.ideal == GMM9().log_z and tv.ideal == 0.0
+        content = json.loads(report.as_json())
+        certificate = content["details"]["certificate"]
+        assert certificate["premise"] == "exact samples" and certificate["confidence"] == 0.95
+        for name, metric in zip(PROVEN, (low, high, tv), strict=True):
+            assert certificate[name] == metric.value == content["metrics"][name]["value"]
+
+    def test_a_sampler_without_weights_has_no_certificate(self) -> None:
+        report = evaluate(Exact(Gaussian()), Gaussian(), 100)
+        assert report.details["certificate"] is None
+        assert not set(PROVEN) & set(report.metrics)
 
     def test_another_temperature_leaves_only_bounds(self) -> None:
         report = evaluate(oracle(Gaussian(), num_steps=4, temperature=2.0), Gaussian(), 500)
-        assert list(report.metrics) == ["log_z", "elbo", *OF_WEIGHTS]
+        assert list(report.metrics) == ["log_z", "log_z_low", "elbo", *OF_WEIGHTS]
         assert report.metrics["elbo"].ideal is None
         assert report.details["temperature"] == 2.0
 
@@ -319,7 +345,7 @@ class TestWeights:
 
     def test_particles_that_interact_have_log_z_and_nothing_else(self) -> None:
         metrics = weighted(0.1 * NORMAL, independent=False)
-        assert list(metrics) == ["log_z"]
+        assert list(metrics) == ["log_z"]  # no certificate either: it needs independent weights
         assert metrics["log_z"].error is None and "particles interact" in metrics["log_z"].note
 
 
@@ -396,7 +422,7 @@ class TestParticles:
 
     def test_a_chain_of_particles_gets_path_metrics_too(self) -> None:
         report = evaluate(oracle(Springs(), num_steps=3), Springs(), 400, protocol=SMALL)
-        names = [*PARTICLE_METRICS, "log_z", "elbo", "eubo", "gap", *OF_WEIGHTS]
+        names = [*PARTICLE_METRICS, "log_z", *PROVEN, "elbo", "eubo", "gap", *OF_WEIGHTS]
         assert list(report.metrics) == names
 
 

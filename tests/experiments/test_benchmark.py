@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny as tiny_config
+import torch
 from commands import ROOT, call, load, run, without_pictures
 
 from vgs_rl import MDPConfig, SamplingMDP
@@ -172,3 +173,25 @@ def test_the_shares_of_a_librarys_time_add_up(folder: Path) -> None:
         shares = [float(row[part].rstrip("%")) for part in parts]
         assert sum(shares) == pytest.approx(100, abs=0.3) and min(shares) >= 0
         assert shares[0] > 0 and shares[4] > 0 and row["steps_per_s"] > 0
+
+
+def test_intervals_of_log_z_are_counted_and_drawn(folder: Path) -> None:
+    page = folder / "page.md"
+    page.write_text("<!-- certificate:begin -->\n<!-- certificate:end -->\n")
+    options = ["--n=200", "--repeats=3", "--json=out.json", "--markdown=page.md"]
+    out, _ = run("benchmark.py", "certificate", *options, "--figure=c.png", folder=folder)
+    assert "3 intervals from 200 weights each" in out and (folder / "c.png").is_file()
+    rows = {row["name"]: row for row in json.loads((folder / "out.json").read_text())["rows"]}
+    assert {"uniform", "Pareto 1.1", "hidden mode"} < set(rows)
+    assert all(row["below"] > 0 and row["above"] > 0 for row in rows.values())
+    assert rows["hidden mode"]["usual"] == 0.0 and rows["hidden mode"]["proven"] == 1.0
+    assert "| hidden mode |" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["uniform", "lognormal 1", "Pareto 3", "hidden mode"])
+def test_the_laws_of_the_benchmark_have_log_z_zero_on_either_side(name: str) -> None:
+    law = load("benchmarks.certificate").LAWS[name]
+    generator = torch.Generator().manual_seed(0)
+    n = 400_000
+    for value in (law.forward(n, generator).exp(), (-law.backward(n, generator)).exp()):
+        assert abs(value.mean() - 1) < 5 * value.std() / n**0.5

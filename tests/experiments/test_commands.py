@@ -126,6 +126,8 @@ MISTAKES = [
     (f"evaluate {PIS} --smc true", "--smc is for value gradients, got pis: runs/GMM9/pis/0"),
     (f"evaluate {PIS} --compiled true", "--compiled is for value gradients, got pis"),
     (f"evaluate {VGS} --compiled true", "comp"),
+    (f"evaluate {VGS} --certificate 0", "must be a positive number, got 0"),
+    (f"evaluate {VGS} --limit 10", "--limit is of --certificate, which is not given, got 10"),
     ("evaluate --pretrained GMM8", "no trained sampler 'GMM8': no such file, and shipped are"),
     (f"evaluate --pretrained {VGS}/checkpoints/best.pt", "best.pt holds no sampler"),
     ("evaluate --pretrained foreign.pt", "foreign.pt"),
@@ -210,6 +212,21 @@ def test_a_report_may_be_written_into_a_folder_that_is_not_there_yet(place: Path
     options = ["--n", "4", "--json", str(place / "made" / "it.json")]
     assert main([*options, str(place / VGS)]) == 0
     assert (place / "made" / "it.json").is_file()
+
+
+def test_evaluate_draws_until_log_z_is_bounded_or_says_that_it_cannot(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main = load("commands.evaluate").main
+    options = ["--n", "50", "--certificate", "0.01", "--limit", "100"]
+    assert main([*options, "--json", str(tmp_path / "it.json"), str(place / VGS)]) == 0
+    shown = capsys.readouterr()
+    assert "certificate of this run\nlog Z, at least " in shown.out
+    assert "log_z_high from exact samples" in shown.out
+    assert "above the 0.01 asked for: 100 forward and 100 backward paths" in shown.err
+    (report,) = json.loads((tmp_path / "it.json").read_text())
+    assert report["metrics"]["log_z_low"]["n"] == 100 and report["metrics"]["elbo"]["n"] == 50
+    assert report["details"]["certificate"]["n_backward"] == 100
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "benchmark"])

@@ -61,7 +61,7 @@ def test_training_fills_the_run_folder(trained: Path) -> None:
     assert {"env_steps", "energy_evaluations", "metrics"} < report.keys()
     assert report["target"] == "GMM9" and report["agent"] == "vgs" and report["seed"] == 0
     names = {"tvd_energy", "sinkhorn", "std_error", "mode_weight_error"}
-    names |= {"log_z_error", "elbo", "eubo", "gap"}
+    names |= {"log_z_error", "log_z_low", "log_z_high", "tv_bound", "elbo", "eubo", "gap"}
     names |= {"ess", "largest_weight", "k_hat", "path_ess"}
     assert report["metrics"].keys() == names
     assert all({"value", "ideal", "n"} < metric.keys() for metric in report["metrics"].values())
@@ -174,7 +174,7 @@ def test_the_guides_example_registers_an_energy_from_another_folder(
         call("train", *by_path[2:], *options, folder=tmp_path)
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
-    names = {"log_z", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}
+    names = {"log_z", "log_z_low", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}
     assert all(names == report["metrics"].keys() for report in reports)
 
 

@@ -21,9 +21,15 @@ from torch import Tensor
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy, Split
 from vgs_rl.evaluation import metrics as distances
+from vgs_rl.evaluation.certificate import Premise, certificate
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol, particle_metrics
 from vgs_rl.evaluation.particles import pair_distances, transformed
-from vgs_rl.evaluation.path_metrics import log_z_metrics, path_metrics, upper_metrics
+from vgs_rl.evaluation.path_metrics import (
+    certificate_metrics,
+    log_z_metrics,
+    path_metrics,
+    upper_metrics,
+)
 from vgs_rl.evaluation.report import Metric, Report, format_comparison
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.weights import dead_paths
@@ -49,6 +55,9 @@ METRIC_ORDER = (
     "mode_weight_error",
     "log_z_error",
     "log_z",
+    "log_z_low",
+    "log_z_high",
+    "tv_bound",
     "elbo",
     "elbo_live",
     "eubo",
@@ -93,8 +102,11 @@ def evaluate(
       all n paths; the share of the ``largest_weight`` and the tail index ``k_hat``, which say
       whether ess and log Z can be believed; ``path_ess``, the median ESS over batches. Of particles
       that have been resampled on the way (SMC) only log Z is left.
-    - ``eubo`` on paths drawn backwards from exact samples, which have to exist, and its ``gap`` to
-      the ELBO, which bounds how wrong the sampler is without knowing log Z.
+    - ``eubo`` on paths drawn backwards from exact samples, or from all of the shipped reference,
+      and its ``gap`` to the ELBO: estimates of the paths' KL divergences, no bounds of them.
+    - What is proven (:class:`vgs_rl.evaluation.certificate.Certificate`): ``log_z_low`` for all
+      independent paths; ``log_z_high`` and ``tv_bound`` where there are backward paths, under the
+      premise that is named with them. All of it is in the details, as ``certificate``.
 
     A path whose log-weight is NaN or -inf has weight 0. The ELBO is then -inf, as it is in truth;
     ``elbo_live`` is that of the sampler which throws such paths away, and the details count them.
@@ -142,6 +154,7 @@ def evaluate(
         on_samples(samples)
     paths = sampler.sample(n, paths_again) if resample else samples
     metrics: dict[str, Metric] = {}
+    proven = None
     reference = None
     if temperature == 1.0:
         reference = _reference(energy, n, split, exact, second, further)
@@ -155,9 +168,13 @@ def evaluate(
         metrics |= log_z_metrics(paths.log_weight, log_z, independent=paths.independent)
         if paths.independent:
             metrics |= path_metrics(paths.log_weight, log_z, batches, batch_size)
-            if sampler.has_reverse_weights and reference is not None and reference.exact:
-                log_weight = sampler.reverse_log_weight(reference.truth.x.to(samples.x), backwards)
-                metrics |= upper_metrics(log_weight, log_z, metrics["elbo"])
+            backward = premise = None
+            if sampler.has_reverse_weights and reference is not None:
+                states, premise = reference.backward
+                backward = sampler.reverse_log_weight(states.to(samples.x), backwards)
+                metrics |= upper_metrics(backward, log_z, metrics["elbo"], premise)
+            proven = certificate(paths.log_weight, backward, premise=premise)
+            metrics |= certificate_metrics(proven, log_z)
     order = [name for name in METRIC_ORDER if name in metrics]
     return Report(
         target=target_name or type(energy).__name__,
@@ -168,7 +185,8 @@ def evaluate(
         env_steps=env_steps,
         energy_evaluations=energy_evaluations,
         metrics={name: metrics[name] for name in order},
-        details=_details(samples, paths, energy, seed, resample, temperature),
+        details=_details(samples, paths, energy, seed, resample, temperature)
+        | {"certificate": None if proven is None else proven.as_dict()},
     )
 
 
@@ -197,6 +215,13 @@ class _Reference:
     def exact(self) -> bool:
         """Whether these are exact samples rather than shipped ones."""
         return self.kind == "exact"
+
+    @property
+    def backward(self) -> tuple[Tensor, Premise]:
+        """States that paths are drawn backwards from: the truth, or both halves of the shipped."""
+        if self.exact:
+            return self.truth.x, "exact samples"
+        return torch.cat([half.x for half in self.pairs[0]]), "reference samples (MCMC)"
 
 
 def _reference(

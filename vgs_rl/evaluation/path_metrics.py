@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vgs_rl.evaluation.certificate import Certificate, Premise
 from vgs_rl.evaluation.metrics import path_ess
 from vgs_rl.evaluation.report import Metric
 from vgs_rl.weights import (
@@ -121,34 +123,80 @@ def path_metrics(
     return metrics
 
 
-def upper_metrics(log_weight: Tensor, log_z: float | None, elbo: Metric) -> dict[str, Metric]:
+def upper_metrics(
+    log_weight: Tensor, log_z: float | None, elbo: Metric, premise: Premise
+) -> dict[str, Metric]:
     """The EUBO from paths drawn backwards, and its gap to the ELBO.
 
-    +inf is a true value here: exact states that the sampler cannot reach. An energy that is not
-    finite at its own exact samples leaves the EUBO unknown.
+    +inf is a true value here: states of the target that the sampler cannot reach. An energy that is
+    not finite at its own samples leaves the EUBO unknown.
 
     Args:
         log_weight: of the backward paths, shape (m,).
         log_z: the truth, or None.
         elbo: the ELBO's metric.
+        premise: what the backward paths were drawn from.
     """
     log_weight = log_weight.double()
     eubo = _bound(log_weight, log_z, "at least log Z")
     if unknown := int((log_weight.isnan() | torch.isneginf(log_weight)).sum()):
         eubo.value, eubo.details["standard_error"] = math.nan, None
-        eubo.note = f"unknown: {unknown:,} exact samples have no finite energy or drift"
+        eubo.note = f"unknown: {unknown:,} of {premise} have no finite energy or drift"
     elif unreached := int(torch.isposinf(log_weight).sum()):
-        eubo.note += f"; {unreached:,} exact samples cannot be reached"
+        eubo.note += f"; {unreached:,} of {premise} cannot be reached"
     errors = (elbo.details["standard_error"], eubo.details["standard_error"])
     error = None if None in errors else math.hypot(*errors)
     gap = Metric(
         value=eubo.value - elbo.value,
         ideal=0.0,
         n=min(eubo.n, elbo.n),
-        note="EUBO - ELBO [nats]",
+        note="EUBO - ELBO [nats], an estimate",
         details={"standard_error": error},
     )
+    for metric in (eubo, gap):
+        metric.details["premise"] = premise
     return {"eubo": eubo, "gap": gap}
+
+
+def certificate_metrics(proven: Certificate, log_z: float | None) -> dict[str, Metric]:
+    """``log_z_low``; with backward paths also ``log_z_high`` and ``tv_bound``.
+
+    Args:
+        proven: the certificate.
+        log_z: the truth, or None.
+    """
+    level = f"holds with {100 * proven.confidence:g} %"
+    details: dict[str, Any] = {"confidence": proven.confidence}
+    metrics = {
+        "log_z_low": Metric(
+            value=proven.log_z_low,
+            ideal=log_z,
+            n=proven.n,
+            note=f"at most log Z, {level}",
+            details=dict(details),
+        )
+    }
+    if proven.log_z_high is None:
+        return metrics
+    details |= {"premise": proven.premise, "k_hat_backward": proven.k_hat_backward}
+    metrics["log_z_high"] = Metric(
+        value=proven.log_z_high,
+        ideal=log_z,
+        n=proven.n_backward,
+        note=f"at least log Z, {level}",
+        details=dict(details),
+    )
+    if proven.contradicts:
+        metrics["log_z_high"].note = f"below log_z_low: {proven.premise} are not of this target"
+    if proven.tv_bound is not None:
+        metrics["tv_bound"] = Metric(
+            value=proven.tv_bound,
+            ideal=0.0,
+            n=min(proven.n, proven.n_backward),
+            note=f"at least the total variation from the target, {level}",
+            details=dict(details),
+        )
+    return metrics
 
 
 def _bound(log_weight: Tensor, log_z: float | None, note: str) -> Metric:

@@ -149,7 +149,7 @@ class Report:
         lines = [["metric", "value", "ideal", "n", "settings"]]
         for name, metric in self.metrics.items():
             numbers = [metric.text(), metric.ideal_text(), f"{metric.n:,}"]
-            lines.append([name, *numbers, metric.note])
+            lines.append([_label(name, metric), *numbers, metric.note])
         return lines
 
     def plot(self) -> Any:
@@ -222,7 +222,8 @@ def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) 
         metric = first.metrics.get(name)
         values = [_with_own_ideal(report.metrics.get(name), metric) for _, report in others]
         shown = ["", ""] if metric is None else [metric.text(), metric.ideal_text()]
-        lines.append([name, *shown, *values])
+        any_metric = next(r.metrics[name] for r in reports.values() if name in r.metrics)
+        lines.append([_label(name, any_metric), *shown, *values])
     table = _table(lines, numeric=range(1, len(lines[0])), markdown=markdown)
     title = f"{first.target}, {first.n_samples:,} samples"
     if any(cell.endswith(")") for line in lines[1:] for cell in line[3:]):
@@ -279,6 +280,12 @@ def format_value(value: float | None, error: float | None = None) -> str:
         return text
     shown = f"{error:{form}}"
     return f"{text} ± {shown}" if float(shown.replace(",", "")) else text
+
+
+def _label(name: str, metric: Metric) -> str:
+    """The metric's name, with the premise that it rests on."""
+    premise = metric.details.get("premise")
+    return name if premise is None else f"{name} from {premise}"
 
 
 def _with_own_ideal(metric: Metric | None, first: Metric | None) -> str:

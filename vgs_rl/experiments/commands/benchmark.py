@@ -7,6 +7,7 @@ vgs-rl benchmark oracle --configs '[gmm9]'        ceilings of schedule, drift an
 vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and bounds
 vgs-rl benchmark steps                            T against quality, with a picture
 vgs-rl benchmark untuned                          targets without settings, and the verdict
+vgs-rl benchmark certificate                      how often intervals of log Z hold, with a picture
 vgs-rl benchmark ebm                              an update of an energy-based model
 vgs-rl benchmark stability                        10,000 of them at three rates
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from vgs_rl.experiments.benchmarks.certificate import certificate
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
@@ -36,6 +38,7 @@ COMMANDS: dict[str, Any] = {
     "oracle": oracle,
     "steps": steps,
     "untuned": untuned,
+    "certificate": certificate,
     "ebm": ebm,
     "stability": stability,
 }

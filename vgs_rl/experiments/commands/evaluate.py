@@ -1,6 +1,7 @@
 """Evaluates trained runs again: their metrics and what exact samples score.
 
 vgs-rl evaluate RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
+vgs-rl evaluate RUN --certificate 0.05         draws until log Z is bounded to 0.05 nats
 vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped name
 vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
 vgs-rl evaluate RUN --export my_sampler.pt2    a program of torch.export, without this package
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from vgs_rl.agents import Agent, ValueGradientAgent
+from vgs_rl.evaluation.certify import LIMIT, certify, hold, require_backward_paths
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
     STANDARD,
@@ -28,6 +30,7 @@ from vgs_rl.experiments.cli import (
     one_of,
     output,
     output_file,
+    positive,
     switch,
     whole,
 )
@@ -41,7 +44,7 @@ from vgs_rl.samplers.base import Sampler
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 
-FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling")
+FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate")
 
 
 @command
@@ -89,6 +92,10 @@ def make_parser() -> Parser:
     add("--smc", type=switch, default=False, help="also evaluate SMC, the learned value as twist")
     add("--compiled", type=switch, default=False, help="compile the drift of particles first")
     add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
+    bounds = "draw until log_z_high - log_z_low is at most this [nats]"
+    add("--certificate", type=positive, default=None, help=bounds)
+    most = f"most paths that --certificate draws; {LIMIT:,} by default"
+    add("--limit", type=whole(2), default=None, help=most)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
@@ -104,6 +111,8 @@ def _parse(arguments: list[str]) -> Namespace:
         raise Mistake("give at least one run folder, or --pretrained NAME")
     if options.export is not None and (len(options.runs) != 1 or options.pretrained):
         raise Mistake(f"--export needs exactly one run folder, got {len(options.runs)}")
+    if options.limit is not None and options.certificate is None:
+        raise Mistake(f"--limit is of --certificate, which is not given, got {options.limit:,}")
     return options
 
 
@@ -184,6 +193,8 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
         agent.mdp.start.require_density("--smc")
     if options.ceiling:
         require_exact_values(agent.mdp.energy, agent.mdp.temperature)
+    if options.certificate is not None:
+        require_backward_paths(sampler, agent.mdp.energy)
     return sampler
 
 
@@ -198,6 +209,18 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         sampler=sampler,
         progress_bar=True,
     )
+    if options.certificate is not None:
+        proven = certify(
+            sampler,
+            agent.mdp.energy,
+            options.certificate,
+            n=report.n_samples,
+            limit=options.limit or LIMIT,
+            seed=config.evaluation.seed,
+        )
+        if options.json != STANDARD:
+            print(f"certificate of {run.title}\n{proven}\n")
+        hold(report, proven, options.certificate)
     columns = {run.title: report}
     if options.export is not None and options.export.suffix == ".pt2":
         options.export.parent.mkdir(parents=True, exist_ok=True)
