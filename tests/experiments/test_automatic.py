@@ -14,20 +14,31 @@ from torch import Tensor
 
 import vgs_rl
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
+from vgs_rl.evaluation.certificate import Certificate
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 
-GOOD = Evidence(
+PROVEN = Certificate(
+    n=10_000,
+    n_backward=2_000,
+    confidence=0.95,
+    premise="explored particles (SMC)",
     log_z=1.0,
     log_z_error=0.01,
-    elbo=0.8,
-    ess=0.6,
-    effective=6_000,
+    log_z_low=0.97,
+    log_z_high=1.04,
+    tv_bound=0.3,
     k_hat=0.3,
-    reliable=0.7,
-    largest=0.001,
+    k_limit=0.7,
+    k_hat_backward=0.3,
+    ess=0.6,
+    largest_weight=0.001,
+    sample_size=1.2,
+)
+GOOD = Evidence(
+    certificate=PROVEN,
+    elbo=0.8,
     dead=0.0,
     eubo=1.2,
-    k_backward=0.3,
     explored_log_z=1.05,
     explored_spread=0.05,
     moved=0.05,
@@ -85,16 +96,23 @@ def test_ctrl_c_while_learning_gives_what_was_learned(monkeypatch: pytest.Monkey
     assert result.settings["learning"][-1]["updates"] == 3
 
 
+def changed(change: dict[str, Any]) -> Evidence:
+    """Good evidence with some of its numbers, or of its certificate's, replaced."""
+    proven = dataclasses.replace(PROVEN, **change.get("certificate", {}))
+    return dataclasses.replace(GOOD, **{**change, "certificate": proven})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"k_hat": 0.8}, "tail is too heavy"),
-        ({"k_hat": math.nan}, "tail is too heavy"),
-        ({"effective": 50.0}, "50 effective samples are fewer"),
+        ({"certificate": {"k_hat": 0.8}}, "tail is too heavy"),
+        ({"certificate": {"k_hat": math.nan}}, "tail is too heavy"),
+        ({"certificate": {"ess": 0.005}}, "50 effective samples are fewer"),
+        ({"certificate": {"log_z_high": 0.9}}, "not of the target that the weights show"),
         ({"explored_log_z": 2.0}, "log Z of the weights and of exploration differ by 1.00"),
         ({"explored_log_z": math.nan}, "differ by nan"),
         ({"eubo": 0.2}, "contradict log Z"),
-        ({"k_backward": 1.1}, "where the sampler hardly goes"),
+        ({"certificate": {"k_hat_backward": 1.1}}, "where the sampler hardly goes"),
         ({"moved": 0.5}, "0.50 standard deviations apart"),
         ({"dead": 0.7}, "70% of the samples have weight 0"),
         ({"doubts": ("it ran out of time",)}, "it ran out of time"),
@@ -102,14 +120,18 @@ def test_ctrl_c_while_learning_gives_what_was_learned(monkeypatch: pytest.Monkey
 )
 def test_any_evidence_against_the_samples_is_a_reason(change: dict[str, Any], reason: str) -> None:
     assert judge_evidence(GOOD).word == "trust"
-    verdict = judge_evidence(dataclasses.replace(GOOD, **change))
+    verdict = judge_evidence(changed(change))
     assert verdict.word == "do not use"
     assert any(reason in each for each in verdict.reasons), verdict.reasons
 
 
-def test_weights_that_vary_much_are_to_be_used() -> None:
-    verdict = judge_evidence(dataclasses.replace(GOOD, ess=0.1))
-    assert verdict.word == "use the weights"
+@pytest.mark.parametrize(
+    "change",
+    [{"certificate": {"ess": 0.1}}, {"certificate": {"k_hat": 0.6}}, {"explored_log_z": 1.12}],
+)
+def test_doubtful_weights_are_to_be_used_but_not_trusted(change: dict[str, Any]) -> None:
+    verdict = judge_evidence(changed(change))
+    assert verdict.word == "use the weights" and len(verdict.reasons) == 1
 
 
 @pytest.mark.parametrize(

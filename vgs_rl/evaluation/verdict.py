@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vgs_rl.weights import (
-    dead_paths,
-    effective_share,
-    largest_weight,
-    live_elbo,
-    log_z_estimate,
-    pareto_k,
-    reliable_k,
-)
+from vgs_rl.evaluation.certificate import Certificate, certificate
+from vgs_rl.weights import dead_paths, live_elbo
 
 Word = Literal["trust", "use the weights", "do not use"]
 
@@ -52,17 +45,10 @@ class Evidence:
     """Numbers about weighted samples and about particles of an independent exploration.
 
     Attributes:
-        log_z: log mean weight.
-        log_z_error: its standard error, as the weights show it.
+        certificate: what their weights prove, with paths drawn backwards from the particles.
         elbo: mean of log w.
-        ess: effective share of all samples.
-        effective: effective number of samples.
-        k_hat: tail index of the weights.
-        reliable: the largest k_hat at which the weights can be believed.
-        largest: share of the largest weight.
+        eubo: mean of log w on the backward paths.
         dead: share of samples of weight 0.
-        eubo: mean of log w on paths drawn backwards from the particles.
-        k_backward: tail index of 1/w there.
         explored_log_z: exploration's estimate.
         explored_spread: difference between its islands.
         moved: largest distance between the weighted mean and the particles' mean, in standard
@@ -71,17 +57,10 @@ class Evidence:
         doubts: exploration's own.
     """
 
-    log_z: float
-    log_z_error: float
+    certificate: Certificate
     elbo: float
-    ess: float
-    effective: float
-    k_hat: float
-    reliable: float
-    largest: float
-    dead: float
     eubo: float
-    k_backward: float
+    dead: float
     explored_log_z: float
     explored_spread: float
     moved: float
@@ -111,27 +90,20 @@ class Evidence:
             explored_spread: difference between its islands.
             doubts: exploration's own.
         """
-        share = float(effective_share(log_weight.double()))
-        effective = share * len(x)
+        proven = certificate(log_weight, backward, premise="explored particles (SMC)")
         weight = torch.softmax(log_weight.double(), 0)
         mean = weight @ x
         std = (weight @ (x - mean).square()).sqrt().clamp_min(1e-300)
         moved = float(((particles.mean(0) - mean).abs() / std).max())
         # The largest of D standard normal numbers is about √(2 log 2 D).
         spread = math.sqrt(2 * math.log(2 * x.shape[1]) + 1)
-        few = 1 / max(effective, 1.0) + 4 / len(particles)  # particles are no independent draws
+        # Particles are no independent draws.
+        few = 1 / max(proven.ess * len(x), 1.0) + 4 / len(particles)
         return cls(
-            log_z=float(log_z_estimate(log_weight)),
-            log_z_error=math.sqrt(max(1 / max(share, 1e-12) - 1, 0.0) / len(x)),
+            certificate=proven,
             elbo=float(live_elbo(log_weight)),
-            ess=share,
-            effective=effective,
-            k_hat=pareto_k(log_weight),
-            reliable=reliable_k(len(x)),
-            largest=float(largest_weight(log_weight)),
-            dead=dead_paths(log_weight) / len(x),
             eubo=float(backward.double().mean()),
-            k_backward=pareto_k(-backward),
+            dead=dead_paths(log_weight) / len(x),
             explored_log_z=explored_log_z,
             explored_spread=explored_spread,
             moved=moved,
@@ -139,17 +111,28 @@ class Evidence:
             doubts=doubts,
         )
 
+    @property
+    def effective(self) -> float:
+        """Effective number of samples."""
+        return self.certificate.ess * self.certificate.n
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Names and values, as a table shows them."""
-        yield "log Z", f"{self.log_z:.4f} ± {self.log_z_error:.4f}"
         yield (
             "log Z, exploration",
-            f"{self.explored_log_z:.3f} (islands {self.explored_spread:.3f} apart)",
+            f"{self.explored_log_z:.4f} (islands {self.explored_spread:.4f} apart)",
         )
-        yield "ELBO, EUBO", f"{self.elbo:.3f}, {self.eubo:.3f} (on exploration's particles)"
-        yield "ESS of all", f"{self.ess:.3f}"
-        yield "k-hat, of 1/w", f"{self.k_hat:.2f}, {self.k_backward:.2f}"
-        yield "largest weight", f"{self.largest:.4f}"
+        yield "ELBO, EUBO", f"{self.elbo:.4f}, {self.eubo:.4f} (on exploration's particles)"
+        yield from self.certificate.rows()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, for strict JSON: what is not finite is None."""
+        own = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in vars(self).items()
+            if name != "certificate"
+        }
+        return {**own, "certificate": self.certificate.as_dict()}
 
 
 def judge_evidence(evidence: Evidence) -> Verdict:
@@ -157,29 +140,31 @@ def judge_evidence(evidence: Evidence) -> Verdict:
 
     What no path and no particle has seen, no number here can show.
     """
-    against = list(evidence.doubts)
-    if not evidence.k_hat <= evidence.reliable:
+    against, proven = list(evidence.doubts), evidence.certificate
+    if not proven.reliable:
         against.append(
-            f"the weights' tail is too heavy: k-hat {evidence.k_hat:.2f} above "
-            f"{evidence.reliable:.2f}; train longer"
+            f"the weights' tail is too heavy: k-hat {proven.k_hat:.2f} above "
+            f"{proven.k_limit:.2f}; give it more seconds"
         )
     if evidence.effective < LEAST:
         against.append(
             f"{evidence.effective:.0f} effective samples are fewer than {LEAST:.0f}; draw more, or "
-            "train longer"
+            "give it more seconds"
         )
-    gap = abs(evidence.log_z - evidence.explored_log_z)
-    allowed = AGREE + 3 * evidence.log_z_error + min(evidence.explored_spread, 0.3)
+    if proven.contradicts:
+        against.append("exploration's particles are not of the target that the weights show")
+    gap = abs(proven.log_z - evidence.explored_log_z)
+    allowed = AGREE + 3 * (proven.log_z_error or 0.0) + min(evidence.explored_spread, 0.3)
     if not gap <= allowed:
         against.append(
             f"log Z of the weights and of exploration differ by {gap:.2f}, more than {allowed:.2f}"
         )
-    if not evidence.eubo >= evidence.log_z - allowed:
+    if not evidence.eubo >= proven.log_z - allowed:
         against.append("paths drawn backwards from exploration's particles contradict log Z")
-    if not evidence.k_backward <= 0.7:
+    if proven.k_hat_backward is None or not proven.k_hat_backward <= 0.7:
         against.append(
             "exploration's particles lie where the sampler hardly goes: k-hat of 1/w is "
-            f"{evidence.k_backward:.2f}"
+            f"{proven.k_hat_backward or math.nan:.2f}"
         )
     if not evidence.moved <= MOVED + 3 * evidence.moved_error:
         against.append(
@@ -191,10 +176,10 @@ def judge_evidence(evidence: Evidence) -> Verdict:
     if against:
         return Verdict(word="do not use", reasons=tuple(against))
     weak = []
-    if evidence.ess < ENOUGH:
-        weak.append(f"the samples alone are off: their effective share is {evidence.ess:.2f}")
-    if evidence.k_hat > FINITE:
-        weak.append(f"the weights have hardly a variance: k-hat is {evidence.k_hat:.2f}")
+    if proven.ess < ENOUGH:
+        weak.append(f"the samples alone are off: their effective share is {proven.ess:.2f}")
+    if proven.k_hat > FINITE:
+        weak.append(f"the weights have hardly a variance: k-hat is {proven.k_hat:.2f}")
     if gap > AGREE:
         weak.append(f"log Z of the weights and of exploration differ by {gap:.2f}")
     if weak:

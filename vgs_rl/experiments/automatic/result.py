@@ -25,8 +25,9 @@ class LogZ(NamedTuple):
 
     Attributes:
         value: log of the mean weight.
-        low: lower end of an interval of 95 %, by the weights' own spread.
-        high: its upper end; both mean something where the verdict allows the weights.
+        low: below log Z with 95 %, whatever the weights' law.
+        high: above log Z with 95 %, if exploration's particles are samples of the target; +inf if
+            nothing follows from them.
     """
 
     value: float
@@ -92,8 +93,9 @@ class Result:
     @property
     def log_z(self) -> LogZ:
         """Log of the mean weight, with an interval."""
-        value, error = self.evidence.log_z, self.evidence.log_z_error
-        return LogZ(value, value - 1.96 * error, value + 1.96 * error)
+        proven = self.evidence.certificate
+        high = math.inf if proven.log_z_high is None else proven.log_z_high
+        return LogZ(proven.log_z, proven.log_z_low, high)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -103,15 +105,10 @@ class Result:
     @property
     def report(self) -> dict[str, Any]:
         """Verdict, evidence and settings, as JSON holds them."""
-        evidence = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in vars(self.evidence).items()
-        }
         return {
             "verdict": self.verdict.word,
             "reasons": list(self.reasons),
-            "log_z": dict(self.log_z._asdict()),
-            "evidence": evidence,
+            "evidence": self.evidence.as_dict(),
             "settings": self.settings,
             "seconds": round(self.seconds, 1),
         }
@@ -136,6 +133,6 @@ class Result:
 
     def __repr__(self) -> str:
         rows = [f"{self.verdict}", *(f"  {reason}" for reason in self.reasons)]
-        rows += [f"{name:22}{value}" for name, value in self.evidence.rows()]
-        rows.append(f"{'seconds':22}{self.seconds:.0f}")
+        rows += [f"{name:32}{value}" for name, value in self.evidence.rows()]
+        rows.append(f"{'seconds':32}{self.seconds:.0f}")
         return "\n".join(rows)

@@ -141,17 +141,17 @@ def _sampled(name: str, truth: Truth, n: int, seconds: float, seed: int) -> dict
     except Exception as error:  # one target is not worth the others
         print(f"  {name}, seed {seed}: {type(error).__name__}: {error}")
     else:
-        found = result.evidence
+        found, proven = result.evidence, result.evidence.certificate
         mean_error, std_error = truth.errors(result.x, result.log_weight)
         row |= {
             "verdict": result.verdict.word,
-            "right": truth.is_right(found.log_z, mean_error),
-            "log Z - truth": _gap(found.log_z, truth),
+            "right": truth.is_right(proven.log_z, mean_error),
+            "log Z - truth": _gap(proven.log_z, truth),
             "exploration's": _gap(found.explored_log_z, truth),
             "mean error": mean_error,
             "std error": std_error,
-            "ESS of all": found.ess,
-            "k-hat": found.k_hat,
+            "ESS of all": proven.ess,
+            "k-hat": proven.k_hat,
         }
     return row | {"energies": energy.evaluations, "seconds": time.monotonic() - began}
 
