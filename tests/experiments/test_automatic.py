@@ -16,6 +16,7 @@ import vgs_rl
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.evaluation.certificate import Certificate
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
+from vgs_rl.exploration import periodic
 
 PROVEN = Certificate(
     n=10_000,
@@ -158,6 +159,22 @@ def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -
         vgs_rl.sample(**arguments)
 
 
+def test_a_support_bounds_the_samples() -> None:
+    """A gamma density in one coordinate, a von Mises density in the other."""
+
+    def energy(x: Tensor) -> Tensor:
+        assert bool((x[:, 0] > 0).all() & (x[:, 1] >= 0).all() & (x[:, 1] <= 2 * math.pi).all())
+        return x[:, 0] - 2 * x[:, 0].log() - torch.cos(x[:, 1])
+
+    support = [torch.distributions.constraints.positive, periodic(2 * math.pi)]
+    result = vgs_rl.sample(energy, 4_000, dim=2, support=support, seconds=20, progress_bar=False)
+    truth = math.lgamma(3) + math.log(2 * math.pi * float(torch.special.i0(torch.ones(()))))
+    assert result.log_z.value == pytest.approx(truth, abs=0.03)
+    weight = torch.softmax(result.log_weight.double(), 0)
+    assert float(weight @ result.x[:, 0].double()) == pytest.approx(3.0, abs=0.2)
+    torch.testing.assert_close(result.sampler.sample(4_000, 0).x, result.x)
+
+
 def test_the_command_explores_an_energy_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +188,9 @@ def test_the_command_explores_an_energy_by_name(
     assert main(options) == 0
     out = capsys.readouterr().out
     assert out.startswith("verdict: ") and "samples   x.npz: x (500, 2)" in out
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert out.startswith(f"verdict: {report['verdict']}\n")
+    assert report["settings"]["target"] == "my_energy:Bowl" and report["settings"]["learning"]
     written = np.load(tmp_path / "x.npz")
     assert written["x"].shape == (500, 2) and written["log_weight"].shape == (500,)
     assert main(["my_energy:Bowl", "--seconds=-1"]) == 2

@@ -224,7 +224,8 @@ def exact(energy: Energy, n: int, *, seconds: float, seed: int) -> SimpleNamespa
     """What `sample` gives, of exact samples and some evaluations."""
     energy(torch.zeros(123, energy.dim))
     x = make_target("narrow").sample(n, seeded(seed + 1))
-    evidence = SimpleNamespace(log_z=-23.95, explored_log_z=-24.0, ess=0.9, k_hat=0.1)
+    certificate = SimpleNamespace(log_z=-23.95, ess=0.9, k_hat=0.1)
+    evidence = SimpleNamespace(certificate=certificate, explored_log_z=-24.0)
     verdict = SimpleNamespace(word="trust")
     return SimpleNamespace(x=x, log_weight=torch.zeros(n), evidence=evidence, verdict=verdict)
 

@@ -4,7 +4,8 @@
     vgs-rl sample LJ13 --n 100 --resample true --output samples.npz
     vgs-rl sample my_module:MyEnergy --seconds 120 --output samples.npz
 
-An energy is explored and learned first, without any setting, and a verdict says what to believe.
+An energy is explored and learned first, without any setting, and a verdict says what to believe. A
+.json file of the same name holds the verdict, the evidence and every choice made.
 
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
@@ -52,7 +53,7 @@ def make_parser() -> Parser:
     add("--output", type=output_file, default=Path("samples.npz"), help="file, .npz or .pt")
     best = "best or last, of a run; by default best, or last if validation chose none"
     add("--checkpoint", type=one_of("best", "last"), default=None, help=best)
-    limit = "about how long an energy is explored and learned; 120 by default"
+    limit = "about how long an energy is explored and learned; 240 by default"
     add("--seconds", type=positive, default=None, help=limit)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
     add("--trust", type=switch, default=False, help=TRUST_HELP)
@@ -111,11 +112,14 @@ def _sample_energy(options: Namespace) -> int:
             options.source,
             options.n,
             seed=options.seed,
-            seconds=options.seconds or 120.0,
+            seconds=options.seconds or 240.0,
             device=str(resolve_device(options.device or "auto")),
         )
     print(result)
     _write(options, result.samples)
+    report = options.output.with_suffix(".json")
+    result.save_report(report)
+    print(f"report    {report}: verdict, evidence, and every choice made")
     return 0
 
 
