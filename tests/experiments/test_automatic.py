@@ -1,6 +1,7 @@
 """One call samples an energy without settings; its verdict is never better than the evidence."""
 
 import dataclasses
+import json
 import math
 import signal
 from pathlib import Path

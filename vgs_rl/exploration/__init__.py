@@ -6,6 +6,7 @@ from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_c
 from vgs_rl.exploration.explore import Exploration, explore, explore_again
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.modes import Modes, find_modes
+from vgs_rl.exploration.precondition import preconditioner
 from vgs_rl.exploration.reference import (
     GaussianReference,
     MixtureReference,
@@ -43,6 +44,7 @@ __all__ = [
     "fit_tails",
     "load_coordinates",
     "periodic",
+    "preconditioner",
     "support_of",
     "tempered_smc",
 ]

@@ -133,8 +133,7 @@ def explore_again(
     energy: Energy,
     generator: torch.Generator,
     before: Exploration,
-    x: Tensor,
-    log_weight: Tensor,
+    reference: Reference,
     *,
     temperature: float = 1.0,
     seconds: float = math.inf,
@@ -146,9 +145,8 @@ def explore_again(
     Args:
         energy: the target, on R^D.
         generator: source of randomness.
-        before: an earlier exploration: its wide reference and its modes.
-        x: weighted states, all different, shape (n, D).
-        log_weight: their log-weights, shape (n,).
+        before: an earlier exploration.
+        reference: where they start.
         temperature: tau.
         seconds: about how long it may take.
         dtype: in which the energy is evaluated; float64 if None.
@@ -157,9 +155,7 @@ def explore_again(
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
     n = max(2048, len(before.islands[0].x))
     explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, tell)
-    explorer.found = [before.modes]
     tell("exploring again, from the samples")
-    reference = explorer.fitted(before.reference, x.double(), log_weight.double())
     runs = explorer.islands([reference, reference], 1.0)
     return Exploration(
         islands=runs,

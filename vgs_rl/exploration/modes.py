@@ -53,17 +53,13 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
         return None
     step = 1e-5 * scale.expand_as(x)
     for _ in range(ROUNDS):
-        hessian = _hessian(energy, x, step)
-        step = _local_step(hessian, step)
-        x = _newton(energy, x, hessian)
-    hessian = _hessian(energy, x, step)
-    value, slope = energy(x)
+        hessian = hessian_at(energy, x, step)
+        step = local_step(hessian, step)
+        x = newton(energy, x, hessian)
+    hessian = hessian_at(energy, x, step)
+    value, _ = energy(x)
     width, axes = torch.linalg.eigh(hessian)
-    curved = (width > 0).all(-1) & value.isfinite()
-    along = torch.einsum("bi,bij->bj", slope, axes)
-    decrement = (along.square() / width.abs().clamp_min(1e-300)).sum(-1)
-    flat = decrement < 0.1
-    keep = curved & flat
+    keep = decrements(energy, x, hessian) < 0.1
     x, value, width, axes = x[keep], value[keep], width[keep], axes[keep]
     if not len(x):
         return None
@@ -90,7 +86,7 @@ def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:
     return x[chosen]
 
 
-def _hessian(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Tensor:
+def hessian_at(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Tensor:
     """Hessians at x (B, D) by central differences of the gradient, symmetric: (B, D, D)."""
     batch, dim = x.shape
     shifts = torch.diag_embed(step)  # (B, D, D): one row for each coordinate
@@ -100,14 +96,26 @@ def _hessian(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Tensor:
     return 0.5 * (hessian + hessian.mT)
 
 
-def _local_step(hessian: Tensor, step: Tensor) -> Tensor:
+def decrements(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
+    """Newton's decrement at x (B, D), by how much E may fall still, shape (B,).
+
+    It is infinite where E is not finite or the Hessian (B, D, D) is not positive definite.
+    """
+    value, slope = energy(x)
+    width, axes = torch.linalg.eigh(hessian.nan_to_num(0.0, 0.0, 0.0))
+    along = torch.einsum("bi,bij->bj", slope, axes)
+    decrement = (along.square() / width.abs().clamp_min(1e-300)).sum(-1)
+    return torch.where((width > 0).all(-1) & value.isfinite(), decrement, torch.inf)
+
+
+def local_step(hessian: Tensor, step: Tensor) -> Tensor:
     """A hundredth of the local width per coordinate, where it is known."""
     curvature = hessian.diagonal(dim1=1, dim2=2)
     wanted = 1e-2 * curvature.clamp_min(1e-300).rsqrt()
     return torch.where(curvature > 0, wanted.clamp(1e-3 * step, 1e3 * step), step)
 
 
-def _newton(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
+def newton(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
     """A few damped Newton steps with one Hessian; uphill directions are followed downhill."""
     width, axes = torch.linalg.eigh(hessian.nan_to_num(0.0, 0.0, 0.0))
     width = width.abs()

@@ -76,6 +76,16 @@ class Mixture:
         """Log density at x (B, D): shape (B,)."""
         return torch.logsumexp(self.log_components(x), dim=-1)
 
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Independent samples, shape (n, D)."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        shape = (n, self.means.shape[1])
+        z = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=k.device)
+        if self.kind == "diagonal":
+            return self.means[k] + self.covariances[k].sqrt() * z
+        factor = torch.linalg.cholesky(self.covariances).expand(len(self.means), -1, -1)
+        return self.means[k] + torch.einsum("bij,bj->bi", factor[k], z)
+
 
 def fit_mixture(
     x: Tensor,

@@ -43,6 +43,13 @@ class ProductMixture:
         """Log density at x (B, D): shape (B,)."""
         return torch.logsumexp(self.log_components(x), dim=-1).sum(-1)
 
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Independent samples, shape (n, D)."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)  # (D, n)
+        shape = (n, len(self.weights))
+        z = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=k.device)
+        return self.means.gather(1, k).T + self.variances.gather(1, k).sqrt().T * z
+
 
 def fit_product(x: Tensor, components: int, log_weight: Tensor | None = None) -> ProductMixture:
     """EM of every coordinate, from its quantiles.
@@ -127,16 +134,7 @@ class ProductStart(Start):
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Start.sample`."""
-        at = self.mixture()
-        k = torch.multinomial(at.weights, n, replacement=True, generator=generator)  # (D, n)
-        z = torch.randn(
-            n,
-            self.geometry.dim,
-            generator=generator,
-            device=self.means.device,
-            dtype=self.means.dtype,
-        )
-        return at.means.gather(1, k).T + at.variances.gather(1, k).sqrt().T * z
+        return self.mixture().sample(n, generator)
 
     def of_noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """See :meth:`Start.of_noise`; a uniform number chooses each coordinate's component."""

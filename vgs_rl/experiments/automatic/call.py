@@ -12,10 +12,12 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
+from vgs_rl.experiments.automatic.around import explore_around
 from vgs_rl.experiments.automatic.learning import Learning, Rows, Trial
 from vgs_rl.experiments.automatic.progress import Progress
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
 from vgs_rl.exploration import (
+    Composed,
     Coordinates,
     Exploration,
     MappedEnergy,
@@ -23,12 +25,13 @@ from vgs_rl.exploration import (
     PriorReference,
     Reference,
     explore,
-    explore_again,
+    preconditioner,
     support_of,
 )
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
+from vgs_rl.samplers.kernels import FiniteEnergy
 
 EXPLORED = 0.45  # of the time, for exploration
 TURNS = 3  # of learning, with an exploration from the samples between them
@@ -104,6 +107,11 @@ def sample(
         if reference is not None:
             reference = MappedReference(reference, shape)
     dtype = _computing_type(energy, device)
+    unit = preconditioner(FiniteEnergy(energy, dtype=dtype), energy.dim, generator)
+    if unit is not None:
+        shape = unit if shape is None else Composed(shape, unit)
+        energy = MappedEnergy(energy, unit, dtype=dtype)
+        reference = None if reference is None else MappedReference(reference, unit)
     with Progress(seconds, show=progress_bar) as progress:
         exploration = explore(
             energy,
@@ -134,12 +142,11 @@ def sample(
             if verdict.word == "trust" or learning.stopped or progress.left() < LATE * seconds:
                 break
             found = learning.drawn(best)
-            exploration = explore_again(
+            exploration = explore_around(
+                best,
                 energy,
-                generator,
                 exploration,
-                found.x,
-                found.log_weight,
+                generator,
                 seconds=0.5 * progress.left(),
                 dtype=dtype,
                 tell=progress.tell,
