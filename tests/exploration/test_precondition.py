@@ -1,0 +1,64 @@
+"""Badly scaled targets get coordinates of unit curvature; others keep theirs."""
+
+import math
+
+import pytest
+import torch
+
+from vgs_rl import FunctionEnergy
+from vgs_rl.envs import GMM9, ManyWell
+from vgs_rl.exploration import preconditioner
+from vgs_rl.samplers.kernels import FiniteEnergy
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("power", [2, 4])
+def test_of_a_skewed_bowl_it_is_the_inverse_root_of_the_hessian(power: int) -> None:
+    """Also where the bowl is quartic far out, so that Newton's method takes many steps."""
+    root = torch.tensor([[1e-3, 0.0, 0.0], [0.4, 1.0, 0.0], [300.0, 2.0, 1e3]]).double()
+    inverse = torch.linalg.inv(root)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        u = (x - 50.0) @ inverse.to(x).T
+        return 0.5 * u.square().sum(-1) + 0.1 * u.abs().pow(power).sum(-1)
+
+    found = preconditioner(
+        FiniteEnergy(FunctionEnergy(energy, 3), dtype=torch.float64), 3, source()
+    )
+    assert found is not None
+    curvature = 1.2 if power == 2 else 1.0
+    expected = root @ root.T / curvature
+    scale = expected.diagonal().sqrt()
+    gap = (found.factor @ found.factor.T - expected) / (scale[:, None] * scale)
+    assert float(gap.abs().max()) < 0.05  # it ends within a tenth of a nat of the minimum
+    assert float((inverse @ (found.shift - 50.0)).abs().max()) < 0.5
+
+
+def test_wells_of_all_widths_are_found_through_a_rotation() -> None:
+    target = ManyWell(8)
+    axes, _ = torch.linalg.qr(torch.randn(8, 8, generator=source()).double())
+    factor = axes * torch.logspace(-2, 2, 8, dtype=torch.float64)
+    inverse = torch.linalg.inv(factor)
+    skewed = FunctionEnergy(lambda x: target(x @ inverse.to(x).T), 8)
+    found = preconditioner(FiniteEnergy(skewed, dtype=torch.float64), 8, source())
+    assert found is not None
+    widths = torch.linalg.svdvals(inverse @ found.factor)
+    assert float(widths.max() / widths.min()) < 6  # wells are five times narrower than normals
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        GMM9(),
+        FunctionEnergy(lambda x: x.sum(-1), 3),
+        FunctionEnergy(lambda x: x.square().sum(-1), 1),
+    ],
+    ids=["round modes", "a slope", "one dimension"],
+)
+def test_where_it_does_not_pay_there_is_none(energy: FunctionEnergy) -> None:
+    finite = FiniteEnergy(energy, dtype=torch.float64)
+    assert preconditioner(finite, energy.dim, source()) is None
+    assert math.isfinite(float(finite(torch.zeros(1, energy.dim).double())[0]))
