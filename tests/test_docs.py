@@ -35,6 +35,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMALLER = [
     (r"updates=[\d_]+", "updates=2"),
     (r"dim=3, seconds=60\)", "dim=3, seconds=3)"),
+    (r"dim=20, seconds=60\)", "dim=20, seconds=3)"),
+    (r"dim=2, support=support, seconds=20\)", "dim=2, support=support, seconds=3)"),
     (r"seconds=60\)", "updates=2)"),
     (r"\b(100_000|5_120)\b", "320"),
     (r"(num_envs=|, )256\b", r"\g<1>16"),

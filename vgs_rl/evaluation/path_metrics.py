@@ -178,7 +178,7 @@ def certificate_metrics(proven: Certificate, log_z: float | None) -> dict[str, M
     }
     if proven.log_z_high is None:
         return metrics
-    details |= {"premise": proven.premise, "k_hat_backward": proven.k_hat_backward}
+    details |= {"premise": proven.premise, "k_hat_backward": proven.as_dict()["k_hat_backward"]}
     metrics["log_z_high"] = Metric(
         value=proven.log_z_high,
         ideal=log_z,
