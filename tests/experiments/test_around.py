@@ -6,7 +6,7 @@ import torch
 from vgs_rl.envs import GMM9, StudentT
 from vgs_rl.experiments.automatic.around import DesignReference
 from vgs_rl.experiments.automatic.design import choose_design
-from vgs_rl.exploration import GaussianReference
+from vgs_rl.exploration import GaussianReference, JoinedReference, MappedReference
 
 
 def source() -> torch.Generator:
@@ -17,8 +17,10 @@ def source() -> torch.Generator:
 def test_its_density_is_that_of_its_draws(target: GMM9 | StudentT) -> None:
     x = target.sample(4_000, source()).double()
     design, _ = choose_design(x, source(), tails=True)
-    wide = GaussianReference(torch.zeros(2), torch.full((2,), 20.0))
-    reference = DesignReference(design, wide)
+    wide = MappedReference(
+        GaussianReference(torch.zeros(2), torch.full((2,), 20.0)), design.coordinates
+    )
+    reference = JoinedReference(DesignReference(design.mixture), wide, 0.8)
     z = reference.sample(100_000, source())
     # ∫ q²/(q + r) + ∫ qr/(q + r) = 1, with a normal density r: both are means over draws.
     normal = torch.distributions.Normal(z.median(0).values, z.std(0))

@@ -7,7 +7,7 @@ import torch
 
 from vgs_rl import FunctionEnergy
 from vgs_rl.envs import GMM9, Gaussian
-from vgs_rl.exploration import GaussianReference, MixtureReference, find_modes
+from vgs_rl.exploration import GaussianReference, JoinedReference, MixtureReference, find_modes
 from vgs_rl.exploration.reference import descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts import Mixture
@@ -60,7 +60,7 @@ def test_a_reference_around_modes_is_normalised_and_drawn_from() -> None:
     full = torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[1.0, -0.2], [-0.2, 0.3]]]).double()
     means = torch.tensor([[3.0, 0.0], [-4.0, 2.0]]).double()
     known = Mixture(weights=torch.tensor([0.3, 0.7]).double(), means=means, covariances=full)
-    reference = MixtureReference(wide, known)
+    reference = JoinedReference(MixtureReference(known, 1.3), wide, 0.6)
     axis = torch.linspace(-40, 40, 1_601, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     density = (-reference.level(grid)[0]).exp()

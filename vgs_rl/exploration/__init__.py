@@ -3,12 +3,13 @@
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
-from vgs_rl.exploration.explore import Exploration, explore, explore_again
+from vgs_rl.exploration.explore import Exploration, affordable_effort, explore, explore_again
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.precondition import preconditioner
 from vgs_rl.exploration.reference import (
     GaussianReference,
+    JoinedReference,
     MixtureReference,
     PriorReference,
     Reference,
@@ -26,6 +27,7 @@ __all__ = [
     "Exploration",
     "GaussianReference",
     "Island",
+    "JoinedReference",
     "Mapped",
     "MappedEnergy",
     "MappedReference",
@@ -37,6 +39,7 @@ __all__ = [
     "Support",
     "TailFit",
     "Tails",
+    "affordable_effort",
     "explore",
     "explore_again",
     "find_modes",

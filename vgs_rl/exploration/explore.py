@@ -16,6 +16,7 @@ from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.reference import (
     DESCENTS,
     GaussianReference,
+    JoinedReference,
     MixtureReference,
     Reference,
     descend,
@@ -30,8 +31,9 @@ ROUNDS = 10
 MOVES = 2  # of a wide reference at whose edge particles pile up
 AGREE = 0.3  # nats between islands' log Z
 SETTLED = 0.1  # nats between the log Z of one round and the next
-MOST = 16_384  # particles of an island
+MOST, FEWEST = 16_384, 128  # particles of an island
 WALKS = 512  # descents from random starts, for each island
+SEARCHING = 0.2  # effort from which on modes are searched for
 UNKNOWN = 0.02  # share of a mode above which it must not be missing
 
 
@@ -153,7 +155,7 @@ def explore_again(
         tell: told in words what happens.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
-    n = max(2048, len(before.islands[0].x))
+    n = min(2 * len(before.islands[0].x), MOST)
     explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, tell)
     tell("exploring again, from the samples")
     runs = explorer.islands([reference, reference], 1.0)
@@ -165,6 +167,28 @@ def explore_again(
         rounds=before.rounds + 1,
         doubts=tuple(_doubts(runs)),
     )
+
+
+def affordable_effort(energy: FiniteEnergy, dim: int, seconds: float, device: Any) -> float:
+    """How much of the usual search an energy allows for, in (0, 1]: below 1 where it is slow.
+
+    At 1, the walks of one island, some 100,000 evaluations, take a tenth of the time at most.
+
+    Args:
+        energy: E/tau.
+        dim: D.
+        seconds: how long the exploration may take.
+        device: where states live.
+    """
+    if seconds == math.inf:
+        return 1.0
+    x = torch.zeros(32, dim, dtype=torch.float64, device=device)
+    energy(x)
+    now = time.monotonic()
+    energy(x)
+    cost = (time.monotonic() - now) / len(x)
+    # A batch as large as a walk's costs less for each state than one of 32, where it is vectorised.
+    return min(1.0, 0.1 * seconds / (0.2 * cost * WALKS * DESCENTS))
 
 
 class _Explorer:
@@ -187,10 +211,11 @@ class _Explorer:
         return time.monotonic() - self.began > share * self.seconds
 
     def run(self, given: Reference | None) -> Exploration:
-        effort = self._effort()
-        wide: Reference = given or find_reference(
-            self.energy, self.dim, self.generator, effort=effort
-        )
+        effort = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
+        self.n = max(FEWEST, round(self.n * min(1.0, 4 * effort)))
+        wide = given
+        if wide is None:
+            wide = find_reference(self.energy, self.dim, self.generator, effort=effort)
         runs: tuple[Island, ...] = ()
         rounds = 0
         while rounds < ROUNDS:
@@ -208,9 +233,11 @@ class _Explorer:
         while rounds < ROUNDS and not self.late(0.4):
             rounds += 1
             x = torch.cat([run.x for run in runs])
-            reference = self.fitted(wide, x, torch.cat([run.log_weight for run in runs]))
-            self.tell(f"exploring, round {rounds}, {len(reference.means)} Gaussians known")
-            self.n = max(self.n, 64 * len(reference.means))
+            known = self._fitted(x, torch.cat([run.log_weight for run in runs]))
+            self.tell(f"exploring, round {rounds}, {len(known.means)} Gaussians known")
+            if effort == 1.0:
+                self.n = max(self.n, 64 * len(known.means))
+            reference = JoinedReference(known, wide, 0.8)
             new = self.islands([reference, reference], 1.0)
             if not all(run.complete for run in new) and all(run.complete for run in runs):
                 break
@@ -229,18 +256,6 @@ class _Explorer:
             doubts=tuple(doubts),
         )
 
-    def _effort(self) -> float:
-        """Below 1 where the energy is slow: the walks take a tenth of the time at most."""
-        if self.seconds == math.inf:
-            return 1.0
-        x = torch.zeros(32, self.dim, dtype=torch.float64, device=self.generator.device)
-        self.energy(x)
-        now = time.monotonic()
-        self.energy(x)
-        cost = (time.monotonic() - now) / len(x)
-        # A batch as large as a walk's costs less for each state than one of 32.
-        return min(1.0, 0.1 * self.seconds / (0.2 * cost * WALKS * DESCENTS))
-
     def islands(self, references: list[Reference], share: float) -> tuple[Island, ...]:
         """Islands that share the time until `share` of all of it."""
         runs = []
@@ -256,9 +271,11 @@ class _Explorer:
 
     def _modes(self, wide: Reference, effort: float) -> Modes | None:
         """Modes where walks from random starts end."""
+        if effort < SEARCHING:
+            return None
         starts = wide.sample(max(16, round(WALKS * effort)), self.generator)
         ends, heights = descend(self.energy, starts, steps=max(20, round(DESCENTS * effort**0.5)))
-        if effort < 0.2 or not bool(heights.isfinite().any()):
+        if not bool(heights.isfinite().any()):
             return None
         return find_modes(self.energy, ends, heights, starts.std(0).clamp_min(1e-300))
 
@@ -273,8 +290,8 @@ class _Explorer:
             log_mass=torch.cat([modes.log_mass for modes in known]),
         )
 
-    def fitted(self, wide: Reference, x: Tensor, log_weight: Tensor) -> MixtureReference:
-        """A reference around a mixture that is fitted to weighted states."""
+    def _fitted(self, x: Tensor, log_weight: Tensor) -> MixtureReference:
+        """A reference around weighted states, by a mixture that is fitted to them."""
         some = torch.randperm(len(x), generator=self.generator, device=x.device)[:4096]
         modes = self._all_modes()
         mixture = choose_mixture(
@@ -286,12 +303,12 @@ class _Explorer:
             kinds=("diagonal", "tied"),
         )
         # Wider where that costs little, in few dimensions.
-        return MixtureReference(wide, mixture, share=0.8, factor=1 + 1.5 / self.dim**0.5)
+        return MixtureReference(mixture, 1 + 1.5 / self.dim**0.5)
 
     def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
         """Whether new walks end in a mode of some mass where no particle is."""
-        modes = self._modes(wide, effort)
-        if modes is None or self.late():
+        modes = None if self.late() else self._modes(wide, effort)
+        if modes is None:
             return []
         x = torch.cat([run.x for run in runs])
         log_z = max(run.log_z for run in runs)
@@ -320,7 +337,7 @@ def _around(wide: Reference, modes: Modes | None) -> Reference:
     weights = torch.softmax(0.5 * modes.log_mass, 0)
     weights = 0.5 * weights + 0.5 / len(weights)
     known = Mixture(weights=weights, means=modes.x, covariances=modes.covariance)
-    return MixtureReference(wide, known, share=0.5)
+    return JoinedReference(MixtureReference(known, 1.3), wide, 0.5)
 
 
 def _moved(reference: GaussianReference, x: Tensor) -> GaussianReference | None:

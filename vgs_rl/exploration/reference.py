@@ -99,51 +99,70 @@ class PriorReference:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
 
-class MixtureReference:
-    """Gaussians around what is known, and a wide reference for what is not.
+class JoinedReference:
+    """A reference around what is known, and a wide one for what is not.
 
     Args:
-        wide: the wide one.
-        known: a mixture in x.
-        share: of the known ones.
-        factor: on their standard deviations.
+        known: the first.
+        wide: the second.
+        share: of the first.
     """
 
-    def __init__(
-        self, wide: Reference, known: Mixture, *, share: float = 0.6, factor: float = 1.3
-    ) -> None:
-        # Along the axes of the mean covariance every component is taken as diagonal: as cheap to
-        # evaluate as if it were, and close where the components are alike.
-        pooled = known.pooled()
-        root = pooled.sqrt() if pooled.ndim == 1 else torch.linalg.cholesky(pooled)
-        self.coordinates = AffineMap(known.weights @ known.means, root)
-        self.wide, self.share = wide, share
-        self.log_weights = known.weights.clamp_min(1e-300).log()
-        self.means = self.coordinates.to_z(known.means)
-        if root.ndim == 1:
-            variances = known.covariances / pooled
-        else:
-            inverse = torch.linalg.solve_triangular(
-                root, torch.eye(len(root)).to(root), upper=False
-            )
-            covariances = known.covariances
-            if known.kind == "diagonal":
-                covariances = torch.diag_embed(covariances)
-            variances = (inverse @ covariances @ inverse.T).diagonal(dim1=1, dim2=2)
-        self.variances = (variances * factor**2).expand_as(self.means)
+    def __init__(self, known: Reference, wide: Reference, share: float) -> None:
+        self.known, self.wide, self.share = known, wide, share
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :class:`Reference`; both parts in fixed numbers."""
         some = round(self.share * n)
-        device = self.means.device
-        k = torch.multinomial(self.log_weights.exp(), some, True, generator=generator)
-        shape = (some, self.means.shape[1])
-        z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-        known = self.coordinates.to_x(self.means[k] + self.variances[k].sqrt() * z)
-        both = torch.cat([known, self.wide.sample(n - some, generator)])
-        return both[torch.randperm(n, generator=generator, device=device)]
+        parts = [self.known.sample(some, generator), self.wide.sample(n - some, generator)]
+        order = torch.randperm(n, generator=generator, device=parts[0].device)
+        return torch.cat(parts)[order]
 
-    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Reference`."""
+        (known, slope), (wide, wide_slope) = self.known.level(x), self.wide.level(x)
+        log_known, log_wide = math.log(self.share) - known, math.log1p(-self.share) - wide
+        total = torch.logaddexp(log_known, log_wide)
+        part = (log_known - total).exp().unsqueeze(-1)
+        return -total, part * slope + (1 - part) * wide_slope
+
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`Reference`: those of what is known."""
+        return self.known.labels(x)
+
+
+class MixtureReference:
+    """Gaussians around what is known.
+
+    Along the axes of the mean covariance every component is taken as diagonal: as cheap to evaluate
+    as if it were, and close where the components are alike.
+
+    Args:
+        mixture: of x.
+        factor: on its standard deviations.
+    """
+
+    def __init__(self, mixture: Mixture, factor: float) -> None:
+        pooled = mixture.pooled()
+        root = pooled.sqrt() if pooled.ndim == 1 else torch.linalg.cholesky(pooled)
+        self.coordinates = AffineMap(mixture.weights @ mixture.means, root)
+        self.log_weights = mixture.weights.clamp_min(1e-300).log()
+        self.means = self.coordinates.to_z(mixture.means)
+        if root.ndim == 1:
+            variances = mixture.covariances / pooled
+        else:
+            inverse = torch.linalg.inv(root)
+            variances = (inverse @ mixture.covariances @ inverse.T).diagonal(dim1=1, dim2=2)
+        self.variances = (variances * factor**2).expand_as(self.means)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :class:`Reference`."""
+        k = torch.multinomial(self.log_weights.exp(), n, True, generator=generator)
+        shape, device = (n, self.means.shape[1]), self.means.device
+        z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+        return self.coordinates.to_x(self.means[k] + self.variances[k].sqrt() * z)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log w_k N_k (B, K), and deviations in units of the variance (B, K, D)."""
         gap = self.coordinates.to_z(x).unsqueeze(1) - self.means
         scaled = gap / self.variances
@@ -152,18 +171,13 @@ class MixtureReference:
 
     def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Reference`."""
-        parts, scaled = self._known(x)
-        known = math.log(self.share) + torch.logsumexp(parts, -1)
+        parts, scaled = self._parts(x)
         slope = (torch.softmax(parts, -1).unsqueeze(1) @ scaled).squeeze(1)
-        level, wide_slope = self.wide.level(x)
-        wide = math.log1p(-self.share) - level
-        total = torch.logaddexp(known, wide)
-        part = (known - total).exp().unsqueeze(-1)
-        return -total, part * self.coordinates.gradient_of_x(slope) + (1 - part) * wide_slope
+        return -torch.logsumexp(parts, -1), self.coordinates.gradient_of_x(slope)
 
     def labels(self, x: Tensor) -> Tensor:
         """See :class:`Reference`."""
-        return self._known(x)[0].argmax(-1)
+        return self._parts(x)[0].argmax(-1)
 
 
 def find_reference(

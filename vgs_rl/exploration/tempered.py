@@ -110,7 +110,7 @@ def tempered_smc(
         most_moves: trajectories at a level, at most.
         forgotten: correlation of levels, before and after, at which moves are enough.
         most_levels: temperatures, at most.
-        stop: asked before each level; True ends the run, incomplete.
+        stop: asked before each trajectory; True ends the run, incomplete unless β is 1 by then.
     """
     x = reference.sample(n, generator)
     e, gradient = energy(x)
@@ -137,6 +137,8 @@ def tempered_smc(
         ]
         before = torch.cat([point.level for point in points])
         for move in range(most_moves):
+            if move and stop():
+                break
             ratios, short = [], move % 3 == 2
             for i, density in enumerate(densities):
                 # Every third trajectory is shorter, by a factor of its own: for narrow places.

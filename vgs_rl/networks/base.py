@@ -249,6 +249,11 @@ class TimeConditionedMLP(nn.Module):
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """∇V_t(x) and the last activation."""
+        learned, hidden = self._learned(x, t)
+        return self._prior_gradient(x, t) + learned, hidden
+
+    def _learned(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What of ∇V_t(x) is learned, and the last activation."""
         hidden, slopes, spread, radii = self._layers(x, t)
         flow = self.readout * slopes[-1]
         for weight, slope in zip(reversed(self.weights[1:]), reversed(slopes[:-1]), strict=True):
@@ -257,7 +262,7 @@ class TimeConditionedMLP(nn.Module):
         learned = flow[:, : self.dim] / spread
         if self.radii:
             learned = learned + x * ((flow[:, self.dim :] / radii) @ self.radius.square())
-        gradient = self._prior_gradient(x, t) + self.dim * learned
+        gradient: Tensor = self.dim * learned
         if self.splines:
             gradient = gradient + self._spline(x, t, spread)[1]
         return gradient, hidden

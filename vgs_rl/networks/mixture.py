@@ -112,11 +112,11 @@ class MixtureValue(TimeConditionedMLP):
         return shortened
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        gradient, hidden = super()._sweep(x, t)
-        if not self.guided:
-            return gradient, hidden
-        field = self.field(x, t, self._prior_gradient(x, t))
-        return gradient + self._share(hidden, t) * field, hidden
+        learned, hidden = self._learned(x, t)
+        slope = self._prior_gradient(x, t)
+        if self.guided:
+            learned = learned + self._share(hidden, t) * self.field(x, t, slope)
+        return slope + learned, hidden
 
     def _share(self, hidden: Tensor, t: int | Tensor) -> Tensor:
         guide = self.guide[t] if isinstance(t, int) else nn.functional.embedding(t, self.guide)

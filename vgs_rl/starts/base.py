@@ -191,6 +191,19 @@ class UniformStart(Start):
         """Does nothing."""
 
 
+def require_euclidean(kind: str, geometry: Geometry) -> None:
+    """Refuses a geometry that is not R^D, naming the kind of start.
+
+    Raises:
+        ValueError: if it is another one.
+    """
+    if geometry.effective_dim != geometry.dim:
+        raise ValueError(
+            f"start.kind {kind!r} needs a Euclidean geometry; "
+            f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
+        )
+
+
 @contextmanager
 def widened(start: Start, factor: float) -> Iterator[None]:
     """A start with `factor` times its widths, for the time being; weights stay exact."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,13 +184,16 @@ def _tied(x: Tensor, shares: Tensor, means: Tensor, size: Tensor) -> Tensor:
 def _means(x: Tensor, share: Tensor, components: int, generator: torch.Generator) -> Tensor:
     """Where means begin: k-means of some of the states."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     if components == 1:
         return (share @ x).unsqueeze(0)
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     some = x[systematic_resample(share.log(), min(len(x), 2000), generator)]
     scale = some.std(0).clamp_min(1e-300)
-    means = KMeans(components, n_init=1, random_state=seed).fit((some / scale).cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different states than means
+        means = KMeans(components, n_init=1, random_state=seed).fit((some / scale).cpu().numpy())
     return torch.as_tensor(means.cluster_centers_, dtype=x.dtype, device=x.device) * scale
 
 

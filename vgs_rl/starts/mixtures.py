@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.geometry import Geometry
-from vgs_rl.starts.base import Start
+from vgs_rl.starts.base import Start, require_euclidean
 
 
 class MixtureStart(Start):
@@ -37,11 +37,7 @@ class MixtureStart(Start):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if geometry.effective_dim != geometry.dim:
-            raise ValueError(
-                "start.kind 'mixture' needs a Euclidean geometry; "
-                f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
-            )
+        require_euclidean("mixture", geometry)
         super().__init__(geometry)
         self.noise = noise
         shape = (components, geometry.dim)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vgs_rl.chain import Chain
 from vgs_rl.geometry import Geometry
-from vgs_rl.starts.base import Start
+from vgs_rl.starts.base import Start, require_euclidean
 from vgs_rl.starts.em import Kind, Mixture, fit_mixture
 
 
@@ -52,11 +52,7 @@ class NoisedMixtureStart(Start):
         full: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if geometry.effective_dim != geometry.dim:
-            raise ValueError(
-                "start.kind 'noised' needs a Euclidean geometry; "
-                f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
-            )
+        require_euclidean("noised", geometry)
         super().__init__(geometry)
         dim = geometry.dim
         self.register_buffer("log_weights", torch.full((components,), -math.log(components)))
@@ -166,10 +162,10 @@ class NoisedMixtureStart(Start):
         Raises:
             ValueError: if its covariances are full, and those of this start are diagonal.
         """
+        if self.vectors is None and mixture.kind != "diagonal":
+            raise ValueError(f"a diagonal start cannot take over a {mixture.kind} mixture")
         self.log_weights.copy_(mixture.weights.clamp_min(1e-12).log())
         if self.vectors is None:
-            if mixture.kind != "diagonal":
-                raise ValueError(f"a diagonal start cannot take over a {mixture.kind} mixture")
             self.variances.copy_(mixture.covariances)
             self.means.copy_(mixture.means)
             return

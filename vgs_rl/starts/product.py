@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vgs_rl.chain import Chain
 from vgs_rl.geometry import Geometry
-from vgs_rl.starts.base import Start
+from vgs_rl.starts.base import Start, require_euclidean
 
 ITERATIONS = 30
 LEAST = 1e-4  # of a coordinate's variance, that a component has at least
@@ -117,11 +117,7 @@ class ProductStart(Start):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if geometry.effective_dim != geometry.dim:
-            raise ValueError(
-                f"start.kind {self.KIND!r} needs a Euclidean geometry; "
-                f"this one has {geometry.effective_dim} of {geometry.dim} dimensions"
-            )
+        require_euclidean(self.KIND, geometry)
         super().__init__(geometry)
         shape = (geometry.dim, components)
         self.register_buffer("weights", torch.full(shape, 1.0 / components, dtype=dtype))

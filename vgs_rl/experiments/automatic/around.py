@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,53 +9,43 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
-from vgs_rl.experiments.automatic.design import Design
 from vgs_rl.experiments.automatic.learning import Trial
-from vgs_rl.exploration import Exploration, Island, MappedReference, Reference, explore_again
+from vgs_rl.exploration import (
+    Exploration,
+    Island,
+    JoinedReference,
+    MappedReference,
+    explore_again,
+)
 from vgs_rl.starts import Mixture, ProductMixture
 
 
 class DesignReference:
-    """A design's mixture in its own z, wider by a factor, and a wide reference for what it lacks.
+    """A design's mixture, in its own z, wider by a factor.
 
     Args:
-        design: coordinates and mixture.
-        wide: the wide one, of x.
-        share: of the mixture.
+        mixture: of z.
         factor: on the standard deviations of its components.
     """
 
-    def __init__(
-        self, design: Design, wide: Reference, *, share: float = 0.8, factor: float = 1.15
-    ) -> None:
-        self.wide, self.share = MappedReference(wide, design.coordinates), share
+    def __init__(self, mixture: Mixture | ProductMixture, factor: float = 1.15) -> None:
         self.mixture: Mixture | ProductMixture
-        if isinstance(design.mixture, Mixture):
-            covariances = factor**2 * design.mixture.covariances
-            self.mixture = replace(design.mixture, covariances=covariances)
+        if isinstance(mixture, Mixture):
+            self.mixture = replace(mixture, covariances=factor**2 * mixture.covariances)
         else:
-            variances = factor**2 * design.mixture.variances
-            self.mixture = replace(design.mixture, variances=variances)
+            self.mixture = replace(mixture, variances=factor**2 * mixture.variances)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See :class:`~vgs_rl.exploration.reference.Reference`; both parts in fixed numbers."""
-        some = round(self.share * n)
-        known = self.mixture.sample(some, generator)
-        both = torch.cat([known, self.wide.sample(n - some, generator)])
-        return both[torch.randperm(n, generator=generator, device=both.device)]
+        """See :class:`~vgs_rl.exploration.reference.Reference`."""
+        return self.mixture.sample(n, generator)
 
     def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`~vgs_rl.exploration.reference.Reference`."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            known = math.log(self.share) + self.mixture.log_prob(leaf)
-            (slope,) = torch.autograd.grad(known.sum(), leaf)
-        known = known.detach()
-        level, wide_slope = self.wide.level(x)
-        wide = math.log1p(-self.share) - level
-        total = torch.logaddexp(known, wide)
-        part = (known - total).exp().unsqueeze(-1)
-        return -total, -part * slope + (1 - part) * wide_slope
+            level = -self.mixture.log_prob(leaf)
+            (slope,) = torch.autograd.grad(level.sum(), leaf)
+        return level.detach(), slope
 
     def labels(self, x: Tensor) -> Tensor:
         """See :class:`~vgs_rl.exploration.reference.Reference`; a product is one mode."""
@@ -86,11 +75,12 @@ def explore_around(
         dtype: in which the energy is evaluated.
         tell: told in words what happens.
     """
+    wide = MappedReference(before.reference, trial.design.coordinates)
     found = explore_again(
         trial.energy,
         generator,
         before,
-        DesignReference(trial.design, before.reference),
+        JoinedReference(DesignReference(trial.design.mixture), wide, 0.8),
         seconds=seconds,
         dtype=torch.float64,
         tell=tell,

@@ -24,6 +24,7 @@ from vgs_rl.exploration import (
     MappedReference,
     PriorReference,
     Reference,
+    affordable_effort,
     explore,
     preconditioner,
     support_of,
@@ -74,7 +75,8 @@ def sample(
         support: in place of `bounds`, a constraint of `torch.distributions.constraints` or a list
             of them (:func:`~vgs_rl.exploration.support_of`), among them
             :func:`~vgs_rl.exploration.periodic` for angles.
-        seconds: about how long it may take.
+        seconds: about how long it may take. Where E is so slow that a few hundred thousand
+            evaluations would take longer, fewer walks and particles are used, and no guide by ∇E.
         target_ess: effective sample size, as a fraction in (0, 1], at which learning ends early.
         device: `cpu` or `cuda`.
         progress_bar: whether to show one.
@@ -107,12 +109,14 @@ def sample(
         if reference is not None:
             reference = MappedReference(reference, shape)
     dtype = _computing_type(energy, device)
-    unit = preconditioner(FiniteEnergy(energy, dtype=dtype), energy.dim, generator)
-    if unit is not None:
-        shape = unit if shape is None else Composed(shape, unit)
-        energy = MappedEnergy(energy, unit, dtype=dtype)
-        reference = None if reference is None else MappedReference(reference, unit)
     with Progress(seconds, show=progress_bar) as progress:
+        finite = FiniteEnergy(energy, dtype=dtype)
+        fast = affordable_effort(finite, energy.dim, EXPLORED * seconds, device) == 1.0
+        unit = preconditioner(finite, energy.dim, generator) if fast else None
+        if unit is not None:
+            shape = unit if shape is None else Composed(shape, unit)
+            energy = MappedEnergy(energy, unit, dtype=dtype)
+            reference = None if reference is None else MappedReference(reference, unit)
         exploration = explore(
             energy,
             generator,
@@ -132,6 +136,7 @@ def sample(
                 target_ess=target_ess,
                 tell=progress.tell,
                 known=known,
+                guided=fast,
             )
             best = learning.run()
             history += learning.history

@@ -132,6 +132,7 @@ class Learning:
         target_ess: effective share at which it ends early.
         tell: told in words what happens.
         known: weighted states besides those of the exploration.
+        guided: whether designs with a guide by ∇E are tried; they evaluate E at every step.
         history: what was done, as JSON holds it.
     """
 
@@ -143,6 +144,7 @@ class Learning:
     target_ess: float
     tell: Callable[[str], None]
     known: Rows | None = None
+    guided: bool = True
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -185,9 +187,13 @@ class Learning:
         modes, rows = self.exploration.modes, self.rows.tempered()
         known = None if modes is None else modes.x
         log_weight = rows.log_weight
-        return choose_design(
+        local, whole = choose_design(
             rows.x, self.generator, log_weight=log_weight, modes=known, tails=tails
         )
+        if self.guided:
+            return local, whole
+        plain = replace(local, guided=False)
+        return plain, plain if whole is local else replace(whole, guided=False)
 
     def _choose(self) -> Trial:
         """Tries one change of the design after the other, and keeps what helps."""
@@ -207,7 +213,7 @@ class Learning:
         for name, change in changes:
             if best.ess >= self.target_ess or self._left() < (1 - TRIED) * self.seconds:
                 break
-            if name == "whole" and local is whole:
+            if (name == "whole" and local is whole) or (name == "unguided" and not self.guided):
                 continue
             other = self._try(change(best.design), name)
             needed = 0.85 if name == "more steps" else 0.97  # steps cost time
