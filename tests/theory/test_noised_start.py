@@ -169,6 +169,16 @@ def test_em_finds_the_mixture_that_states_come_from(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "tied", "full"])
+def test_draws_of_a_mixture_have_its_moments(kind: str) -> None:
+    known = mixture(kind)
+    x, density = known.sample(100_000, source()), expected(known, 1.0, 0.0)
+    torch.testing.assert_close(x.mean(0), density.mean, atol=0.05, rtol=0)
+    # At its own draws the mean log density is minus the entropy, as at those of torch.
+    levels = known.log_prob(x).mean(), density.log_prob(density.sample((100_000,))).mean()
+    torch.testing.assert_close(*levels, atol=0.03, rtol=0)
+
+
 def test_weighted_states_count_by_their_weights() -> None:
     x = torch.randn(40_000, 1, generator=source(), dtype=torch.float64)
     log_weight = 0.5 * x[:, 0]  # tilts N(0, 1) to N(1/2, 1)

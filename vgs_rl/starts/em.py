@@ -84,8 +84,14 @@ class Mixture:
         z = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=k.device)
         if self.kind == "diagonal":
             return self.means[k] + self.covariances[k].sqrt() * z
-        factor = torch.linalg.cholesky(self.covariances).expand(len(self.means), -1, -1)
-        return self.means[k] + torch.einsum("bij,bj->bi", factor[k], z)
+        factors = torch.linalg.cholesky(self.covariances)
+        if self.kind == "tied":
+            return self.means[k] + z @ factors[0].T
+        x = self.means[k]
+        for component, factor in enumerate(factors):  # a gather would hold D² numbers a row
+            rows = k == component
+            x[rows] += z[rows] @ factor.T
+        return x
 
 
 def fit_mixture(
