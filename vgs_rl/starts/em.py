@@ -84,7 +84,7 @@ class Mixture:
         z = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=k.device)
         if self.kind == "diagonal":
             return self.means[k] + self.covariances[k].sqrt() * z
-        factors = torch.linalg.cholesky(self.covariances)
+        factors: Tensor = torch.linalg.cholesky(self.covariances)
         if self.kind == "tied":
             return self.means[k] + z @ factors[0].T
         x = self.means[k]
