@@ -61,16 +61,16 @@ def test_learning_raises_the_elbo_and_leaves_the_centre_of_mass() -> None:
     agent = make_agent()
     agent.learn(BudgetConfig(updates=1), **QUIET)  # type: ignore[arg-type]
     before = elbo(agent)
-    agent.learn(BudgetConfig(updates=200), **QUIET)  # type: ignore[arg-type]
+    agent.learn(BudgetConfig(updates=100), **QUIET)  # type: ignore[arg-type]
     assert elbo(agent) > before + 0.5
     x = agent.sampler().sample(50, 1).x
     torch.testing.assert_close(x.view(50, 4, 2).mean(1), torch.zeros(50, 2), atol=1e-5, rtol=0)
     used = agent.counters.energy_evaluations
     # 512 states and 300 MALA steps at first, and what an update needs on 480 for the mixture; then
-    # four refreshes; in every update the energies of its states and three MALA steps.
+    # two refreshes; in every update the energies of its states and three MALA steps.
     at_first = 512 * 301 + 480 * (1 + 3)
-    refreshes = 4 * (64 + 512 * 11)
-    assert used == at_first + refreshes + 200 * (1 + 3) * 240
+    refreshes = 2 * (64 + 512 * 11)
+    assert used == at_first + refreshes + 100 * (1 + 3) * 240
 
 
 def test_states_that_cannot_show_every_step_are_refused() -> None:
@@ -83,9 +83,9 @@ def test_states_that_cannot_show_every_step_are_refused() -> None:
 
 def test_resuming_goes_on_bit_for_bit() -> None:
     straight, stopped, resumed = make_agent(), make_agent(), make_agent(seed=5)
-    budget = BudgetConfig(updates=60)
+    budget = BudgetConfig(updates=30)
     straight.learn(budget, **QUIET)  # type: ignore[arg-type]
-    stopped.learn(budget, callback=lambda agent: agent.counters.updates < 45, **QUIET)  # type: ignore[arg-type]
+    stopped.learn(budget, callback=lambda agent: agent.counters.updates < 22, **QUIET)  # type: ignore[arg-type]
     resumed.load_state_dict(stopped.state_dict())
     resumed.learn(budget, **QUIET)  # type: ignore[arg-type]
     for name, value in straight.average.state_dict().items():

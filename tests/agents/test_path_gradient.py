@@ -94,7 +94,7 @@ def test_exact_control_of_a_gaussian_is_where_the_losses_are_least(kind: type[Pa
         agent.normaliser.start_at(torch.tensor(1.7))
         agent.counters.updates = 1
     gradients, losses = [], {}
-    for seed in range(60):
+    for seed in range(30):
         agent.generator.manual_seed(seed)
         loss, rollout = agent._loss()
         torch.testing.assert_close(
@@ -184,7 +184,7 @@ def test_on_policy_all_losses_have_the_path_kls_gradient_in_expectation() -> Non
         if isinstance(agent, TrajectoryBalanceAgent):
             agent.counters.updates = 1
         gradients = []
-        for seed in range(60):
+        for seed in range(30):
             agent.generator.manual_seed(seed)
             if isinstance(agent, TrajectoryBalanceAgent):
                 agent.normaliser.start_at(torch.tensor(-12.0))
@@ -202,7 +202,7 @@ def test_on_policy_all_losses_have_the_path_kls_gradient_in_expectation() -> Non
     agent = randomised(agent_of(PISConfig, energy_term=False, batch_size=4096), size=0.05)
     plain = randomised(agent_of(LogVarianceConfig, energy_term=False, batch_size=4096), size=0.05)
     pairs = []
-    for seed in range(60):
+    for seed in range(30):
         both = []
         for each in (agent, plain):
             each.generator.manual_seed(seed if each is agent else 1000 + seed)

@@ -90,9 +90,8 @@ def test_saved_states_reload_and_sample_identically(tmp_path):
         assert torch.equal(one.x, two.x) and torch.equal(one.log_weight, two.log_weight)
 
 
-@pytest.mark.parametrize(
-    "policy_noise", ["environment", pytest.param("policy", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy_noise", ["environment", "policy"])
 def test_both_libraries_ppo_agree_within_their_seeds(policy_noise):
     options = {
         "num_envs": 64,

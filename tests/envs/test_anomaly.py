@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commands import call, run
+from commands import call
 from torch import nn
 
 from vgs_rl.agents.ebm.classical import OUTLIER_METHODS
@@ -467,7 +467,7 @@ def test_detections_are_drawn_with_masks_and_shared_colours(brick):
 
 
 def test_the_command_prints_every_detectors_metrics(tmp_path):
-    out, _ = run("detect.py", "digits", "--json", "-", folder=tmp_path)
+    out, _ = call("detect", "digits", "--json", "-", folder=tmp_path)
     table = json.loads(out)
     assert set(table) == set(OUTLIER_METHODS)
     assert all(len(row["auroc_image"]["classes"]) == 10 for row in table.values())

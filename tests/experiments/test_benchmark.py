@@ -103,7 +103,7 @@ def test_mala_alone_is_evaluated_at_the_runs_temperature() -> None:
 
 
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
-    _, err = run("benchmark.py", "quality", "--n=40", folder=folder, status=2)
+    _, err = call("benchmark", "quality", "--n=40", folder=folder, status=2)
     assert "error: n and compiled are for --pretrained true" in err
     options = ["--pretrained=true", "--configs=[gmm9]"]
     _, err = call("benchmark", "quality", *options, folder=folder, status=2)

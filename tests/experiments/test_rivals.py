@@ -107,6 +107,7 @@ def test_dynesty_knows_log_z_of_a_gaussian(wide: None, monkeypatch: pytest.Monke
     assert ended.note == "the time ended before the last likelihood"
 
 
+@pytest.mark.slow
 def test_nuts_knows_the_moments_of_a_gaussian(wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numpyro", reason="needs the extra rivals")
     monkeypatch.setattr(rivals, "WARM_UP", 50)

@@ -184,6 +184,7 @@ def reports_in(folder):
     return found
 
 
+@pytest.mark.slow  # three processes that import everything
 def test_processes_side_by_side_give_the_reports_of_one(done, tmp_path):
     out, _ = run("train_ebm.py", *SHORT, "--jobs=2", folder=tmp_path)
     assert "2 trainings into runs/digits" in out and "auroc_image by class" in out

@@ -71,6 +71,7 @@ def test_a_compiled_gradient_is_the_original_one_for_any_batch() -> None:
     torch.testing.assert_close(compiled.gradient(x, 3), guided.gradient(x, 3))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_sampler_draws_the_same_samples_in_threads() -> None:
     eager, compiled = (

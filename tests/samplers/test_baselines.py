@@ -53,7 +53,7 @@ def test_smc_is_unbiased_for_z_even_with_a_poor_twist(energy: Energy, threshold:
     )
     sampler = TwistedSMC(mdp, untrained.policy, threshold)
     assert energy.log_z is not None
-    ratios = z_estimates(sampler, energy.log_z, runs=300, n=64)
+    ratios = z_estimates(sampler, energy.log_z, runs=150, n=64)
     error = ratios.std() / math.sqrt(len(ratios))
     assert abs(ratios.mean() - 1) < 4.5 * error
     assert error < 0.1  # or the test would prove nothing

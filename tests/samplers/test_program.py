@@ -80,7 +80,9 @@ CHAINS: dict[str, tuple[type[Energy], dict[str, Any], StartConfig, dict[str, Any
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(  # the exporter takes most of a minute for some of them
+    "name", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in [*CHAINS][1:])]
+)
 def test_a_program_is_the_chain_and_needs_nothing_of_this_package(
     name: str, tmp_path: Path
 ) -> None:

@@ -326,8 +326,15 @@ def test_check_energy_knows_the_sphere():
     assert "virial identity" not in report.passed
 
 
-@pytest.mark.parametrize("drift", ["posterior", "bellman"])
-@pytest.mark.parametrize("objective", [TD0, SoftBellman])
+@pytest.mark.parametrize(
+    ("drift", "objective"),
+    [
+        ("posterior", TD0),
+        ("bellman", SoftBellman),
+        pytest.param("bellman", TD0, marks=pytest.mark.slow),
+        pytest.param("posterior", SoftBellman, marks=pytest.mark.slow),
+    ],
+)
 def test_the_value_gradient_agent_improves_the_elbo_on_the_sphere(drift, objective):
     energy = VonMisesFisher(4.0)
     mdp = SamplingMDP(energy, config(8, variance=0.15))
