@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.design import Design, choose_design
 from vgs_rl.envs import GMM9, ManyWell, StudentT, TwoModes
-from vgs_rl.experiments.automatic.design import Design, choose_design
 from vgs_rl.starts import ProductMixture
 
 
