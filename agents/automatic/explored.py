@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.survey import computing_type
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.exploration import AffineMap, Coordinates, MappedEnergy, load_coordinates
@@ -106,6 +107,19 @@ class Explored:
         self.energy.coordinates = coordinates.to(particles.device)
         self.particles, self.log_z, self.spread = particles, state["log_z"], state["spread"]
         self.doubts = tuple(str(each) for each in state["doubts"])
+
+
+def chain_energy(energy: Energy, explored: bool, device: torch.device) -> Energy:
+    """The energy that a chain is built on, before its state is loaded.
+
+    Args:
+        energy: the target.
+        explored: whether the chain has the coordinates of an exploration.
+        device: where it is.
+    """
+    if not explored:
+        return energy
+    return Explored(energy.to(device), computing_type(energy, device)).energy
 
 
 class ExploredEnergy(MappedEnergy):
