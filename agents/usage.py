@@ -69,6 +69,12 @@ class Usable(ABC):
         """The name of the target, for reports."""
         return self.origin.name if self.origin else type(self.energy).__name__
 
+    @property
+    def picture_title(self) -> str:
+        """The title of pictures of the chain."""
+        own = self.energy is self.mdp.energy
+        return self.target_name if own else f"{self.target_name}, in the coordinates of the chain"
+
     def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
         """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.
 
@@ -134,7 +140,7 @@ class Usable(ABC):
     def plot(self, seed: int = 0) -> Figure:
         """The chain over the target's density, and energies of samples; of two dimensions best."""
         return plot_summary(
-            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.target_name
+            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.picture_title
         )
 
     def save(self, path: Path | str) -> None:

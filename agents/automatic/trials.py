@@ -17,9 +17,11 @@ from vgs_rl.energy import Energy
 from vgs_rl.exploration import Clock, Exploration, MappedEnergy
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Samples, pilot_generator
+from vgs_rl.training.config import EvaluationConfig
 from vgs_rl.weights import cleaned, systematic_resample, temper
 
 CHECKED = 1_000  # samples that a choice is made with
+UNWATCHED = EvaluationConfig(validation_samples=2, validate_every=10**9)  # checks are their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,7 @@ class Trials:
         mdp = SamplingMDP(mapped, design.mdp(), device=self.rows.x.device)
         agent = design.agent().build(mdp, seed=self.seed + len(self.history))
         self.rows.fill(agent, design)
-        agent.learn(updates=1, progress_bar=False)
+        agent.learn(updates=1, evaluation=UNWATCHED, progress_bar=False)
         trial = Trial(design=design, agent=agent, energy=mapped)
         self.tried.append(trial)
         trial.check(self.rows, self.seed + 1)

@@ -63,3 +63,8 @@ def test_heavy_tails_are_taken_away() -> None:
     assert abs(gap) < 0.05
     assert design.summary()["tails"] == "radial"
     assert math.isfinite(design.mdp().num_steps) and design.agent().prior_std == 1.0
+    chain = design.mdp()
+    design.check(chain)
+    chain.start.components += 1
+    with pytest.raises(ValueError, match="mdp.start.components must be .*, as explored, got"):
+        design.check(chain)

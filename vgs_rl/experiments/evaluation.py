@@ -134,7 +134,7 @@ def final_figures(
         generator,
         value=agent.average.value if isinstance(agent, ValueGradientAgent) else None,
         records=folder.records,
-        title=target.name,
+        title=agent.picture_title,
     )
     return pictures
 

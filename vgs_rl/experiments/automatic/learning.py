@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
+from vgs_rl.agents.automatic.trials import UNWATCHED, Rows, Trial, Trials
 from vgs_rl.training.loop import interruptible
 
 TRIED = 0.25  # of the time, for trying designs
@@ -110,6 +110,7 @@ class Learning:
         deadline, counters = self.clock.deadline("updates", late), trial.agent.counters
         trial.agent.learn(
             updates=planned,
+            evaluation=UNWATCHED,
             progress_bar=False,
             callback=lambda agent: not deadline() and counters.updates < until,
         )
