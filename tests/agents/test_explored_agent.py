@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from commands import load
+from commands import load, without_pictures
 from torch import Tensor
 
 import vgs_rl
@@ -131,14 +132,15 @@ def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) 
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "Clock", short)
     (tmp_path / "my_bowl.py").write_text(
         "import vgs_rl\n\n\nclass Bowl(vgs_rl.Energy):\n    dim = 2\n\n"
         "    def energy(self, x):\n        return 200.0 * (x - 7.0).square().sum(-1)\n"
     )
-    return tmp_path
+    with without_pictures():
+        yield tmp_path
 
 
 SMALL = [
