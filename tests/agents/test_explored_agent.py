@@ -206,7 +206,10 @@ def test_options_that_exploration_chooses_are_kept_or_refused(
             ["--env=my_bowl:Bowl", "--exploration.when=always", "--agent=PISConfig"],
             "exploration.when always is for vgs, got agent pis",
         ),
-        (["--env=my_bowl:Bowl", "--ceiling=true"], "--ceiling is of chains in the target's own"),
+        (
+            ["--env=my_bowl:Bowl", "--exploration.when=always", "--ceiling=true"],
+            "--ceiling is of chains in the target's own coordinates",
+        ),
     ):
         assert main([*options, "--output=other"]) == 2
         assert message in capsys.readouterr().err

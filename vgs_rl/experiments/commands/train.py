@@ -59,12 +59,11 @@ def main(arguments: list[str]) -> int:
             return 0
         folder = options.resume or config.folder
         if options.resume is None:
-            config = settled(config, untouched=options.untouched)
+            config = settled(config, untouched=options.untouched and not options.ceiling)
         explored = config.exploration.when == "always"
         if options.ceiling and explored:
             raise ConfigError(
-                "--ceiling is of chains in the target's own coordinates; add --exploration.when "
-                "never"
+                "--ceiling is of chains in the target's own coordinates, and this one is explored"
             )
         if options.ceiling:
             energy = find(config.env).make_energy(**config.env_args)
