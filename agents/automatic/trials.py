@@ -205,7 +205,8 @@ class Trials:
         mdp = SamplingMDP(mapped, design.mdp(), device=self.rows.x.device)
         agent = design.agent().build(mdp, seed=self.seed + len(self.history))
         self.rows.fill(agent, design)
-        agent.learn(updates=1, evaluation=UNWATCHED, progress_bar=False)
+        if not agent.learn(updates=1, evaluation=UNWATCHED, progress_bar=False).finished:
+            raise KeyboardInterrupt  # which the training has taken for its own
         trial = Trial(design=design, agent=agent, energy=mapped)
         self.tried.append(trial)
         trial.check(self.rows, self.seed + 1)

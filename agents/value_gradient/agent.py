@@ -231,7 +231,7 @@ class ValueGradientAgent(TargetAgent):
         """See :meth:`vgs_rl.agents.usage.Usable.judged`; a verdict, after an exploration."""
         if self.explored is None or self.unexplored or not isinstance(sampler, ChainSampler):
             return {}
-        if not samples.independent or samples.log_weight is None:
+        if not (sampler.has_reverse_weights and samples.independent):
             return {}
         return {"verdict": self.explored.verdict(sampler, samples, seed + 6)}
 

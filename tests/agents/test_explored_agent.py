@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,21 @@ def test_a_saved_one_draws_the_same_and_learns_on(
     twice = [VGS.load(tmp_path / "pair.pt", Pair(), device="cpu") for _ in range(2)]
     drawn = [each.learn(updates=5, progress_bar=False).sample(20).x for each in twice]
     assert torch.equal(*drawn)
+
+
+def test_ctrl_c_ends_an_exploration(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = ValueGradientAgent.update
+
+    def press(self: ValueGradientAgent) -> dict[str, Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        return update(self)
+
+    monkeypatch.setattr(plan, "Clock", short)
+    monkeypatch.setattr(ValueGradientAgent, "update", press)
+    agent = VGS(lambda x: x.square().sum(-1), dim=1, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(updates=1, progress_bar=False)
+    assert agent.unexplored
 
 
 def test_what_is_set_is_kept() -> None:
