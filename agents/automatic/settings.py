@@ -18,9 +18,9 @@ class ExplorationConfig:
     """Whether an energy is explored first, and what was decided then.
 
     Exploration chooses the chain's coordinates, `mdp`, and of the agent objective, network and
-    prior_std; its seed is that of the run. A resolved configuration has these choices. With `effort` it repeats exploration, so
-    that the same run comes out on the same machine; with another `mdp` or `agent` than were chosen,
-    these are taken.
+    prior_std; its seed is that of the run. A resolved configuration has these choices. With
+    `effort` it repeats exploration, so that the same run comes out on the same machine; with
+    another `mdp` or `agent` than were chosen, these are taken.
 
     Args:
         when: `always`, `never`, or `auto`: `vgs-rl train` explores an energy on R^D that comes
