@@ -1,5 +1,6 @@
 """Agents that learn to sample, and the samplers they are evaluated against."""
 
+from vgs_rl.agents.automatic.settings import ExplorationConfig
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.ebm.negatives import (
     AgentNegatives,
@@ -17,6 +18,7 @@ from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueObjec
 from vgs_rl.agents.value_gradient.td import TD0, SoftBellman
 from vgs_rl.networks.config import (
     ClusterNetwork,
+    MixtureNetwork,
     MLPNetwork,
     NetworkConfig,
     PublishedNetwork,
@@ -39,12 +41,14 @@ __all__ = [
     "EBMConfig",
     "EBMTrainer",
     "ExactSampler",
+    "ExplorationConfig",
     "GradientMatching",
     "HMCSampler",
     "LangevinNegatives",
     "LogVarianceConfig",
     "MALASampler",
     "MLPNetwork",
+    "MixtureNetwork",
     "NegativesConfig",
     "NetworkConfig",
     "NoNegatives",

@@ -161,6 +161,7 @@ class Agent(Usable):
             seconds=seconds,
         )
         evaluation = evaluation or EvaluationConfig()
+        self.prepare(budget, progress_bar=progress_bar)
         validated = -1
         checkpoints = Checkpoints(folder, self.state_dict, evaluation.save_seconds)
         with Loop(self, budget, progress_bar=progress_bar) as loop:
@@ -205,6 +206,14 @@ class Agent(Usable):
             self.finished = finished and not loop.interrupted()
             return self
 
+    def prepare(self, budget: BudgetConfig, *, progress_bar: bool) -> None:
+        """What is done before the first update, once; `learn` calls it.
+
+        Args:
+            budget: of the training.
+            progress_bar: whether to show one.
+        """
+
     def update(self) -> dict[str, Tensor]:
         """One gradient step, counted; returns scalars to log, as tensors."""
         self.checkpoint = None
@@ -246,7 +255,7 @@ class Agent(Usable):
         samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
         if samples.log_weight is None:
             if folder is not None:
-                folder.histogram("eval/energy", self.mdp.energy(samples.x), self.counters.env_steps)
+                folder.histogram("eval/energy", self.energy(samples.x), self.counters.env_steps)
             checkpoints.save()
             return float("nan")
         log_weight = samples.log_weight.double()
@@ -259,10 +268,10 @@ class Agent(Usable):
         if folder is None:
             self.best_elbo = max(self.best_elbo, elbo)
             return elbo
-        energies = self.mdp.energy(samples.x)
+        energies = self.energy(samples.x)
         if self._energy_progress is None:
             self._energy_progress = EnergyProgress(
-                self.mdp.energy,
+                self.energy,
                 self.mdp.generator(evaluation.seed + 5),
                 temperature=self.mdp.temperature,
             )

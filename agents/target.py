@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.energy import Energy
@@ -65,6 +66,8 @@ class TargetAgent(Agent):
 
     Attributes:
         config_type: the class of its configuration.
+        explores: whether such an agent can take its settings from an exploration.
+        exploration: whether this one does so before it learns, and what was decided.
 
     Raises:
         ValueError: if target or settings do not fit, naming the field and what was expected.
@@ -72,6 +75,7 @@ class TargetAgent(Agent):
     """
 
     config_type: ClassVar[type[AgentConfig]]
+    explores: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -84,9 +88,12 @@ class TargetAgent(Agent):
         device: str = "auto",
         **settings: Any,
     ) -> None:
+        chosen = config is not None or mdp is not None or not settings.keys() <= set(KEPT)
         chain, config, self.origin = prepare(
             target, config, self.config_type, dim=dim, mdp=mdp, device=device, settings=settings
         )
+        always = self.explores and not chosen and needs_exploration(target, chain.energy)
+        self.exploration = ExplorationConfig(when="always" if always else "never")
         self.config = settle(copy.deepcopy(config), "agent")
         super().__init__(chain, seed=seed)
 
@@ -143,6 +150,22 @@ def prepare(
         config = shipped.agent
     chain = SamplingMDP(energy, mdp or MDPConfig(), device=resolve_device(device))
     return chain, replaced(config or kind(), settings), origin
+
+
+def needs_exploration(target: TargetLike, energy: Energy) -> bool:
+    """Whether a target comes without settings, and its space is R^D.
+
+    Args:
+        target: as :class:`TargetAgent` takes it.
+        energy: its energy.
+    """
+    if isinstance(target, str):
+        found = find(target)
+        if found.config is not None or found.mdp != MDPConfig():
+            return False
+    elif hasattr(getattr(target, "unwrapped", target), "mdp") or isinstance(target, SamplingMDP):
+        return False
+    return energy.geometry.effective_dim == energy.dim
 
 
 def replaced(config: C, settings: Mapping[str, Any]) -> C:

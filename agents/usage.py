@@ -50,9 +50,30 @@ class Usable(ABC):
         """What a report of this agent says besides its metrics."""
 
     @property
+    def energy(self) -> Energy:
+        """The target, in the coordinates of its samples."""
+        return self.mdp.energy
+
+    def judged(self, sampler: Sampler, samples: Samples, seed: int) -> dict[str, Any]:
+        """What can be said of samples that the agent's report does not measure.
+
+        Args:
+            sampler: what drew them.
+            samples: of the target.
+            seed: of everything random in it.
+        """
+        return {}
+
+    @property
     def target_name(self) -> str:
         """The name of the target, for reports."""
-        return self.origin.name if self.origin else type(self.mdp.energy).__name__
+        return self.origin.name if self.origin else type(self.energy).__name__
+
+    @property
+    def picture_title(self) -> str:
+        """The title of pictures of the chain."""
+        own = self.energy is self.mdp.energy
+        return self.target_name if own else f"{self.target_name}, in the coordinates of the chain"
 
     def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
         """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.
@@ -91,9 +112,16 @@ class Usable(ABC):
         """
         sampler = sampler or self.sampler()
         sampler.progress_bar = progress_bar
+        drawn: list[Samples] = []
+
+        def seen(samples: Samples) -> None:
+            drawn.append(samples)
+            if on_samples is not None:
+                on_samples(samples)
+
         report = evaluate(
             sampler,
-            self.mdp.energy,
+            self.energy,
             n,
             seed=seed,
             resample=resample,
@@ -104,15 +132,15 @@ class Usable(ABC):
             env_steps=self.counters.env_steps,
             energy_evaluations=self.counters.energy_evaluations,
             protocol=protocol,
-            on_samples=on_samples,
+            on_samples=seen,
         )
-        report.details |= self.report_details()
+        report.details |= self.report_details() | self.judged(sampler, drawn[0], seed)
         return report
 
     def plot(self, seed: int = 0) -> Figure:
         """The chain over the target's density, and energies of samples; of two dimensions best."""
         return plot_summary(
-            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.target_name
+            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.picture_title
         )
 
     def save(self, path: Path | str) -> None:

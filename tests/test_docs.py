@@ -37,6 +37,8 @@ SMALLER = [
     (r"dim=3, seconds=60\)", "dim=3, seconds=3)"),
     (r"dim=20, seconds=60\)", "dim=20, seconds=3)"),
     (r"dim=2, support=support, seconds=20\)", "dim=2, support=support, seconds=3)"),
+    (r"dim=2, seconds=20\)", "dim=2, seconds=3)"),
+    (r"agent\.learn\(seconds=60\)", "agent.learn(seconds=4)"),
     (r"seconds=60\)", "updates=2)"),
     (r"\b(100_000|5_120)\b", "320"),
     (r"(num_envs=|, )256\b", r"\g<1>16"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -65,3 +65,13 @@ class Rollout(NamedTuple):
     energy: Tensor
     states: Tensor | None
     gradient: Tensor | None = None
+
+
+class CoordinateMap(Protocol):
+    """A change of coordinates, from the z of a chain to the x of the target that is sampled."""
+
+    def to_x(self, z: Tensor) -> Tensor:
+        """X (B, D_x) of z (B, D_z)."""
+
+    def to_z(self, x: Tensor) -> Tensor:
+        """Z (B, D_z) of x (B, D_x)."""

@@ -6,19 +6,24 @@ with the `posterior` drift, fitted noise scales and gradient matching of this pr
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from vgs_rl.agents.automatic.explored import Explored, ExploredEnergy
+from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.target import TargetAgent
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.energy import Energy
 from vgs_rl.fields import settle
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP, ValueFunction
@@ -36,11 +41,11 @@ from vgs_rl.networks.policies import Drift, ValueGradientPolicy
 from vgs_rl.plots.panels import View
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing, has_landscape, plot_value
-from vgs_rl.samplers.base import ChainSampler
-from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.training.config import BudgetConfig
+from vgs_rl.training.loop import Counters
+from vgs_rl.training.optim import MovingAverage, guarded_step, scheduled_rate, set_rates
 from vgs_rl.transitions import Rollout
-
-Parameters = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(kw_only=True)
@@ -114,7 +119,13 @@ class ValueGradientConfig(AgentConfig):
 class ValueGradientAgent(TargetAgent):
     """Learns V(x, t) by a :class:`~vgs_rl.agents.ValueObjective`; u_t is its scaled gradient.
 
+    An energy that comes without settings is explored before it is learned (:meth:`explore`): an
+    object, a function, or a name without configuration, where neither `config` nor `mdp` nor
+    settings besides `lr`, `final_lr`, `warmup`, `clip_norm`, `ema` and `fit_noise_scale` are given.
+
     Attributes:
+        explored: what exploration has found, or None. `mdp` then has other coordinates than the
+            target, and those of samples are the target's.
         network: V, trained.
         objective: the configured objective at work: its state and its loss.
         average: V, exponential moving average of the network: what acts and evaluates.
@@ -124,10 +135,15 @@ class ValueGradientAgent(TargetAgent):
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
     config_type = ValueGradientConfig
+    explores = True
     config: ValueGradientConfig
+    explored: Explored | None = None
 
     def _setup(self) -> None:
-        config = self.config
+        config, energy = self.config, self.mdp.energy
+        if isinstance(energy, ExploredEnergy):
+            self.explored = energy.explored
+            vars(self)["saved"] = (*type(self).saved, "explored")
         self.mdp.start_as_wide_as(config.prior_std)
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
@@ -140,6 +156,84 @@ class ValueGradientAgent(TargetAgent):
         self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.objective: ValueLearner = config.objective.build(self)
+
+    @property
+    def energy(self) -> Energy:
+        """See :attr:`vgs_rl.agents.usage.Usable.energy`."""
+        return self.mdp.energy if self.explored is None else self.explored.energy.inner
+
+    @property
+    def unexplored(self) -> bool:
+        """Whether it is to be explored before anything is learned."""
+        known = self.explored is not None and len(self.explored.particles) > 0
+        return self.exploration.when == "always" and not known
+
+    def explore(self, seconds: float | None = None, *, progress_bar: bool = True) -> Self:
+        """Explores the energy; chain, network and first states are those that suit what was found.
+
+        :meth:`learn` begins with it where the energy came without settings. `exploration` then says
+        what was decided, and `mdp.config` and `config` what was chosen. Learning rates and `ema`
+        stay. What has been learned before is forgotten.
+
+        Args:
+            seconds: about how long it may take. By default what `exploration` says: its effort
+                again, if there is one, else its seconds.
+            progress_bar: whether to show one.
+
+        Raises:
+            ValueError: if the energy is finite nowhere that was looked, the temperature is not 1,
+                or `exploration.effort` does not repeat.
+        """
+        from vgs_rl.agents.automatic.plan import make_plan
+
+        if self.mdp.temperature != 1.0:
+            raise ValueError(f"exploration needs mdp.temperature 1, got {self.mdp.temperature}")
+        began, device, settings = time.perf_counter(), self.mdp.device, self.exploration
+        if seconds is not None:
+            settings = ExplorationConfig(when="always", seconds=seconds)
+        plan = make_plan(
+            self.energy, settings, seed=self.seed, device=device, progress_bar=progress_bar
+        )
+        chain, config = plan.design.mdp(), plan.design.agent()
+        kept = {name: getattr(self.config, name) for name in KEPT}
+        if settings.done:  # what the configuration says now, if it fits
+            plan.design.check(self.mdp.config)
+            chain, config = self.mdp.config, self.config
+        self.config = replace(config, **kept)
+        self.exploration = plan.settings
+        self.mdp = SamplingMDP(plan.explored.energy, chain, device=device, dtype=self.mdp.dtype)
+        self.generator = self.mdp.generator(self.seed)
+        self._setup()
+        plan.rows.fill(self, plan.design)
+        self.counters = Counters(
+            energy_evaluations=self.counters.energy_evaluations + plan.evaluations,
+            seconds=self.counters.seconds + time.perf_counter() - began,
+        )
+        return self
+
+    def prepare(self, budget: BudgetConfig, *, progress_bar: bool) -> None:
+        """See :meth:`Agent.prepare`; an energy without settings is explored."""
+        if not self.unexplored:
+            return
+        seconds = None
+        if budget.seconds is not None and not self.exploration.done:
+            seconds = min(self.exploration.seconds, 0.5 * budget.seconds)
+        self.explore(seconds, progress_bar=progress_bar)
+        used, most = self.counters.energy_evaluations, budget.energy_evaluations
+        if most is not None and used >= most:
+            warnings.warn(
+                f"exploration took {used:,} energy evaluations, and budget.energy_evaluations is "
+                f"{most:,}: nothing is learned",
+                stacklevel=3,
+            )
+
+    def judged(self, sampler: Sampler, samples: Samples, seed: int) -> dict[str, Any]:
+        """See :meth:`vgs_rl.agents.usage.Usable.judged`; a verdict, after an exploration."""
+        if self.explored is None or self.unexplored or not isinstance(sampler, ChainSampler):
+            return {}
+        if not (sampler.has_reverse_weights and samples.independent):
+            return {}
+        return {"verdict": self.explored.verdict(sampler, samples, seed + 6)}
 
     @property
     def average(self) -> LearnedValue:
@@ -169,7 +263,7 @@ class ValueGradientAgent(TargetAgent):
             ValueError: if the drift cannot be compiled.
         """
         policy = self._policy_of(CompiledValue(self.average)) if compiled else self.policy
-        return ChainSampler(self.mdp, policy, noise_scale=noise_scale)
+        return ChainSampler(self.mdp, policy, noise_scale=noise_scale, coordinates=self.explored)
 
     def rollout(
         self,
@@ -288,18 +382,3 @@ def plot_value_of(
         drift: Callable[[Tensor], Tensor] = lambda x: policy(x, t)  # noqa: E731
         limits, dim = (view.x, view.y), mdp.dim
         return plot_value(value, drift, t, limits, dim=dim, device=mdp.device, dtype=mdp.dtype)
-
-
-class MovingAverage:
-    """The exponential moving average as :class:`AveragedModel` takes it, and as pickle does.
-
-    Args:
-        decay: the share of the old average that stays.
-    """
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
-    def __call__(self, average: Parameters, current: Parameters, _: Tensor | int) -> None:
-        """Moves the averaged parameters towards the current ones, in place."""
-        torch._foreach_lerp_(average, current, 1 - self.decay)

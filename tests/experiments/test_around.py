@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from vgs_rl.agents.automatic.design import choose_design
 from vgs_rl.envs import GMM9, StudentT
 from vgs_rl.experiments.automatic.around import DesignReference
-from vgs_rl.experiments.automatic.design import choose_design
 from vgs_rl.exploration import GaussianReference, JoinedReference, MappedReference
 
 

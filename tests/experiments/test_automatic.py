@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import vgs_rl
@@ -96,6 +97,53 @@ def test_ctrl_c_while_learning_gives_what_was_learned(monkeypatch: pytest.Monkey
     result = vgs_rl.sample(scales, 500, dim=2, seconds=30, target_ess=1.0)
     assert len(turns) == 1 and len(result.x) == 500
     assert result.settings["learning"][-1]["updates"] == 3
+
+
+def ring(x: Tensor) -> Tensor:
+    return 8.0 * (x.norm(dim=-1) - 2.0) ** 2
+
+
+def test_a_run_repeats_from_its_settings_and_is_in_tensorboard(tmp_path: Path) -> None:
+    options = {"dim": 2, "progress_bar": False}
+    logs = tmp_path / "logs"
+    first = vgs_rl.sample(ring, 500, seconds=3, target_ess=1.0, seed=4, log_dir=logs, **options)
+    assert first.settings["learning"][-1]["updates"] > 1
+    settings = json.loads(json.dumps(first.settings))
+    again = vgs_rl.sample(ring, repeat=settings, **options)
+    assert torch.equal(again.x, first.x) and torch.equal(again.log_weight, first.log_weight)
+    assert str(again.verdict) == str(first.verdict) and again.log_z == first.log_z
+    assert again.settings["effort"] == settings["effort"] and again.settings["seed"] == 4
+
+    events = EventAccumulator(str(logs)).Reload()
+    tags = events.Tags()
+    assert {"trial/ess", "trial/gap", "exploration/log_z", "verdict/ess"} <= set(tags["scalars"])
+    assert tags["images"] == ["figures/samples"]
+    ends = [each.value for each in events.Scalars("trial/ess")]
+    shown = [entry["ess"] for entry in first.settings["learning"]]
+    assert ends == pytest.approx(shown) and events.Scalars("trial/ess")[-1].step > 0
+    card = events.Tensors("verdict/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert str(first.verdict) in card and first.reasons[0] in card
+    with pytest.raises(FileExistsError, match="holds another run"):
+        vgs_rl.sample(ring, seconds=3, log_dir=logs, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"effort": None}, "repeat.effort must be lists by name"),
+        ({"effort": {}}, r"effort\.fast has too few entries"),
+        ({"target": "GMM9"}, "repeat.target is 'GMM9', got 'FunctionEnergy'"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_what_cannot_be_repeated_is_told(change: dict[str, Any], message: str) -> None:
+    settings = {"target": "FunctionEnergy", "n": 50, "seed": 0, "seconds": 3.0}
+    settings |= {"target_ess": 0.8, "effort": {}, **change}
+    with pytest.raises(ValueError, match=message):
+        vgs_rl.sample(ring, dim=2, repeat=settings, progress_bar=False)
+    del settings["n"]
+    with pytest.raises(ValueError, match="repeat must be the settings .* got none with n"):
+        vgs_rl.sample(ring, dim=2, repeat=settings)
 
 
 def changed(change: dict[str, Any]) -> Evidence:
@@ -185,7 +233,7 @@ def test_the_command_explores_an_energy_by_name(
         "    def energy(self, x):\n        return 2.0 * x.square().sum(-1)\n"
     )
     main = load("commands.sample").main
-    options = ["my_energy:Bowl", "--n=500", "--seconds=6", "--output=x.npz"]
+    options = ["my_energy:Bowl", "--n=500", "--seconds=4", "--output=x.npz"]
     assert main(options) == 0
     out = capsys.readouterr().out
     assert out.startswith("verdict: ") and "samples   x.npz: x (500, 2)" in out
@@ -194,6 +242,14 @@ def test_the_command_explores_an_energy_by_name(
     assert report["settings"]["target"] == "my_energy:Bowl" and report["settings"]["learning"]
     written = np.load(tmp_path / "x.npz")
     assert written["x"].shape == (500, 2) and written["log_weight"].shape == (500,)
+    again = ["my_energy:Bowl", "--repeat=x.json", "--output=again.npz", "--logdir=logs"]
+    assert main(again) == 0
+    assert "curves    tensorboard --logdir logs" in capsys.readouterr().out
+    assert np.array_equal(np.load(tmp_path / "again.npz")["x"], written["x"])
+    assert main([*again, "--n=10"]) == 2
+    assert "--n is that of --repeat: leave it out" in capsys.readouterr().err
+    assert main(["my_energy:Bowl", "--repeat=again.npz"]) == 2
+    assert "again.npz is no report of samples of an energy" in capsys.readouterr().err
     assert main(["my_energy:Bowl", "--seconds=-1"]) == 2
     assert main([str(tmp_path), "--seconds=5"]) == 2
     assert "--seconds is for an energy's name" in capsys.readouterr().err

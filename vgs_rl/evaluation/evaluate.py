@@ -157,7 +157,7 @@ def evaluate(
     proven = None
     reference = None
     if temperature == 1.0:
-        reference = _reference(energy, n, split, exact, second, further)
+        reference = _reference(energy, n, split, exact, second, further, samples.x.dtype)
     if reference is not None:
         protocol = protocol or ParticleProtocol()
         metrics |= _sample_metrics(samples.x, energy, reference, protocol, repeats)
@@ -231,11 +231,16 @@ def _reference(
     first: torch.Generator,
     second: torch.Generator,
     further: torch.Generator,
+    dtype: torch.dtype,
 ) -> _Reference | None:
-    """Exact samples, or random halves of the shipped ones, or None where there are neither."""
+    """Exact samples, or random halves of the shipped ones, or None where there are neither.
+
+    They are as precise as `dtype`, that of the samples, at least.
+    """
 
     def exact(generator: torch.Generator) -> _Set:
         x = energy.sample(n, generator)
+        x = x.to(torch.promote_types(x.dtype, dtype))
         return _Set(x=x, energies=_energies(energy, x))
 
     if energy.can_sample:
@@ -246,6 +251,7 @@ def _reference(
         x = energy.reference(split).to(first.device)
     except NotImplementedError:
         return None
+    x = x.to(torch.promote_types(x.dtype, dtype))
     shipped = _Set(x=x, energies=_energies(energy, x))
     half = min(n, len(x) // 2)
     pairs = []

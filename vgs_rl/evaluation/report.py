@@ -92,6 +92,15 @@ class Report:
     metrics: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def verdict(self) -> list[str]:
+        """What may be believed of the samples, and why, a line each; empty where nothing is known.
+
+        There is one where the energy was explored (:class:`vgs_rl.evaluation.verdict.Verdict`).
+        """
+        found = self.details.get("verdict")
+        return [] if not found else [f"verdict: {found['word']}", *found["reasons"]]
+
     def as_json(self) -> str:
         """The report as strict JSON: numbers that are not finite become null."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -159,7 +168,8 @@ class Report:
     def __str__(self) -> str:
         who = f"{self.agent or 'sampler'} on {self.target}, {self.n_samples:,} samples"
         notes = "".join(f"\nnote: {note}" for note in self.details.get("notes", []))
-        return f"{who}\n\n{self.to_table()}{notes}"
+        verdict = "".join(f"{line}\n" for line in self.verdict)
+        return f"{verdict}{who}\n\n{self.to_table()}{notes}"
 
     __repr__ = __str__
 

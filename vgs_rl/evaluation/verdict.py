@@ -132,6 +132,7 @@ class Evidence:
             for name, value in vars(self).items()
             if name != "certificate"
         }
+        own["doubts"] = list(self.doubts)
         return {**own, "certificate": self.certificate.as_dict()}
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 
 import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
+from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
@@ -28,6 +29,7 @@ from vgs_rl.training.config import (
     ConfigError,
     ConfigParser,
     EvaluationConfig,
+    Given,
     allow_subclasses,
     checked_content,
     config_file,
@@ -56,6 +58,7 @@ class RunConfig:
         env_args: arguments of the energy, over the registered ones.
         mdp: how a sample moves; a configuration file that leaves it out gets the target's own.
         agent: `class_path` of an agent's configuration, and its `init_args`.
+        exploration: whether the energy is explored first, which chooses `mdp` and most of `agent`.
         budget: when training stops; naming a limit drops those of file and default.
         evaluation: how the run is watched and evaluated.
         seed: seed of everything in training.
@@ -69,6 +72,7 @@ class RunConfig:
     env_args: dict[str, Any] = field(default_factory=dict)
     mdp: MDPConfig = field(default_factory=MDPConfig)
     agent: AgentConfig = field(default_factory=ValueGradientConfig)
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(updates=2000))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
@@ -112,7 +116,8 @@ def parse_run(
         trust: the user's word for what files name, besides what the command line says.
 
     Returns:
-        The options; :func:`config_of` takes the run's. `trust` among them is the user's word.
+        The options; :func:`config_of` takes the run's. `trust` among them is the user's word, and
+        `untouched` says whether they leave to an exploration what it chooses.
 
     Raises:
         ConfigError: naming the field, the value and what was expected.
@@ -123,7 +128,29 @@ def parse_run(
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--env", default=known.file_value("env") or RunConfig.env)
         _use_mdp_of(parser, early.parse_known_args(known.arguments)[0].env)
-    return parse(parser, known)
+    options = parse(parser, known)
+    options.untouched = _says_nothing(known)
+    return options
+
+
+def _says_nothing(known: Given) -> bool:
+    """Whether files and options leave the chain, and of the agent all but KEPT, as it is."""
+    section = known.file_value("agent")
+    if known.file_value("mdp") is not None or not isinstance(section, Mapping | None):
+        return False
+    content = dict(section or {})
+    named = {str(content.pop("class_path", ""))}
+    settings = set(content.pop("init_args", None) or {}) | set(content)
+    for argument in known.arguments:
+        name, _, value = argument.partition("=")
+        if name.partition(".")[0] == "--mdp":
+            return False
+        if name in ("--agent", "--agent.class_path"):
+            named.add(value)
+        elif name.startswith("--agent."):
+            settings.add(name.removeprefix("--agent.").removeprefix("init_args.").split(".")[0])
+    ours = ValueGradientConfig.__name__
+    return settings <= set(KEPT) and all(each.rpartition(".")[2] in ("", ours) for each in named)
 
 
 def _use_mdp_of(parser: ConfigParser, env: str) -> None:

@@ -13,6 +13,7 @@ from vgs_rl.agents.base import Agent
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.evaluation.evaluate import Report, evaluate
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol
+from vgs_rl.experiments.automatic.result import MappedSampler
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.policies import Drift
@@ -25,7 +26,7 @@ from vgs_rl.plots.particles import (
 )
 from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
 from vgs_rl.registry import Target, find
-from vgs_rl.samplers.base import ChainSampler, Samples
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
 from vgs_rl.samplers.twisted import TwistedSMC
 from vgs_rl.training.config import (
@@ -66,7 +67,9 @@ def evaluate_smc(
     """
     if not isinstance(agent, ValueGradientAgent):
         raise ValueError(f"SMC needs a value as its twist, and {config.agent.name} has none")
-    sampler = TwistedSMC(agent.mdp, agent.policy)
+    sampler: Sampler = TwistedSMC(agent.mdp, agent.policy)
+    if agent.explored is not None:
+        sampler = MappedSampler(sampler, agent.explored.to_x)
     return evaluate_agent(
         config,
         agent,
@@ -91,6 +94,8 @@ def finish(
     evaluated[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
+    if report.verdict:
+        folder.writer.add_text("verdict", "\n".join(f"- {line}" for line in report.verdict), step)
     if folder.path == config.folder:  # else it was moved, and who its neighbours are is not known
         write_ideal_run(
             folder.path.parents[1] / IDEAL,
@@ -111,7 +116,7 @@ def final_figures(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
 ) -> dict[str, Drawing]:
     """The pictures of a finished run, by name; x (n, D) are the samples that were evaluated."""
-    mdp, energy = agent.mdp, agent.mdp.energy
+    mdp, energy = agent.mdp, agent.energy
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
     log_z = energy.log_z if mdp.temperature == 1.0 else None
@@ -129,7 +134,7 @@ def final_figures(
         generator,
         value=agent.average.value if isinstance(agent, ValueGradientAgent) else None,
         records=folder.records,
-        title=target.name,
+        title=agent.picture_title,
     )
     return pictures
 

@@ -54,6 +54,8 @@ def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: P
         "value": agent.average.state_dict(),
         "mdp": agent.mdp.state_dict(),
     }
+    if agent.explored is not None:
+        state["explored"] = agent.explored.state_dict()
     save_checkpoint(path, state, kind="sampler")
 
 
@@ -80,6 +82,7 @@ def load_pretrained(
         )
     state = load_checkpoint(path, kind="sampler")
     with fitting(str(path)):
+        explored = state.pop("explored", None)
         check_like(state, {"config": "", "report": "", "value": {}, "mdp": {}}, "sampler")
     content = parse_mapping(state["config"], str(path))
     config = run_config(content | {"device": device}, source=str(path), trust=trust)
@@ -93,6 +96,8 @@ def load_pretrained(
         with AllocationLimit(SPARE_BYTES + BYTES_PER_BYTE * path.stat().st_size):
             agent = build(config, energy)[1]
         assert isinstance(agent, ValueGradientAgent)
+        if agent.explored is not None:
+            agent.explored.load_state_dict(explored or {})
         load_module(agent.average, state["value"], "value")
         load_module(agent.mdp, state["mdp"], "mdp")
         report = Report.from_json(state["report"])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
+from vgs_rl.agents.automatic.explored import chain_energy
+from vgs_rl.agents.automatic.settings import KEPT, When
 from vgs_rl.agents.base import Agent
-from vgs_rl.agents.target import Origin
+from vgs_rl.agents.target import Origin, needs_exploration
+from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.config import RunConfig, saved_config
 from vgs_rl.experiments.evaluation import finish
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderLock
-from vgs_rl.mdp import SamplingMDP
+from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import Target, find
 from vgs_rl.training.config import (
     ConfigError,
@@ -49,12 +52,60 @@ def build(config: RunConfig, energy: Energy | None = None) -> tuple[Target, Agen
         target = find(config.env)
         energy = energy or target.make_energy(**config.env_args)
         device = resolve_device(config.device)
+        energy = chain_energy(energy, config.exploration.done, device)
         mdp = SamplingMDP(energy, config.mdp, device=device)
         agent = config.agent.build(mdp, seed=config.seed)
+        if isinstance(agent, ValueGradientAgent):
+            agent.exploration = config.exploration
         agent.origin = Origin(target.name, config.env, config.env_args)
         return target, agent
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise ConfigError(str(error)) from error
+
+
+def settled(config: RunConfig, *, untouched: bool) -> RunConfig:
+    """The configuration of a new run, with `exploration.when` decided where it is `auto`.
+
+    Args:
+        config: the run.
+        untouched: whether it leaves to an exploration what that chooses.
+
+    Raises:
+        ConfigError: if there is no such target.
+    """
+    if config.exploration.when != "auto":
+        return config
+    when: When = "never"
+    if untouched and isinstance(config.agent, ValueGradientConfig):
+        try:
+            energy = find(config.env).make_energy(**config.env_args)
+        except (ValueError, TypeError, ModuleNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+        when = "always" if needs_exploration(config.env, energy) else "never"
+    return replace(config, exploration=replace(config.exploration, when=when))
+
+
+def _refuse_choices(config: RunConfig) -> None:
+    """Refuses settings that an exploration would replace.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if config.exploration.when != "always" or config.exploration.done:
+        return
+    agent = config.agent
+    if not isinstance(agent, ValueGradientConfig):
+        raise ConfigError(f"exploration.when always is for vgs, got agent {agent.name}")
+    plain = ValueGradientConfig(**{name: getattr(agent, name) for name in KEPT})
+    for name, given in (
+        ("mdp", config.mdp not in (MDPConfig(), find(config.env).mdp)),
+        ("agent", agent != plain),
+    ):
+        if given:
+            raise ConfigError(
+                f"exploration.when always chooses {name} itself: leave {name} out"
+                + (f", but for {', '.join(KEPT)}" if name == "agent" else "")
+            )
 
 
 def train(
@@ -89,6 +140,7 @@ def train(
         OSError: if the folder holds another run, or cannot be written to.
         ValueError: if a checkpoint is damaged.
     """
+    _refuse_choices(config)
     identity = identity_of(config)
     if resume is None:
         target, agent = build(config)
@@ -126,6 +178,8 @@ def _learn(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
 ) -> Report | None:
     """Trains to the end of the budget, takes the chosen checkpoint and evaluates it."""
+    if isinstance(agent, ValueGradientAgent) and agent.unexplored:
+        config = _explored(config, agent, folder, progress_bar=progress_bar)
     folder.hyper_parameters(shown_settings(config))
     agent.learn(
         config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
@@ -140,6 +194,20 @@ def _learn(
     # What training has cost, not the part up to the checkpoint.
     agent.counters, agent.tally.skipped = used, skipped
     return finish(config, target, agent, folder, progress_bar=progress_bar)
+
+
+def _explored(
+    config: RunConfig, agent: ValueGradientAgent, folder: RunFolder, *, progress_bar: bool
+) -> RunConfig:
+    """Explores the energy; the folder then says what was chosen."""
+    agent.prepare(config.budget, progress_bar=progress_bar)
+    config = replace(
+        config, mdp=agent.mdp.config, agent=agent.config, exploration=agent.exploration
+    )
+    folder.identity = identity_of(config)
+    write_config(folder.path, config.to_yaml())
+    folder.writer.add_text("config", f"```yaml\n{config.to_yaml()}```")
+    return config
 
 
 def _load_last(config: RunConfig, path: Path, agent: Agent) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vgs_rl.agents.automatic.explored import chain_energy
 from vgs_rl.agents.base import Agent
 from vgs_rl.agents.target import Origin
+from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.energy import Energy
 from vgs_rl.experiments.config import run_config
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +35,8 @@ def save_agent(agent: Agent, path: Path) -> None:
         "agent": as_choice(agent.config),
         "seed": agent.seed,
     }
+    if isinstance(agent, ValueGradientAgent):
+        settings["exploration"] = as_mapping(agent.exploration)
     state = {"config": dump_yaml(settings), "target": origin.name, "agent": agent.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, state, kind="agent")
@@ -61,8 +65,11 @@ def load_agent(
     named = {"env": env} if energy is None else {}
     config = run_config(content | named, source=str(path), trust=trust)
     chosen = energy_of(env, dim, **config.env_args) if energy is None else energy_of(energy, dim)
-    mdp = SamplingMDP(chosen, config.mdp, device=resolve_device(device))
-    agent = config.agent.build(mdp, seed=config.seed)
+    placed = resolve_device(device)
+    on = chain_energy(chosen, config.exploration.done, placed)
+    agent = config.agent.build(SamplingMDP(on, config.mdp, device=placed), seed=config.seed)
+    if isinstance(agent, ValueGradientAgent):
+        agent.exploration = config.exploration
     agent.origin = Origin(state["target"], env if energy is None else "", config.env_args)
     with fitting(str(path)):
         agent.load_state_dict(state["agent"])

@@ -2,6 +2,7 @@
 
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
+from vgs_rl.exploration.clock import Clock, Deadline
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
 from vgs_rl.exploration.explore import Exploration, affordable_effort, explore, explore_again
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
@@ -22,8 +23,10 @@ from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
     "AffineMap",
+    "Clock",
     "Composed",
     "Coordinates",
+    "Deadline",
     "Exploration",
     "GaussianReference",
     "Island",

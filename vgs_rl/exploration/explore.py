@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
+from vgs_rl.exploration.clock import Clock
 from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.reference import (
     DESCENTS,
@@ -103,6 +104,7 @@ def explore(
     temperature: float = 1.0,
     n: int = 1024,
     seconds: float = math.inf,
+    clock: Clock | None = None,
     dtype: torch.dtype | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Exploration:
@@ -121,6 +123,7 @@ def explore(
         temperature: tau.
         n: particles of an island at first.
         seconds: about how long it may take.
+        clock: keeps what the time decided, or repeats it.
         dtype: in which the energy is evaluated; float64 if None.
         tell: told in words what happens.
 
@@ -128,7 +131,8 @@ def explore(
         ValueError: if the energy is finite nowhere that was looked.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
-    return _Explorer(finite, int(energy.dim), generator, n, seconds, tell).run(reference)
+    clock = clock or Clock()
+    return _Explorer(finite, int(energy.dim), generator, n, seconds, clock, tell).run(reference)
 
 
 def explore_again(
@@ -139,6 +143,7 @@ def explore_again(
     *,
     temperature: float = 1.0,
     seconds: float = math.inf,
+    clock: Clock | None = None,
     dtype: torch.dtype | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Exploration:
@@ -151,12 +156,13 @@ def explore_again(
         reference: where they start.
         temperature: tau.
         seconds: about how long it may take.
+        clock: keeps what the time decided, or repeats it.
         dtype: in which the energy is evaluated; float64 if None.
         tell: told in words what happens.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
     n = min(2 * len(before.islands[0].x), MOST)
-    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, tell)
+    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, clock or Clock(), tell)
     tell("exploring again, from the samples")
     runs = explorer.islands([reference, reference], 1.0)
     return Exploration(
@@ -201,17 +207,19 @@ class _Explorer:
         generator: torch.Generator,
         n: int,
         seconds: float,
+        clock: Clock,
         tell: Callable[[str], None],
     ) -> None:
         self.energy, self.dim, self.generator, self.n = energy, dim, generator, n
-        self.began, self.seconds, self.tell = time.monotonic(), seconds, tell
+        self.clock, self.began, self.seconds, self.tell = clock, clock.elapsed(), seconds, tell
         self.found: list[Modes | None] = []
 
     def late(self, share: float = 1.0) -> bool:
-        return time.monotonic() - self.began > share * self.seconds
+        return self.clock.late(self.began + share * self.seconds)
 
     def run(self, given: Reference | None) -> Exploration:
-        effort = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
+        search = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
+        effort = self.clock.decide("search", lambda: search)
         self.n = max(FEWEST, round(self.n * min(1.0, 4 * effort)))
         wide = given
         if wide is None:
@@ -260,12 +268,9 @@ class _Explorer:
         """Islands that share the time until `share` of all of it."""
         runs = []
         for left, reference in zip(range(len(references), 0, -1), references, strict=True):
-            now = time.monotonic()
+            now = self.clock.elapsed()
             until = now + (self.began + share * self.seconds - now) / left
-
-            def stop(until: float = until) -> bool:
-                return time.monotonic() > until
-
+            stop = self.clock.deadline("trajectories", until)
             runs.append(tempered_smc(self.energy, reference, self.n, self.generator, stop=stop))
         return tuple(runs)
 

@@ -213,7 +213,8 @@ def find_reference(
         reach = float(spread.abs().max())
         raise ValueError(
             f"{type(energy.energy).__name__} is finite at none of {len(spread)} states with "
-            f"coordinates up to {reach:.3g}: give prior="
+            f"coordinates up to {reach:.3g}: give prior= to vgs_rl.sample, or mdp and prior_std to "
+            "an agent"
         )
     low = ends[heights <= heights[finite].min() + 5.0 * dim + 20.0]
     centre = low.median(0).values

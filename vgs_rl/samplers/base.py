@@ -23,7 +23,7 @@ from vgs_rl.samplers.formats import as_arviz, write_npz, write_xyz
 from vgs_rl.samplers.memory import keep_freed_memory
 from vgs_rl.samplers.program import export_program
 from vgs_rl.threads import map_in_threads
-from vgs_rl.transitions import Policy
+from vgs_rl.transitions import CoordinateMap, Policy
 from vgs_rl.trust import Trust
 from vgs_rl.weights import (
     cleaned,
@@ -277,12 +277,19 @@ class ChainSampler(Sampler):
         policy: the control.
         noise_scale: factor on every rho_t, or one for each, shape (T,). Less noise than the policy
             is meant for gives states of too little energy, which some published tables report.
+        coordinates: of the target that is sampled, where the MDP has others.
     """
 
     def __init__(
-        self, mdp: SamplingMDP, policy: Policy, *, noise_scale: float | Tensor = 1.0
+        self,
+        mdp: SamplingMDP,
+        policy: Policy,
+        *,
+        noise_scale: float | Tensor = 1.0,
+        coordinates: CoordinateMap | None = None,
     ) -> None:
         self.mdp, self.policy, self.noise_scale = mdp, policy, noise_scale
+        self.coordinates = coordinates
         as_configured = isinstance(noise_scale, float) and noise_scale == 1.0
         noisy = bool((torch.as_tensor(noise_scale) > 0).all())
         self.has_weights = mdp.start.has_density and noisy
@@ -300,7 +307,8 @@ class ChainSampler(Sampler):
         """N episodes at once; what they cost is not known to it."""
         rollout = self.mdp.rollout(self.policy, n, generator, noise_scale=self.noise_scale)
         log_weight = rollout.log_weight if self.has_weights else None
-        return Samples(x=rollout.x, log_weight=log_weight, energy_evaluations=0)
+        x = rollout.x if self.coordinates is None else self.coordinates.to_x(rollout.x)
+        return Samples(x=x, log_weight=log_weight, energy_evaluations=0)
 
     def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
@@ -346,11 +354,15 @@ class ChainSampler(Sampler):
         """
         if not (isinstance(self.noise_scale, float) and self.noise_scale == 1.0):
             raise ValueError(f"noise_scale must be 1 in an export, got {self.noise_scale}")
+        if self.coordinates is not None:
+            raise ValueError("a chain in the coordinates of an exploration cannot be a program")
         export_program(self.mdp, self.policy, path, weights=weights)
 
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`Sampler.reverse_log_weight`."""
+        if self.coordinates is not None:
+            x = self.coordinates.to_z(x).to(self.mdp.dtype)
         parts = x.split(self.chunk_size)
         with self.mdp.uncounted():
             weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]

@@ -74,9 +74,9 @@ class EventFile:
         """A picture."""
         self._write(step=step, summary=picture(tag, figure))
 
-    def add_text(self, tag: str, words: str) -> None:
+    def add_text(self, tag: str, words: str, step: int = 0) -> None:
         """Markdown."""
-        self._write(step=0, summary=markdown(tag, words))
+        self._write(step=step, summary=markdown(tag, words))
 
     def _write(self, **content: Any) -> None:
         event = self._event(wall_time=time.time(), **content)

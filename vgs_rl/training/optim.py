@@ -110,3 +110,23 @@ def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
     """Sets the learning rates of the optimiser's parameter groups, one each."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+class MovingAverage:
+    """The exponential moving average as :class:`AveragedModel` takes it, and as pickle does.
+
+    Args:
+        decay: the share of the old average that stays.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(
+        self,
+        average: tuple[Tensor, ...] | list[Tensor],
+        current: tuple[Tensor, ...] | list[Tensor],
+        _: Tensor | int,
+    ) -> None:
+        """Moves the averaged parameters towards the current ones, in place."""
+        torch._foreach_lerp_(average, current, 1 - self.decay)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.trials import Trial
 from vgs_rl.energy import Energy
-from vgs_rl.experiments.automatic.learning import Trial
 from vgs_rl.exploration import (
+    Clock,
     Exploration,
     Island,
     JoinedReference,
@@ -60,6 +61,7 @@ def explore_around(
     before: Exploration,
     generator: torch.Generator,
     *,
+    clock: Clock,
     seconds: float,
     dtype: torch.dtype,
     tell: Callable[[str], None],
@@ -71,6 +73,7 @@ def explore_around(
         energy: the target of x.
         before: the exploration that it came from.
         generator: source of randomness.
+        clock: keeps what the time decided, or repeats it.
         seconds: about how long it may take.
         dtype: in which the energy is evaluated.
         tell: told in words what happens.
@@ -82,6 +85,7 @@ def explore_around(
         before,
         JoinedReference(DesignReference(trial.design.mixture), wide, 0.8),
         seconds=seconds,
+        clock=clock,
         dtype=torch.float64,
         tell=tell,
     )

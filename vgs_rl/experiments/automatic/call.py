@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.progress import Progress
+from vgs_rl.agents.automatic.survey import survey
+from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 from vgs_rl.experiments.automatic.around import explore_around
-from vgs_rl.experiments.automatic.learning import Learning, Rows, Trial
-from vgs_rl.experiments.automatic.progress import Progress
+from vgs_rl.experiments.automatic.board import Board
+from vgs_rl.experiments.automatic.learning import Learning
 from vgs_rl.experiments.automatic.result import MappedSampler, Result
 from vgs_rl.exploration import (
+    Clock,
     Composed,
     Coordinates,
     Exploration,
@@ -24,19 +29,16 @@ from vgs_rl.exploration import (
     MappedReference,
     PriorReference,
     Reference,
-    affordable_effort,
-    explore,
-    preconditioner,
     support_of,
 )
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
-from vgs_rl.samplers.kernels import FiniteEnergy
 
 EXPLORED = 0.45  # of the time, for exploration
 TURNS = 3  # of learning, with an exploration from the samples between them
 LATE = 0.1  # of the time, that must be left for another
+REPEATED = ("target", "n", "seed", "seconds", "target_ess", "effort")
 
 
 def sample(
@@ -52,6 +54,8 @@ def sample(
     seconds: float = 240.0,
     target_ess: float = 0.8,
     device: str = "cpu",
+    repeat: Mapping[str, Any] | None = None,
+    log_dir: Path | str | None = None,
     progress_bar: bool = True,
 ) -> Result:
     """Draws samples of an energy, without any setting, and says whether to trust them.
@@ -64,8 +68,8 @@ def sample(
     Args:
         target: a name, an energy, or a function (B, D) -> (B,).
         n: samples.
-        seed: of every random number. Learning ends by the clock, so another machine, or a busier
-            one, gives other numbers.
+        seed: of every random number. Phases end by the clock, so the same call gives other numbers
+            when it is faster or slower: see `repeat`.
         dim: D of a function's states.
         log_density: in place of `target`, the function -E.
         prior: where exploration begins: a torch distribution, or anything with `sample((n,))` and
@@ -79,22 +83,34 @@ def sample(
             evaluations would take longer, fewer walks and particles are used, and no guide by ∇E.
         target_ess: effective sample size, as a fraction in (0, 1], at which learning ends early.
         device: `cpu` or `cuda`.
+        repeat: `settings` of an earlier result. Everything is then done as often as it was there,
+            however long it takes, and the same machine gives the same numbers. `n`, `seed`,
+            `seconds` and `target_ess` are those of the settings; target, prior, bounds, support and
+            device are given again.
+        log_dir: an empty folder for TensorBoard: phases, trials, verdict and a picture.
         progress_bar: whether to show one.
 
     Raises:
-        ValueError: if the arguments contradict each other, the target has no Euclidean space, or
-            its energy is finite nowhere.
+        ValueError: if the arguments contradict each other, the target has no Euclidean space, its
+            energy is finite nowhere, or a run does not repeat.
+        FileExistsError: if `log_dir` holds another run.
 
     Example:
         >>> result = sample(lambda x: 0.5 * (x - 3).square().sum(-1), 500, dim=2, seconds=5)
         >>> result.x.shape
         torch.Size([500, 2])
     """
+    decisions = None
+    if repeat is not None:
+        n, seed, seconds, target_ess, decisions = _repeated(repeat)
     n, seed = count_of("n", n, least=2), seed_of(seed)
     require_positive("sample", seconds=seconds, target_ess=target_ess)
     if target_ess > 1:
         raise ValueError(f"sample.target_ess must be at most 1, got {target_ess}")
     energy = _target(target, dim, log_density).to(device)
+    name = target if isinstance(target, str) else type(energy).__name__
+    if repeat is not None and repeat["target"] != name:
+        raise ValueError(f"repeat.target is {repeat['target']!r}, got {name!r}")
     if energy.geometry.effective_dim != energy.dim:
         raise ValueError(
             f"sample needs a target on R^D, got {type(energy).__name__} on a "
@@ -108,81 +124,115 @@ def sample(
         energy = MappedEnergy(energy, shape)
         if reference is not None:
             reference = MappedReference(reference, shape)
-    dtype = _computing_type(energy, device)
-    with Progress(seconds, show=progress_bar) as progress:
-        finite = FiniteEnergy(energy, dtype=dtype)
-        fast = affordable_effort(finite, energy.dim, EXPLORED * seconds, device) == 1.0
-        unit = preconditioner(finite, energy.dim, generator) if fast else None
-        if unit is not None:
-            shape = unit if shape is None else Composed(shape, unit)
-            energy = MappedEnergy(energy, unit, dtype=dtype)
-            reference = None if reference is None else MappedReference(reference, unit)
-        exploration = explore(
+    clock = Clock(seconds, decisions)
+    folder = None if log_dir is None else Path(log_dir)
+    with Progress(clock, show=progress_bar) as progress, Board(folder, clock) as board:
+
+        def tell(message: str) -> None:
+            progress.tell(message)
+            board.phase(message)
+
+        found = survey(
             energy,
             generator,
-            reference=reference,
+            clock=clock,
             seconds=EXPLORED * seconds,
-            dtype=dtype,
-            tell=progress.tell,
+            tell=tell,
+            reference=reference,
         )
+        energy, exploration, dtype = found.energy, found.exploration, found.dtype
+        board.explored(exploration)
+        if found.unit is not None:
+            shape = found.unit if shape is None else Composed(shape, found.unit)
         known, history = None, []
         for turn in range(TURNS):
-            learning = Learning(
+            trials = Trials(
                 energy=energy,
                 exploration=exploration,
                 dtype=dtype,
                 seed=seed + 1000 * turn,
-                seconds=progress.left() * (0.6 if turn + 1 < TURNS else 0.9),
+                clock=clock,
+                seconds=seconds,
                 target_ess=target_ess,
-                tell=progress.tell,
+                tell=tell,
                 known=known,
-                guided=fast,
+                guided=found.fast,
+                noted=board.trial,
             )
+            share = 0.6 if turn + 1 < TURNS else 0.9
+            learning = Learning(trials=trials, seconds=share * clock.left())
             best = learning.run()
             history += learning.history
-            progress.tell("drawing samples")
+            tell("drawing samples")
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
             verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
-            if verdict.word == "trust" or learning.stopped or progress.left() < LATE * seconds:
+            board.judged(verdict, evidence)
+            late = (1 - LATE) * seconds
+            if verdict.word == "trust" or learning.stopped or clock.late(late):
                 break
-            found = learning.drawn(best)
+            drawn = learning.drawn(best)
             exploration = explore_around(
                 best,
                 energy,
                 exploration,
                 generator,
-                seconds=0.5 * progress.left(),
+                clock=clock,
+                seconds=0.5 * clock.left(),
                 dtype=dtype,
-                tell=progress.tell,
+                tell=tell,
             )
+            board.explored(exploration)
             verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
-            if verdict.word == "trust" or progress.left() < LATE * seconds:
+            board.judged(verdict, evidence)
+            if verdict.word == "trust" or clock.late(late):
                 break
-            known = found if known is None else known.joined(found)
+            known = drawn if known is None else known.joined(drawn)
         sampler = free if shape is None else MappedSampler(free, _typed(shape.to_x))
         if shape is not None:
             samples = replace(samples, x=_typed(shape.to_x)(samples.x))
-    return Result(
-        samples=samples,
-        verdict=verdict,
-        evidence=evidence,
-        agent=best.agent,
-        energy=best.energy,
-        exploration=exploration,
-        sampler=sampler,
-        settings={
-            "target": target if isinstance(target, str) else type(energy).__name__,
-            "n": n,
-            "seed": seed,
-            "seconds": seconds,
-            "target_ess": target_ess,
-            "dtype": str(dtype).removeprefix("torch."),
-            "exploration": exploration.summary(),
-            "learning": history,
-        },
-        seconds=progress.elapsed(),
-    )
+        result = Result(
+            samples=samples,
+            verdict=verdict,
+            evidence=evidence,
+            agent=best.agent,
+            energy=best.energy,
+            exploration=exploration,
+            sampler=sampler,
+            settings={
+                "target": name,
+                "n": n,
+                "seed": seed,
+                "seconds": seconds,
+                "target_ess": target_ess,
+                "device": str(torch.device(device)),
+                "dtype": str(dtype).removeprefix("torch."),
+                "exploration": exploration.summary(),
+                "learning": history,
+                "effort": clock.decisions,
+            },
+            seconds=clock.elapsed(),
+        )
+        board.finish(result)
+    return result
+
+
+def _repeated(settings: Mapping[str, Any]) -> tuple[int, int, float, float, dict[str, list[Any]]]:
+    """N, seed, seconds, target ESS and what the clock decided, of an earlier result's settings.
+
+    Raises:
+        ValueError: if they are no such settings.
+    """
+    missing = [name for name in REPEATED if name not in settings]
+    if missing:
+        raise ValueError(
+            f"repeat must be the settings of an earlier result, got none with {', '.join(missing)}"
+        )
+    effort = settings["effort"]
+    if not isinstance(effort, Mapping) or not all(isinstance(v, list) for v in effort.values()):
+        raise ValueError(f"repeat.effort must be lists by name, got {effort!r:.80}")
+    n, seed, seconds, target_ess = (settings[name] for name in REPEATED[1:5])
+    return n, seed, seconds, target_ess, dict(effort)
 
 
 def _typed(to_x: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -203,27 +253,6 @@ def _target(
     if dim is None:
         raise ValueError("dim must be given with a function: the dimensions of its states")
     return FunctionEnergy(lambda x: -log_density(x), dim)
-
-
-def _computing_type(energy: Energy, device: str) -> torch.dtype:
-    """The widest type that an energy takes: one with constants of its own may take float32 alone.
-
-    Raises:
-        ValueError: if it fails in either.
-    """
-    for dtype in (torch.float64, torch.float32):
-        x = torch.zeros(2, energy.dim, dtype=dtype, device=device)
-        try:
-            energy.with_gradient(x)
-            return dtype
-        except ValueError:
-            raise
-        except Exception as error:  # of a user's code
-            failure = error
-    raise ValueError(
-        f"{type(energy).__name__}.energy failed on states of shape (2, {energy.dim}): "
-        f"{type(failure).__name__}: {failure}"
-    ) from failure
 
 
 @torch.no_grad()

@@ -68,6 +68,9 @@ def main(arguments: list[str]) -> int:
     if options.json == STANDARD:
         print(text)
         return 0
+    for title, report in columns.items():
+        for line in report.verdict:
+            print(line if len(columns) == 1 else f"{title}: {line}")
     print(format_comparison(columns))
     for title, report in columns.items():
         for note in report.details.get("notes", []):
@@ -194,7 +197,7 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
     if options.ceiling:
         require_exact_values(agent.mdp.energy, agent.mdp.temperature)
     if options.certificate is not None:
-        require_backward_paths(sampler, agent.mdp.energy)
+        require_backward_paths(sampler, agent.energy)
     return sampler
 
 
@@ -212,7 +215,7 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     if options.certificate is not None:
         proven = certify(
             sampler,
-            agent.mdp.energy,
+            agent.energy,
             options.certificate,
             n=report.n_samples,
             limit=options.limit or LIMIT,

@@ -2,10 +2,12 @@
 
     vgs-rl sample runs/GMM9/vgs/0 --n 1000 --output samples.npz
     vgs-rl sample LJ13 --n 100 --resample true --output samples.npz
-    vgs-rl sample my_module:MyEnergy --seconds 120 --output samples.npz
+    vgs-rl sample my_module:MyEnergy --seconds 120 --output samples.npz --logdir runs/sample
+    vgs-rl sample my_module:MyEnergy --repeat samples.json --output again.npz
 
 An energy is explored and learned first, without any setting, and a verdict says what to believe. A
-.json file of the same name holds the verdict, the evidence and every choice made.
+.json file of the same name holds the verdict, the evidence and every choice made; --repeat does the
+same again, as often as it was done there, and the same machine gives the same numbers.
 
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
@@ -13,8 +15,10 @@ A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from vgs_rl.experiments.automatic import sample
 from vgs_rl.experiments.cli import (
@@ -24,6 +28,7 @@ from vgs_rl.experiments.cli import (
     device,
     one_of,
     output_file,
+    output_folder,
     positive,
     seed,
     switch,
@@ -39,6 +44,7 @@ from vgs_rl.training.loop import handling, interrupt
 from vgs_rl.weights import log_z_estimate
 
 FORMATS = (".npz", ".pt")
+OF_ENERGIES = ("seconds", "repeat", "logdir")
 
 
 def make_parser() -> Parser:
@@ -55,6 +61,8 @@ def make_parser() -> Parser:
     add("--checkpoint", type=one_of("best", "last"), default=None, help=best)
     limit = "about how long an energy is explored and learned; 240 by default"
     add("--seconds", type=positive, default=None, help=limit)
+    add("--repeat", type=Path, default=None, help="the .json file of an energy's samples")
+    add("--logdir", type=output_folder, default=None, help="empty folder for TensorBoard")
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
     add("--trust", type=switch, default=False, help=TRUST_HELP)
     return parser
@@ -66,37 +74,41 @@ def main(arguments: list[str]) -> int:
     options = make_parser().read(arguments)
     if options.output.suffix not in FORMATS:
         raise Mistake(f"--output: must end in {' or '.join(FORMATS)}, got {str(options.output)!r}")
+    if options.repeat is not None:
+        _refuse_what_is_repeated(arguments)
     if _is_target(options):
         return _sample_energy(options)
-    if options.seconds is not None:
-        if not Path(options.source).exists():
-            find(options.source)  # which refuses, with the nearest names
-        raise Mistake(f"--seconds is for an energy's name, got {options.source!r}")
+    for name in OF_ENERGIES:
+        if getattr(options, name) is not None:
+            if not Path(options.source).exists():
+                find(options.source)  # which refuses, with the nearest names
+            raise Mistake(f"--{name} is for an energy's name, got {options.source!r}")
     sampler = _load(options)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {options.source} has none")
     sampler.progress_bar = True
     with handling(interrupt):
         samples = sampler.sample(options.n, options.seed, resample=options.resample)
-    _write(options, samples)
+    _write(options, samples, options.seed)
     if samples.log_weight is not None:
         print(f"log Z     {float(log_z_estimate(samples.log_weight)):.4f}")
     return 0
 
 
-def _write(options: Namespace, samples: Samples) -> None:
+def _write(options: Namespace, samples: Samples, seed: int) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix == ".pt":
         samples.save(options.output)
     else:
         samples.to_npz(options.output)
-    print(f"samples   {options.output}: x {tuple(samples.x.shape)}, seed {options.seed}")
+    print(f"samples   {options.output}: x {tuple(samples.x.shape)}, seed {seed}")
 
 
 def _is_target(options: Namespace) -> bool:
     """Whether the source names an energy, and nothing that has learned it already."""
     source = options.source
-    if Path(source).exists() or (source in shipped_samplers() and options.seconds is None):
+    learns = any(getattr(options, name) is not None for name in OF_ENERGIES)
+    if Path(source).exists() or (source in shipped_samplers() and not learns):
         return False
     named = {name for id in registered() for name in (id, find(id).name)}
     return ":" in source or source in named
@@ -114,13 +126,38 @@ def _sample_energy(options: Namespace) -> int:
             seed=options.seed,
             seconds=options.seconds or 240.0,
             device=str(resolve_device(options.device or "auto")),
+            repeat=_settings(options.repeat),
+            log_dir=options.logdir,
         )
     print(result)
-    _write(options, result.samples)
+    _write(options, result.samples, result.settings["seed"])
     report = options.output.with_suffix(".json")
     result.save_report(report)
     print(f"report    {report}: verdict, evidence, and every choice made")
+    if options.logdir is not None:
+        print(f"curves    tensorboard --logdir {options.logdir}")
     return 0
+
+
+def _refuse_what_is_repeated(arguments: list[str]) -> None:
+    """Refuses options whose values --repeat has."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in ("--n", "--seed", "--seconds"):
+            raise Mistake(f"{name} is that of --repeat: leave it out")
+
+
+def _settings(file: Path | None) -> dict[str, Any] | None:
+    """The settings in a report of :meth:`vgs_rl.experiments.automatic.Result.save_report`."""
+    if file is None:
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise Mistake(f"--repeat: {file} is no report of samples of an energy")
+    return settings
 
 
 def _load(options: Namespace) -> Sampler:

@@ -2,7 +2,8 @@
 
     vgs-rl train gmm9 --agent.lr 1e-3 --seed 1
     vgs-rl train my_file.yaml --budget.updates 1000
-    vgs-rl train --env my_module:Rings --mdp.num_steps 10
+    vgs-rl train --env my_module:Rings              explored first, which chooses the settings
+    vgs-rl train --env my_module:Rings --mdp.num_steps 10 --agent.prior_std 3
     vgs-rl train --resume runs/GMM9/vgs/0
 
 A name is a shipped configuration; `vgs-rl list configs` shows them. Options go over it. A file
@@ -25,7 +26,7 @@ from vgs_rl.experiments.cli import (
 )
 from vgs_rl.experiments.config import config_of, parse_run, run_parser
 from vgs_rl.experiments.evaluation import ceilings
-from vgs_rl.experiments.run import train
+from vgs_rl.experiments.run import settled, train
 from vgs_rl.registry import find
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import ConfigError, ConfigParser, resumed
@@ -57,6 +58,13 @@ def main(arguments: list[str]) -> int:
             print(config.to_yaml(), end="")
             return 0
         folder = options.resume or config.folder
+        if options.resume is None:
+            config = settled(config, untouched=options.untouched and not options.ceiling)
+        explored = config.exploration.when == "always"
+        if options.ceiling and explored:
+            raise ConfigError(
+                "--ceiling is of chains in the target's own coordinates, and this one is explored"
+            )
         if options.ceiling:
             energy = find(config.env).make_energy(**config.env_args)
             require_exact_values(energy, config.mdp.temperature)
@@ -83,7 +91,11 @@ def main(arguments: list[str]) -> int:
         columns = {"this run": report}
         if options.ceiling:
             columns |= ceilings(config)
+        for line in report.verdict:
+            print(line, file=out)
         print(format_comparison(columns), file=out)
+        if explored:
+            print(f"choices   {folder / 'config.yaml'}: what exploration chose", file=out)
         print(f"report    {folder / 'report.json'}", file=out)
         for picture in sorted((folder / "figures").glob("*.png")):
             print(f"picture   {picture}", file=out)

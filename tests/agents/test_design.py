@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.design import Design, choose_design
 from vgs_rl.envs import GMM9, ManyWell, StudentT, TwoModes
-from vgs_rl.experiments.automatic.design import Design, choose_design
 from vgs_rl.starts import ProductMixture
 
 
@@ -63,3 +63,8 @@ def test_heavy_tails_are_taken_away() -> None:
     assert abs(gap) < 0.05
     assert design.summary()["tails"] == "radial"
     assert math.isfinite(design.mdp().num_steps) and design.agent().prior_std == 1.0
+    chain = design.mdp()
+    design.check(chain)
+    chain.start.components += 1
+    with pytest.raises(ValueError, match="mdp.start.components must be .*, as explored, got"):
+        design.check(chain)

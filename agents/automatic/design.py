@@ -76,6 +76,18 @@ class Design:
         schedule = ScheduleConfig(kind="auto", total_noise=self.total_noise)
         return MDPConfig(chain="vp", num_steps=self.steps, schedule=schedule, start=start)
 
+    def check(self, chain: MDPConfig) -> None:
+        """Compares the start of another chain with the mixture.
+
+        Raises:
+            ValueError: if it cannot take the mixture over, naming the field.
+        """
+        ours = self.mdp().start
+        for name in ("kind", "components", "covariance"):
+            chosen, got = getattr(ours, name), getattr(chain.start, name)
+            if chosen != got:
+                raise ValueError(f"mdp.start.{name} must be {chosen}, as explored, got {got}")
+
     def agent(self) -> ValueGradientConfig:
         """The agent."""
         dim = self.coordinates.dim_z

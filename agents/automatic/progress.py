@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from typing import Self
 
 from tqdm import tqdm
+
+from vgs_rl.exploration import Clock
 
 
 class Progress:
     """Time used, of the time there is, with what happens now.
 
     Args:
-        seconds: how long it may take, about.
+        clock: tells the time.
         show: whether there is a bar.
+        what: what it says at first.
     """
 
-    def __init__(self, seconds: float, *, show: bool) -> None:
-        self.seconds, self.began = seconds, time.monotonic()
+    def __init__(self, clock: Clock, *, show: bool, what: str = "sampling") -> None:
+        self.clock = clock
         form = "{desc}: {percentage:3.0f}% of {total_fmt} s at most |{bar}|"
         self._bar = tqdm(
-            total=round(seconds), disable=not show, leave=False, bar_format=form, desc="sampling"
+            total=round(clock.seconds), disable=not show, leave=False, bar_format=form, desc=what
         )
 
     def __enter__(self) -> Self:
@@ -31,15 +33,7 @@ class Progress:
         """The bar goes."""
         self._bar.close()
 
-    def elapsed(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self.began
-
-    def left(self) -> float:
-        """Seconds that are left, at least 1."""
-        return max(self.seconds - self.elapsed(), 1.0)
-
     def tell(self, message: str) -> None:
         """Shows what happens now."""
-        self._bar.n = min(round(self.elapsed()), round(self.seconds))
+        self._bar.n = min(round(self.clock.elapsed()), round(self.clock.seconds))
         self._bar.set_description_str(message)

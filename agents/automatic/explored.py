@@ -1,0 +1,141 @@
+"""What an agent keeps of an exploration: coordinates of its chain, and evidence for a verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgs_rl.agents.automatic.survey import computing_type
+from vgs_rl.energy import Energy
+from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
+from vgs_rl.exploration import AffineMap, Coordinates, MappedEnergy, load_coordinates
+from vgs_rl.files.restore import check_like
+from vgs_rl.samplers.base import ChainSampler, Samples
+
+KEPT = 4_096  # particles
+
+
+class Explored:
+    """An energy in the coordinates that were chosen for it, with particles in its own.
+
+    Attributes:
+        energy: of the chain's z; its `coordinates` lead to x.
+        particles: of exploration, equally weighted, shape (m, D), float64.
+        log_z: exploration's estimate.
+        spread: difference between its islands.
+        doubts: its own.
+
+    Args:
+        energy: the target of x, on R^D.
+        dtype: in which it is evaluated.
+        coordinates: the map from z to x; the identity until a state is loaded, if None.
+    """
+
+    def __init__(
+        self, energy: Energy, dtype: torch.dtype, coordinates: Coordinates | None = None
+    ) -> None:
+        dim = int(energy.dim)
+        if coordinates is None:
+            coordinates = AffineMap(torch.zeros(dim), torch.ones(dim))
+        self.energy = ExploredEnergy(energy, coordinates, dtype=dtype)
+        self.energy.explored = self
+        self.particles = torch.zeros(0, dim, dtype=torch.float64)
+        self.log_z, self.spread = 0.0, 0.0
+        self.doubts: tuple[str, ...] = ()
+
+    def to_x(self, z: Tensor) -> Tensor:
+        """User's coordinates of z (B, D), in the type that the energy computes in."""
+        return self.energy.to_x(z)
+
+    def to_z(self, x: Tensor) -> Tensor:
+        """The chain's coordinates of x (B, D), float64."""
+        return self.energy.coordinates.to_z(x)
+
+    def evidence(self, sampler: ChainSampler, samples: Samples, seed: int) -> Evidence:
+        """What speaks for and against samples of x.
+
+        Args:
+            sampler: what drew them.
+            samples: independent and weighted.
+            seed: of the paths that are drawn backwards from the particles.
+        """
+        assert samples.log_weight is not None
+        generator = sampler.mdp.generator(seed)
+        particles = self.particles.to(samples.x.device)
+        return Evidence.of(
+            samples.x.double(),
+            samples.log_weight,
+            particles=particles,
+            backward=sampler.reverse_log_weight(particles, generator),
+            explored_log_z=self.log_z,
+            explored_spread=self.spread,
+            doubts=self.doubts,
+        )
+
+    def verdict(self, sampler: ChainSampler, samples: Samples, seed: int) -> dict[str, Any]:
+        """The verdict on samples with its reasons and the evidence, as JSON holds it."""
+        found = self.evidence(sampler, samples, seed)
+        return verdict_details(judge_evidence(found), found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the energy, for checkpoints."""
+        return {
+            "coordinates": self.energy.coordinates.state_dict(),
+            "particles": self.particles,
+            "log_z": self.log_z,
+            "spread": self.spread,
+            "doubts": list(self.doubts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it is of another dimension, or no such state.
+        """
+        like = {"particles": torch.zeros(0, dtype=torch.float64), "log_z": 0.0, "spread": 0.0}
+        check_like(state, {"coordinates": {}, **like, "doubts": []}, "explored")
+        coordinates, particles = load_coordinates(state["coordinates"]), state["particles"]
+        dim = int(self.energy.inner.dim)
+        if coordinates.dim_x != dim or coordinates.dim_z != self.energy.dim:
+            raise ValueError(f"explored.coordinates must be of {dim}, got {coordinates.dim_x}")
+        if particles.ndim != 2 or particles.shape[1] != dim:
+            shape = tuple(particles.shape)
+            raise ValueError(f"explored.particles must have {dim} coordinates, got {shape}")
+        self.energy.coordinates = coordinates.to(particles.device)
+        self.particles, self.log_z, self.spread = particles, state["log_z"], state["spread"]
+        self.doubts = tuple(str(each) for each in state["doubts"])
+
+
+def chain_energy(energy: Energy, explored: bool, device: torch.device) -> Energy:
+    """The energy that a chain is built on, before its state is loaded.
+
+    Args:
+        energy: the target.
+        explored: whether the chain has the coordinates of an exploration.
+        device: where it is.
+    """
+    if not explored:
+        return energy
+    return Explored(energy.to(device), computing_type(energy, device)).energy
+
+
+class ExploredEnergy(MappedEnergy):
+    """A target in the coordinates that exploration has found for it.
+
+    Attributes:
+        explored: what is known of it.
+    """
+
+    explored: Explored
+
+
+def verdict_details(verdict: Verdict, evidence: Evidence) -> dict[str, Any]:
+    """A verdict as reports hold it."""
+    return {
+        "word": verdict.word,
+        "reasons": list(verdict.reasons),
+        "evidence": evidence.as_dict(),
+    }
