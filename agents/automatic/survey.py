@@ -6,20 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.exploration import (
-    AffineMap,
     Clock,
+    Composed,
+    Coordinates,
     Exploration,
+    JoinedReference,
     MappedEnergy,
     MappedReference,
     Reference,
     affordable_effort,
     explore,
+    fit_location_scale,
+    fitted_reference,
     preconditioner,
 )
 from vgs_rl.samplers.kernels import FiniteEnergy
+
+BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
+PARTICLES = 1024  # of an island at first
+LEAST = 0.3  # of the time, for each of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +36,8 @@ class Survey:
     """An energy with what is known of it.
 
     Attributes:
-        energy: the target, in preconditioned coordinates where that pays.
+        energy: the target, in preconditioned coordinates where that pays, and in some where
+            coordinates depend less on each other.
         unit: the map from these to the energy's own coordinates, or None.
         exploration: of `energy`.
         dtype: in which it is evaluated.
@@ -36,7 +46,7 @@ class Survey:
     """
 
     energy: Energy
-    unit: AffineMap | None
+    unit: Coordinates | None
     exploration: Exploration
     dtype: torch.dtype
     fast: bool
@@ -69,26 +79,47 @@ def survey(
     finite = FiniteEnergy(energy, dtype=dtype)
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
     fast = clock.decide("fast", lambda: effort == 1.0)
-    unit = preconditioner(finite, energy.dim, generator) if fast else None
+    began, evaluations, n = clock.elapsed(), 0, PARTICLES
+    unit: Coordinates | None = preconditioner(finite, energy.dim, generator) if fast else None
     if unit is not None:
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)
-    exploration = explore(
-        energy,
-        generator,
-        reference=reference,
-        seconds=seconds,
-        clock=clock,
-        dtype=dtype,
-        tell=tell,
-    )
+    bend: Coordinates | None = None
+
+    def bent(x: Tensor, log_weight: Tensor) -> bool:
+        nonlocal bend
+        bend = fit_location_scale(x, generator, log_weight)
+        return bend is not None
+
+    for left in range(BENDS, -1, -1):
+        exploration = explore(
+            energy,
+            generator,
+            reference=reference,
+            n=n,
+            seconds=max(seconds - (clock.elapsed() - began), LEAST * seconds),
+            clock=clock,
+            dtype=dtype,
+            tell=tell,
+            enough=bent if left else lambda x, log_weight: False,
+        )
+        evaluations += exploration.evaluations
+        if bend is None:
+            break
+        energy = MappedEnergy(energy, bend, dtype=dtype)
+        unit = bend if unit is None else Composed(unit, bend)
+        z = bend.to_z(exploration.x)
+        n = len(exploration.islands[0].x)
+        known = fitted_reference(z, exploration.log_weight, generator)
+        reference = JoinedReference(known, MappedReference(exploration.reference, bend), 0.8)
+        bend = None
     return Survey(
         energy=energy,
         unit=unit,
         exploration=exploration,
         dtype=dtype,
         fast=fast,
-        evaluations=finite.evaluations + exploration.evaluations,
+        evaluations=finite.evaluations + evaluations,
     )
 
 

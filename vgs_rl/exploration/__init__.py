@@ -4,7 +4,14 @@ from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.clock import Clock, Deadline
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
-from vgs_rl.exploration.explore import Exploration, affordable_effort, explore, explore_again
+from vgs_rl.exploration.explore import (
+    Exploration,
+    affordable_effort,
+    explore,
+    explore_again,
+    fitted_reference,
+)
+from vgs_rl.exploration.location_scale import LocationScale, fit_location_scale
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.modes import Modes, find_modes
 from vgs_rl.exploration.precondition import preconditioner
@@ -31,6 +38,7 @@ __all__ = [
     "GaussianReference",
     "Island",
     "JoinedReference",
+    "LocationScale",
     "Mapped",
     "MappedEnergy",
     "MappedReference",
@@ -47,7 +55,9 @@ __all__ = [
     "explore_again",
     "find_modes",
     "find_reference",
+    "fit_location_scale",
     "fit_tails",
+    "fitted_reference",
     "load_coordinates",
     "periodic",
     "preconditioner",

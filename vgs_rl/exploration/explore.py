@@ -107,6 +107,7 @@ def explore(
     clock: Clock | None = None,
     dtype: torch.dtype | None = None,
     tell: Callable[[str], None] = lambda message: None,
+    enough: Callable[[Tensor, Tensor], bool] = lambda x, log_weight: False,
 ) -> Exploration:
     """Finds where exp(-E/tau) has its mass.
 
@@ -126,13 +127,16 @@ def explore(
         clock: keeps what the time decided, or repeats it.
         dtype: in which the energy is evaluated; float64 if None.
         tell: told in words what happens.
+        enough: asked once, with the first particles (n, D) and their log-weights; True ends it
+            there.
 
     Raises:
         ValueError: if the energy is finite nowhere that was looked.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
     clock = clock or Clock()
-    return _Explorer(finite, int(energy.dim), generator, n, seconds, clock, tell).run(reference)
+    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, clock, tell)
+    return explorer.run(reference, enough)
 
 
 def explore_again(
@@ -217,7 +221,7 @@ class _Explorer:
     def late(self, share: float = 1.0) -> bool:
         return self.clock.late(self.began + share * self.seconds)
 
-    def run(self, given: Reference | None) -> Exploration:
+    def run(self, given: Reference | None, enough: Callable[[Tensor, Tensor], bool]) -> Exploration:
         search = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
         effort = self.clock.decide("search", lambda: search)
         self.n = max(FEWEST, round(self.n * min(1.0, 4 * effort)))
@@ -238,10 +242,10 @@ class _Explorer:
                     continue
             break
         self.n *= 2
-        while rounds < ROUNDS and not self.late(0.4):
+        ended = enough(*_joined(runs))
+        while rounds < ROUNDS and not ended and not self.late(0.4):
             rounds += 1
-            x = torch.cat([run.x for run in runs])
-            known = self._fitted(x, torch.cat([run.log_weight for run in runs]))
+            known = fitted_reference(*_joined(runs), self.generator, self._all_modes())
             self.tell(f"exploring, round {rounds}, {len(known.means)} Gaussians known")
             if effort == 1.0:
                 self.n = max(self.n, 64 * len(known.means))
@@ -254,7 +258,9 @@ class _Explorer:
             if not _doubts(runs) and change < SETTLED:
                 break
             self.n = min(2 * self.n, MOST)
-        doubts = [*_doubts(runs), *self._unknown(wide, runs, effort)]
+        doubts = _doubts(runs)
+        if not ended:
+            doubts += self._unknown(wide, runs, effort)
         return Exploration(
             islands=runs,
             reference=wide,
@@ -295,21 +301,6 @@ class _Explorer:
             log_mass=torch.cat([modes.log_mass for modes in known]),
         )
 
-    def _fitted(self, x: Tensor, log_weight: Tensor) -> MixtureReference:
-        """A reference around weighted states, by a mixture that is fitted to them."""
-        some = torch.randperm(len(x), generator=self.generator, device=x.device)[:4096]
-        modes = self._all_modes()
-        mixture = choose_mixture(
-            x[some],
-            self.generator,
-            log_weight=temper(log_weight[some], 1 / 3).log(),
-            most=32,
-            modes=None if modes is None else modes.x,
-            kinds=("diagonal", "tied"),
-        )
-        # Wider where that costs little, in few dimensions.
-        return MixtureReference(mixture, 1 + 1.5 / self.dim**0.5)
-
     def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
         """Whether new walks end in a mode of some mass where no particle is."""
         modes = None if self.late() else self._modes(wide, effort)
@@ -327,6 +318,36 @@ class _Explorer:
                     f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"
                 ]
         return []
+
+
+def fitted_reference(
+    x: Tensor, log_weight: Tensor, generator: torch.Generator, modes: Modes | None = None
+) -> MixtureReference:
+    """A density around weighted states, by a mixture that is fitted to them.
+
+    Args:
+        x: states, shape (n, D), float64.
+        log_weight: of the states, shape (n,).
+        generator: source of randomness.
+        modes: where components may be.
+    """
+    dim = x.shape[1]
+    some = torch.randperm(len(x), generator=generator, device=x.device)[:4096]
+    mixture = choose_mixture(
+        x[some],
+        generator,
+        log_weight=temper(log_weight[some], 1 / 3).log(),
+        most=32,
+        modes=None if modes is None else modes.x,
+        kinds=("diagonal", "tied"),
+    )
+    return MixtureReference(mixture, 1 + 1.5 / dim**0.5)  # wider where that costs little
+
+
+def _joined(islands: tuple[Island, ...]) -> tuple[Tensor, Tensor]:
+    """Particles of all islands, and their log-weights."""
+    x = torch.cat([island.x for island in islands])
+    return x, torch.cat([island.log_weight for island in islands])
 
 
 def _log_z(islands: tuple[Island, ...]) -> float:

@@ -1,0 +1,323 @@
+"""Coordinates whose place and width depend on another coordinate: funnels and bananas undone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vgs_rl.exploration.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates import Composed, Coordinates, part_of
+from vgs_rl.starts.em import choose_mixture
+from vgs_rl.weights import systematic_resample, temper
+
+NAMES = ("parents", "location", "log_scale")
+ROOT = -1
+MOST_LOG = 40.0  # of a width, so that numbers stay finite
+MOST = 128  # dimensions up to which pairs are looked at
+MOST_ORDERED = 64  # and up to which each may depend on all that come before it
+STATES = 4096
+LEAST = 10.0  # states for each dimension
+SWEEPS = 25  # of a fit, fewer where pairs are compared
+COMPARED = 6
+SIGNIFICANT = 4.0  # standard errors of a coefficient
+WORTH = 0.05  # nats a state by which one coordinate must depend on another
+CLEARLY = 0.1  # nats a state by which other coordinates must be better, and a mixture fit there
+
+
+class LocationScale(Coordinates, kind="location_scale"):
+    """x_j = m_j(x_i) + exp(s_j(x_i)) z_j, where i is the parent of j, and x_j = z_j of a root.
+
+    m is quadratic; s is linear with a bend, so that it has a slope far out on either side, and
+    bounded by 40. Coordinates and parents form trees, so the
+    Jacobian is triangular. It undoes what hierarchical models do (non-centring: Papaspiliopoulos,
+    Roberts and Sköld, Statistical Science 22, 2007).
+
+    Args:
+        parents: index of each parent or -1, shape (D,), int64.
+        location: coefficients of 1, x_i and x_i² in m, shape (D, 3).
+        log_scale: coefficients of 1, x_i and log(1 + exp(x_i)) in s, shape (D, 3).
+
+    Raises:
+        ValueError: if shapes do not fit, or the parents are no trees.
+    """
+
+    def __init__(self, parents: Tensor, location: Tensor, log_scale: Tensor) -> None:
+        dim = len(parents)
+        for name, value in (("location", location), ("log_scale", log_scale)):
+            if value.shape != (dim, 3):
+                raise ValueError(f"{name} must have shape ({dim}, 3), got {tuple(value.shape)}")
+        self.dim_z = self.dim_x = dim
+        self.parents = parents
+        self.location, self.log_scale = location.double(), log_scale.double()
+        self._levels = _levels(parents)
+
+    def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Coordinates.with_log_det`."""
+        z = z.double()
+        columns, log_det = list(z.unbind(-1)), torch.zeros_like(z[:, 0])
+        for level in self._levels:
+            above = torch.stack([columns[i] for i in self.parents[level].tolist()], -1)
+            m, s = self._conditional(above, level)
+            x = m + s.exp() * z[:, level]
+            for j, column in zip(level.tolist(), x.unbind(-1), strict=True):
+                columns[j] = column
+            log_det = log_det + s.sum(-1)
+        return torch.stack(columns, -1), log_det
+
+    def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Coordinates.to_z`; there is one, so the generator is not used."""
+        z = x.double().clone()
+        for level in self._levels:
+            m, s = self._conditional(x[:, self.parents[level]].double(), level)
+            z[:, level] = (x[:, level].double() - m) * (-s).exp()
+        return z
+
+    def _conditional(self, above: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """M and s of some coordinates at their parents' values, both (B, rows)."""
+        (c0, c1, c2), (a, b, bend) = self.location[rows].T, self.log_scale[rows].T
+        s = a + b * above + bend * torch.nn.functional.softplus(above)
+        return c0 + above * (c1 + above * c2), s.clamp(-MOST_LOG, MOST_LOG)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Coordinates.state_dict`."""
+        return {"kind": self.kind, **{name: getattr(self, name) for name in NAMES}}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """See :meth:`Coordinates.from_state`."""
+        return cls(*(part_of(state, name, Tensor) for name in NAMES))
+
+    def to(self, device: torch.device | str) -> LocationScale:
+        """See :meth:`Coordinates.to`."""
+        return LocationScale(*(getattr(self, name).to(device) for name in NAMES))
+
+
+def _levels(parents: Tensor) -> list[Tensor]:
+    """Coordinates by their distance from a root, without the roots.
+
+    Raises:
+        ValueError: if a coordinate is its own ancestor, or a parent is no coordinate.
+    """
+    above = parents.tolist()
+    if any(not ROOT <= i < len(above) for i in above):
+        raise ValueError(f"parents must be from -1 to {len(above) - 1}, got {above}")
+    depth: list[int] = []
+    for j in range(len(above)):
+        at, steps = j, 0
+        while above[at] != ROOT:
+            at, steps = above[at], steps + 1
+            if steps > len(above):
+                raise ValueError(f"parents must form trees, got {above}")
+        depth.append(steps)
+    return [
+        torch.tensor([j for j, each in enumerate(depth) if each == level], device=parents.device)
+        for level in range(1, max(depth, default=0) + 1)
+    ]
+
+
+def fit_location_scale(
+    x: Tensor, generator: torch.Generator, log_weight: Tensor | None = None
+) -> Coordinates | None:
+    """Coordinates in which states depend less on each other than in any affine ones, or None.
+
+    Each coordinate may have one parent on which its mean depends quadratically and its log scale
+    linearly. What that is worth beyond a linear mean is measured on held-out states. Candidates are
+    the coordinates themselves and, whitened, those with the direction of E[z |z|²] first: there a
+    funnel has its axis, however it was rotated and stretched.
+
+    Args:
+        x: states, shape (n, D).
+        generator: source of randomness.
+        log_weight: of the states, shape (n,); equal if None.
+    """
+    n, dim = x.shape
+    if dim < 2 or dim > MOST or n < max(200.0, LEAST * dim):
+        return None
+    weights = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
+    weights = temper(weights.double(), 1 / 3).log()
+    rows = systematic_resample(weights, min(n, STATES), generator)
+    x = x[rows[torch.randperm(len(rows), generator=generator, device=x.device)]].double()
+    centre, width = x.mean(0), x.std(0).clamp_min(1e-300)
+    frames: list[Coordinates] = [AffineMap(centre, width), _along_the_funnel(x)]
+    if dim <= MOST_ORDERED:
+        frames.append(Composed(frames[0], _in_order(frames[0].to_z(x))))
+    best: tuple[float, Coordinates] | None = None
+    for frame in frames:  # the plainest first: what is fitted for nothing is wrong far out
+        trees = _trees(frame.to_z(x))
+        if trees is not None:
+            found = Composed(frame, trees)
+            entropy = _entropy(found, x)
+            if best is None or entropy < best[0] - CLEARLY:
+                best = entropy, found
+    return best[1] if best is not None and _simpler(best[1], frames[0], x, generator) else None
+
+
+def _entropy(coordinates: Coordinates, x: Tensor) -> float:
+    """That of x if it were Gaussian in these coordinates, up to a constant."""
+    z = coordinates.to_z(x)
+    return float(0.5 * torch.logdet(torch.cov(z.T)) + coordinates.with_log_det(z)[1].mean())
+
+
+def _simpler(new: Coordinates, old: Coordinates, x: Tensor, generator: torch.Generator) -> bool:
+    """Whether held-out states are likelier under a mixture there: modes are no bend."""
+    half, levels = len(x) // 2, []
+    for coordinates in (new, old):
+        z = coordinates.to_z(x)
+        mixture = choose_mixture(z[:half], generator, most=16, kinds=("diagonal", "tied"))
+        log_det = coordinates.with_log_det(z[half:])[1]
+        levels.append(float((mixture.log_prob(z[half:]) - log_det).clamp_min(-1e3).mean()))
+    return levels[0] > levels[1] + CLEARLY
+
+
+def _along_the_funnel(x: Tensor) -> Coordinates:
+    """Whitened coordinates, the first along E[z |z|²]."""
+    whitened = AffineMap.whitening(x)
+    z = whitened.to_z(x)
+    axis = (z * z.square().sum(-1, keepdim=True).log()).mean(0)
+    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    basis[:, 0] = axis
+    q, r = torch.linalg.qr(basis)
+    return Composed(whitened, Rotation(q * r.diagonal().sign()))
+
+
+def _in_order(z: Tensor) -> Coordinates:
+    """Each coordinate of unit size without what is linear in those before it, weighted by a first.
+
+    The first is the one that says most about how far others are from where all of them would
+    predict them: as a scale of a hierarchical model does, in whose neck coordinates are nearly
+    equal.
+    """
+    n, dim = z.shape
+    one = torch.eye(dim, dtype=z.dtype, device=z.device)
+    precision = torch.linalg.inv(torch.cov(z.T).reshape(dim, dim) + 1e-9 * one)
+    logs = (z @ precision).square().clamp_min(1e-300).log()
+    logs = logs - logs.mean(0)
+    said = ((z.T @ logs) / n / logs.std(0).clamp_min(1e-300)).square()
+    first = int((said.sum(1) - said.diagonal()).argmax())
+    order = [first, *(j for j in range(dim) if j != first)]
+    z = z[:, order]
+    before = torch.zeros_like(one)
+    for j in range(1, dim):
+        columns = torch.cat([torch.ones_like(z[:, :1]), z[:, :j]], -1)
+        found, log_scale = _fit(z[:, 0], z[:, j : j + 1], columns, sweeps=COMPARED)
+        narrow = columns * (-_scale_terms(z[:, 0]) @ log_scale.T).exp()
+        error = torch.linalg.inv(narrow.T @ narrow + 1e-9 * len(z) * torch.eye(j + 1).to(z))
+        clear = found[0].abs() > SIGNIFICANT * error.diagonal().sqrt()
+        before[j, :j] = torch.where(clear, found[0], 0.0)[1:]
+    factor = torch.linalg.solve_triangular(one - before, one, upper=False)
+    turn = Rotation(one[:, order])
+    return Composed(turn, AffineMap(torch.zeros_like(z[0]), factor))
+
+
+def _trees(z: Tensor) -> LocationScale | None:
+    """The trees that are worth most on held-out states of unit size, if any is worth it."""
+    dim, half = z.shape[1], len(z) // 2
+    worth = torch.full((dim, dim), -math.inf, dtype=z.dtype, device=z.device)
+    for i in range(dim):
+        v, held = z[:half, i], z[half:, i]
+        bent = _fit(v, z[:half], _powers(v, 2), sweeps=COMPARED)
+        flat = _fit(v, z[:half], _powers(v, 1), bends=0)
+        worth[i] = (_score(bent, held, z[half:]) - _score(flat, held, z[half:])).mean(0)
+        worth[i, i] = -math.inf
+    parents = [ROOT] * dim
+    for k in worth.flatten().argsort(descending=True).tolist():
+        i, j = divmod(k, dim)
+        if not float(worth[i, j]) > WORTH:
+            break
+        at = i
+        while at not in (ROOT, j):
+            at = parents[at]
+        if parents[j] == ROOT and at != j:
+            parents[j] = i
+    if not any(i != ROOT for i in parents):
+        return None
+    location = torch.zeros(dim, 3, dtype=z.dtype, device=z.device)
+    log_scale = torch.zeros_like(location)
+    for i in sorted(set(parents) - {ROOT}):
+        children = [j for j, parent in enumerate(parents) if parent == i]
+        location[children], log_scale[children] = _simplest(z[:, i], z[:, children])
+    return LocationScale(torch.tensor(parents, device=z.device), location, log_scale)
+
+
+def _powers(v: Tensor, degree: int) -> Tensor:
+    return torch.stack([v**power for power in range(degree + 1)], -1)
+
+
+def _simplest(v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms of m and s that the Bayesian information criterion keeps: far out each one counts.
+
+    Returns:
+        Coefficients of m and of s, both of shape (C, 3), for the columns of y (n, C).
+    """
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for degree in range(3):
+        for bends in range(3):
+            location, log_scale = _fit(v, y, _powers(v, degree), bends)
+            location = torch.nn.functional.pad(location, (0, 2 - degree))
+            terms = degree + bends
+            level = _score((location, log_scale), v, y).sum(0) - 0.5 * terms * math.log(len(v))
+            if best is None:
+                best = level, location, log_scale
+                continue
+            better = (level > best[0]).unsqueeze(-1)
+            new = (level.unsqueeze(-1), location, log_scale)
+            old = (best[0].unsqueeze(-1), *best[1:])
+            level, location, log_scale = (
+                torch.where(better, a, b) for a, b in zip(new, old, strict=True)
+            )
+            best = level.squeeze(-1), location, log_scale
+    assert best is not None
+    return best[1:]
+
+
+def _fit(
+    v: Tensor, y: Tensor, columns: Tensor, bends: int = 1, sweeps: int = SWEEPS
+) -> tuple[Tensor, Tensor]:
+    """Maximum likelihood of N(m, exp(2 s)), m linear in columns (n, P), for each y (n, C).
+
+    Args:
+        v: what s depends on, shape (n,).
+        y: shape (n, C).
+        columns: shape (n, P).
+        bends: terms of s besides its constant, at most 2.
+        sweeps: of the fit, where there are such terms.
+
+    Returns:
+        Coefficients of m, shape (C, P), and of s, shape (C, 3).
+    """
+    products = (columns.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(1)
+    size = columns.shape[1]
+    one = torch.eye(size, dtype=y.dtype, device=y.device)
+    terms = _scale_terms(v)[:, : bends + 1]
+    back = torch.linalg.pinv(terms)  # Fisher scoring: the information of 2s is half of terms' gram
+    s, log_scale = torch.zeros_like(y), torch.zeros_like(terms[0].expand(y.shape[1], -1))
+    for sweep in range(sweeps if bends else 1):
+        weight = (-2 * s).clamp(-30, 30).exp()
+        gram = (weight.T @ products).unflatten(-1, (size, size))
+        ridge = 1e-9 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        location = torch.linalg.solve(gram + ridge * one, (weight * y).T @ columns)
+        r2 = (y - columns @ location.T).square().clamp_min(1e-300)
+        if sweep == 0:
+            logs = r2.log()
+            log_scale = 0.5 * (back @ (logs - logs.mean(0) + r2.mean(0).log())).T
+        else:
+            excess = (r2 * (-2 * s).exp() - 1).clamp(-10, 10)
+            log_scale = log_scale + 0.5 * (back @ excess).T
+        s = (terms @ log_scale.T).clamp(-MOST_LOG, MOST_LOG)
+    return location, torch.nn.functional.pad(log_scale, (0, 2 - bends))
+
+
+def _scale_terms(v: Tensor) -> Tensor:
+    return torch.stack([torch.ones_like(v), v, torch.nn.functional.softplus(v)], -1)
+
+
+def _score(fitted: tuple[Tensor, Tensor], v: Tensor, y: Tensor) -> Tensor:
+    """Log-likelihood of y (n, C), shape (n, C), without far states' credit."""
+    location, log_scale = fitted
+    s = (_scale_terms(v) @ log_scale.T).clamp(-MOST_LOG, MOST_LOG)
+    r = (y - _powers(v, location.shape[1] - 1) @ location.T) * (-s).exp()
+    return (-s - 0.5 * r.square()).clamp_min(-50.0)
