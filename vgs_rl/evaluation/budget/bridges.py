@@ -93,7 +93,7 @@ CONTROLS = 6
 def _paths(
     sampler: ChainSampler, x_T: Tensor, posterior: Posterior, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """log p_0 - log pi_0, shape (B,), and controls and statistics of every step (B, T, ·)."""
+    """Log p_0 - log pi_0, shape (B,), and controls and statistics of every step (B, T, ·)."""
     mdp, chain = sampler.mdp, posterior.chain
     dim = mdp.effective_dim
     shape = {"generator": generator, "device": x_T.device, "dtype": x_T.dtype}

@@ -44,7 +44,7 @@ class Posterior(ABC):
 
     @abstractmethod
     def log_start(self, x: Tensor) -> Tensor:
-        """log p_0(x), normalised, shape (B,)."""
+        """Log p_0(x), normalised, shape (B,)."""
 
 
 class ExactPosterior(Posterior):
@@ -169,7 +169,7 @@ class _Noised:
 
     def jump(self, now: Point, generator: torch.Generator) -> Point:
         """To one of some samples of the target, or nowhere, by their noising kernels."""
-        of, (n, dim) = self.of, now.x.shape
+        of, n = self.of, len(now.x)
         pick = torch.randint(
             len(of.samples), (n, of.CANDIDATES), generator=generator, device=now.x.device
         )
