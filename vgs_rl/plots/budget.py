@@ -40,7 +40,7 @@ def plot_budgets(budgets: Sequence[ErrorBudget]) -> Figure:
     """Sums of the parts against T, a panel for each target, with the measured gaps."""
     targets = list(dict.fromkeys(budget.target for budget in budgets))
     with rc_context(draw.STYLE):
-        figure = Figure(figsize=(2.3 * len(targets) + 0.4, 2.7), layout="constrained")
+        figure = Figure(figsize=(max(5.0, 2.3 * len(targets) + 0.4), 2.7), layout="constrained")
         panels = figure.subplots(1, len(targets), squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
             own = [budget for budget in budgets if budget.target == target]
@@ -64,7 +64,8 @@ def plot_budgets(budgets: Sequence[ErrorBudget]) -> Figure:
 
 def _draw_steps(axes: Axes, budget: ErrorBudget) -> None:
     """Bars for the start, left of step 0, and for each step; parts below 0 hang from the axis."""
-    steps = np.arange(-1, budget.num_steps)
+    steps = np.arange(-1.0, budget.num_steps)
+    steps[0] -= 0.05 * budget.num_steps
     above, below = np.zeros(len(steps)), np.zeros(len(steps))
     for name in PARTS:
         part = budget.parts[name]
@@ -77,9 +78,9 @@ def _draw_steps(axes: Axes, budget: ErrorBudget) -> None:
         axes.bar(steps, heights, bottom=bottom, width=0.85, color=COLOURS[name], lw=0)
         above += np.maximum(heights, 0)
         below += np.minimum(heights, 0)
-    axes.axvline(-0.5, color="0.8", lw=0.8)
+    axes.axvline(0.5 * steps[0] - 0.25, color="0.8", lw=0.8)
     ticks = sorted({*range(0, budget.num_steps, max(1, budget.num_steps // 8))})
-    axes.set_xticks([-1, *ticks], ["start", *map(str, ticks)])
+    axes.set_xticks([steps[0], *ticks], ["start", *map(str, ticks)])
     axes.set(xlabel="step $t$", ylabel="part of the gap  [nats]")
 
 

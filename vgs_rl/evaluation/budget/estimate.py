@@ -27,7 +27,7 @@ from vgs_rl.evaluation.budget.posterior import ExactPosterior, Posterior, Sample
 from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate
 from vgs_rl.samplers.base import ChainSampler, Sampler
 from vgs_rl.transitions import KernelPolicy
-from vgs_rl.weights import log_z_estimate
+from vgs_rl.weights import log_z_estimate, log_z_standard_error
 
 EXACT, SAMPLED = 20_000, 2_000  # bridge paths by default
 POOL = 20_000  # samples that posteriors are drawn from
@@ -76,8 +76,7 @@ def error_budget(
             number is out of its range.
     """
     paths, seed = count_of("paths", paths, least=2), seed_of(seed)
-    sampler = agent if isinstance(agent, Sampler) else agent.sampler()
-    sampler = _checked(sampler)
+    sampler = chain_of(agent if isinstance(agent, Sampler) else agent.sampler())
     mdp = sampler.mdp
     energy = mdp.energy
     if exact is None:
@@ -85,16 +84,17 @@ def error_budget(
     elif exact and not (energy.has_value and energy.log_z is not None):
         raise ValueError(f"exact must be False: {type(energy).__name__} has no exact values")
     n = count_of("n", n or (EXACT if exact else SAMPLED), least=2 * GROUPS)
-    states = np.random.SeedSequence([seed, 2]).generate_state(5, np.uint64)
-    forward, source, bridges, backward, other = (
+    states = np.random.SeedSequence([seed, 2]).generate_state(4, np.uint64)
+    forward, source, bridges, backward = (
         mdp.generator(int(state >> np.uint64(1))) for state in states
     )
     samples = sampler.sample(paths, forward)
     assert samples.log_weight is not None
     log_weight = samples.log_weight.double()
-    log_z = energy.log_z
+    log_z, log_z_error = energy.log_z, 0.0
     if log_z is None:
         log_z = float(log_z_estimate(log_weight))
+        log_z_error = log_z_standard_error(log_weight) or math.nan
     with mdp.uncounted():
         supply = _Supply(sampler, split, (n, paths, POOL), source)
         x, again, pool = supply.sets
@@ -113,11 +113,12 @@ def error_budget(
         total=found.total,
         predictions=found.gains,
         num_steps=mdp.num_steps,
-        gap=_mean(eubo - log_z),
-        elbo_gap=_mean(log_z - log_weight),
+        gap=_mean(eubo - log_z, log_z_error),
+        elbo_gap=_mean(log_z - log_weight, log_z_error),
         n=len(x),
         seed=seed,
         log_z=log_z,
+        log_z_error=log_z_error,
         log_z_known=energy.log_z is not None,
         method="exact values" if exact else "posterior draws",
         premise=supply.premise,
@@ -125,7 +126,12 @@ def error_budget(
     )
 
 
-def _checked(sampler: Sampler) -> ChainSampler:
+def chain_of(sampler: Sampler) -> ChainSampler:
+    """The sampler, if its gap can be split.
+
+    Raises:
+        ValueError: as :func:`error_budget`, of what does not depend on its numbers.
+    """
     name = type(sampler).__name__
     if not isinstance(sampler, ChainSampler):
         raise ValueError(f"an error budget needs a ChainSampler, got {name}")
@@ -140,8 +146,11 @@ def _checked(sampler: Sampler) -> ChainSampler:
     return sampler
 
 
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(value=float(values.mean()), error=float(values.std()) / math.sqrt(len(values)))
+def _mean(values: Tensor, log_z_error: float) -> Estimate:
+    error = float(values.std()) / math.sqrt(len(values))
+    if not math.isnan(log_z_error):
+        error = math.hypot(error, log_z_error)
+    return Estimate(value=float(values.mean()), error=error)
 
 
 class _Supply:

@@ -61,6 +61,8 @@ class ErrorBudget:
         n: bridge paths.
         seed: of the estimate.
         log_z: log Z.
+        log_z_error: its standard error, NaN where the weights are too uneven to have one; it is
+            part of the errors of both gaps.
         log_z_known: whether it is, or was estimated from the sampler's own weights.
         method: where the best control comes from.
         premise: what the bridge paths start from.
@@ -76,6 +78,7 @@ class ErrorBudget:
     n: int
     seed: int
     log_z: float
+    log_z_error: float
     log_z_known: bool
     method: Literal["exact values", "posterior draws"]
     premise: str
@@ -108,12 +111,12 @@ class ErrorBudget:
             "a fitted noise scale": f"nothing, and fit the noise scale: it lowers {gap} by",
         }
         others = [
-            f"{name} {gain.value:.3g}"
+            f"{name} {gain.value:.2g}"
             for name, gain in self.predictions.items()
             if name != self.best
         ]
         best = self.predictions[self.best]
-        said = f"Buy {what[self.best]} {best}. In its place {', '.join(others)}."
+        said = f"Buy {what[self.best]} {best}. Alternatives: {', '.join(others)}."
         return said if self.adds_up else f"{said} But the parts do not add up to the gap."
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -125,7 +128,11 @@ class ErrorBudget:
         yield "log Z - ELBO, measured", f"{self.elbo_gap}, not split"
         for purchase, gain in self.predictions.items():
             yield f"gain of {purchase}", str(gain)
-        known = "known" if self.log_z_known else "estimated from the sampler's own weights"
+        known = "known"
+        if not self.log_z_known:
+            known = f"± {self.log_z_error:.4f}, from the sampler's own weights"
+        if math.isnan(self.log_z_error):
+            known = "from the sampler's own weights, too uneven for a standard error"
         yield "log Z", f"{self.log_z:.4f}, {known}"
         yield "from", f"{self.n:,} {self.premise}, {self.method}"
 
