@@ -35,7 +35,8 @@ from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.starts.base import Start
 from vgs_rl.transitions import Policy
 
-NOISE = {"gmm9": 0.8, "funnel10": 8.0, "manywell32": 1.0}  # S_0
+# S_0 of an `auto` schedule, which T alone changes; others keep their own.
+NOISE = {"gmm9": 0.8, "funnel10": 8.0, "manywell32": 1.0}
 CHUNK = 16_384  # exact values may share their quadratures within a chunk
 
 
@@ -51,8 +52,9 @@ def budget(
     configs: tuple[str, ...] = ("gmm9", "funnel10", "manywell32"),
     num_steps: tuple[int, ...] = (5, 10, 20),
     updates: int = 400,
-    n: int = 8_000,
+    n: int = 4_000,
     paths: int = 50_000,
+    exact: int = 10_000,
     seed: int = 0,
     figure: Path = Path("runs/budget.png"),
     json: Path | None = None,
@@ -64,30 +66,35 @@ def budget(
     control, from the same start. A better start is the exact one.
 
     Args:
-        configs: names of files in configs/, of targets with exact values.
+        configs: names of files in configs/, or paths of YAML files, of targets with exact values.
         num_steps: values of T.
         updates: gradient steps of each training.
         n: bridge paths of each budget.
-        paths: on which each gap is measured.
+        paths: on which each gap of a trained sampler is measured.
+        exact: paths on which gains are measured, and states that noise scales are fitted to.
         seed: of training; that of the measurements is one more.
         figure: the picture to write.
         json: also write the budgets to this file.
         markdown: also write the tables into this file's sections `budget`, `gains`, `tightness`.
     """
-    count_of("updates", updates), count_of("paths", paths, least=2), seed_of(seed)
+    for option, count in (("updates", updates), ("paths", paths), ("exact", exact)):
+        count_of(option, count, least=2)
+    seed_of(seed)
     if markdown is not None:
         for section in ("budget", "gains", "tightness"):
             require_section(markdown, section)
+    tables: dict[str, Table] = {"budget": [], "gains": []}
+    tables["tightness"] = tightness(num_steps, n=n, paths=exact, seed=seed + 1)
+    _write(markdown, tables)
     found = list[Judged]()
     for name in configs:
         for steps in num_steps:
-            found.append(_judged(name, steps, updates=updates, n=n, paths=paths, seed=seed))
-            print(found[-1].budget, found[-1].gained, sep="\n", end="\n\n", flush=True)
-    tables = {
-        "budget": [_parts_row(each.budget) for each in found],
-        "gains": [_gains_row(each) for each in found],
-        "tightness": tightness(num_steps, n=n, paths=min(paths, 20_000), seed=seed + 1),
-    }
+            each = _judged(name, steps, updates=updates, n=n, paths=paths, exact=exact, seed=seed)
+            print(each.budget, end="\n\n", flush=True)
+            found.append(each)
+            tables["budget"].append(_parts_row(each.budget))
+            tables["gains"].append(_gains_row(each))
+            _write(markdown, tables)
     titles = {
         "budget": "parts of EUBO - log Z [nats]",
         "gains": "gains [nats], predicted and measured",
@@ -95,8 +102,6 @@ def budget(
     }
     for section, rows in tables.items():
         print_table(titles[section], rows)
-        if markdown is not None:
-            write_section(markdown, section, markdown_table(rows))
     budgets = [each.budget for each in found]
     write_json({"budgets": [each.as_dict() for each in budgets], **tables}, json)
     try_picture(str(figure), lambda: save_figure(plot_budgets(budgets), figure))
@@ -104,13 +109,25 @@ def budget(
         print(f"\n  picture {figure}")
 
 
-def _judged(name: str, steps: int, *, updates: int, n: int, paths: int, seed: int) -> Judged:
-    schedule = {"kind": "auto", "first": None, "last": None, "total_noise": NOISE.get(name, 1.0)}
-    config = named_config(name, {"mdp": {"num_steps": steps, "schedule": schedule}})
+def _write(markdown: Path | None, tables: dict[str, Table]) -> None:
+    """Writes what there is into the page, so that an interrupted call leaves it."""
+    for section, rows in tables.items():
+        if markdown is not None and rows:
+            write_section(markdown, section, markdown_table(rows))
+
+
+def _judged(
+    name: str, steps: int, *, updates: int, n: int, paths: int, exact: int, seed: int
+) -> Judged:
+    settings: dict[str, Any] = {"num_steps": steps}
+    if name in NOISE:
+        settings["schedule"] = {"kind": "auto", "first": None, "last": None}
+        settings["schedule"]["total_noise"] = NOISE[name]
+    config = named_config(name, {"mdp": settings})
     agent = _trained(config, updates, seed)
     return Judged(
         budget=error_budget(agent, n=n, paths=paths, seed=seed + 1),
-        gained=_gained(agent, paths, seed + 1),
+        gained=_gained(agent, exact, seed + 1),
     )
 
 
@@ -126,13 +143,13 @@ def _gained(agent: Agent, paths: int, seed: int) -> dict[Purchase, Estimate]:
     mdp = agent.mdp
     generator = mdp.generator(seed + 1)
     x = mdp.energy.sample(paths, generator)
-    fit = mdp.energy.sample(20_000, generator)
+    fit = mdp.energy.sample(paths, generator)
 
     def measured(sampler: ChainSampler) -> Tensor:
         """Log w of backward paths, by the same noise each time."""
         return sampler.reverse_log_weight(x, mdp.generator(seed + 2)).double()
 
-    def exact(steps: int) -> Tensor:
+    def perfect(steps: int) -> Tensor:
         chain = SamplingMDP(mdp.energy, replace(mdp.config, num_steps=steps))
         value = ExactValue(mdp.energy, chain.chain)
         return measured(
@@ -144,7 +161,7 @@ def _gained(agent: Agent, paths: int, seed: int) -> dict[Purchase, Estimate]:
     ideal = SamplingMDP(mdp.energy, mdp.config)
     ideal.rho.copy_(mdp.rho)
     ideal.start = ExactStart(mdp.energy, mdp.chain)
-    now, best, twice = measured(sampler), exact(mdp.num_steps), exact(2 * mdp.num_steps)
+    now, best, twice = measured(sampler), perfect(mdp.num_steps), perfect(2 * mdp.num_steps)
     return {
         "more steps": _paired(best, twice),
         "longer training": _paired(now, best),

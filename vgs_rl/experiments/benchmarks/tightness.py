@@ -34,7 +34,7 @@ def tightness(num_steps: tuple[int, ...], *, n: int, paths: int, seed: int) -> T
     Args:
         num_steps: values of T.
         n: bridge paths.
-        paths: of the sampler, for distances.
+        paths: of the sampler, for distances, and states that it is fitted to.
         seed: of all draws.
     """
     return [_row(name, steps, n, paths, seed) for name in TARGETS for steps in num_steps]
@@ -49,11 +49,11 @@ def _row(name: str, steps: int, n: int, paths: int, seed: int) -> dict[str, Any]
         start=StartConfig(kind="mixture", components=components, scale=2.0),
     )
     energy = find(name).make_energy()
-    sampler = oracle_sampler(SamplingMDP(energy, config), seed=seed)
+    sampler = oracle_sampler(SamplingMDP(energy, config), n_fit=paths, seed=seed)
     budget = error_budget(sampler, n=n, paths=paths, seed=seed)
     kl = budget.total.value
-    published = oracle_sampler(SamplingMDP(energy, config), fit_noise_scale=False, seed=seed)
-    widest = error_budget(published, n=n, paths=paths, seed=seed).total.value
+    width = sampler.mdp.rho.double().square()  # fitted, so that it is r_t²
+    widest = kl + 0.5 * energy.dim * float((width - 1 - width.log()).sum())
     smooth = budget.parts["start"].value + _curvature_bound(sampler, n, seed)
     generator = sampler.mdp.generator(seed)
     backward = sampler.reverse_log_weight(energy.sample(paths, generator), generator).double()
@@ -106,7 +106,7 @@ def _hessian_squares(
 def _distances(sampler: ChainSampler, paths: int, seed: int) -> tuple[float, float]:
     """KL(p ‖ q_T) and the total variation; q_T is the mean of the last step's kernels."""
     mdp, generator = sampler.mdp, sampler.mdp.generator(seed + 7)
-    x = mdp.start.sample(min(paths, 50_000), generator)
+    x = mdp.start.sample(5 * paths, generator)
     for t in range(mdp.num_steps - 1):
         x = mdp.step(State(x, t), mdp.control(sampler.policy, x, t), generator).state.x
     t = mdp.num_steps - 1

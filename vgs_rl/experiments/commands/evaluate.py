@@ -21,6 +21,7 @@ import torch
 
 from vgs_rl.agents import Agent, ValueGradientAgent
 from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
+from vgs_rl.evaluation.budget.parts import GROUPS
 from vgs_rl.evaluation.certify import LIMIT, certify, hold, require_backward_paths
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
@@ -245,7 +246,9 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
 
 def _split_gap(options: Namespace, run: _Loaded, sampler: Sampler, report: Report) -> None:
     """Shows the error budget, and writes it into the run's folder if there is one."""
-    budget = error_budget(sampler, paths=report.n_samples, seed=run.config.evaluation.seed)
+    few = None if options.n is None else max(options.n, 2 * GROUPS)
+    seed = run.config.evaluation.seed
+    budget = error_budget(sampler, n=few, paths=report.n_samples, seed=seed)
     report.details["error_budget"] = budget.as_dict()
     if options.json != STANDARD:
         print(f"error budget of {run.title}\n{budget}\n")
