@@ -96,13 +96,12 @@ def _paths(
     """Log p_0 - log pi_0, shape (B,), and controls and statistics of every step (B, T, ·)."""
     mdp, chain = sampler.mdp, posterior.chain
     dim = mdp.effective_dim
-    shape = {"generator": generator, "device": x_T.device, "dtype": x_T.dtype}
     x, rows = x_T, list[Tensor]()
     value = posterior.value(x, chain.num_steps)
     for t in reversed(range(mdp.num_steps)):
         levels = (2 * t, 2 * t + 1)
         (a1, a2), (s1, s2) = chain.a[list(levels)], chain.s[list(levels)]
-        z1, z2 = (mdp.geometry.project(torch.randn(x.shape, **shape)) for _ in range(2))
+        z1, z2 = (_noise(sampler, x, generator) for _ in range(2))
         middle = x / a2 + s2 * z2
         x = middle / a1 + s1 * z1
         s = (s1.square() + s2.square() / a1.square()).sqrt()
@@ -133,6 +132,11 @@ def _paths(
     return start, torch.stack(rows[::-1], dim=1)
 
 
+def _noise(sampler: ChainSampler, x: Tensor, generator: torch.Generator) -> Tensor:
+    z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return sampler.mdp.geometry.project(z)
+
+
 def _without(controls: Tensor, values: Tensor) -> Tensor:
     """Values (n, T, K) less their regression on controls (n, T, C), whose means are 0."""
     centred = (controls - controls.mean(0)).transpose(0, 1)  # (T, n, C)
@@ -142,4 +146,5 @@ def _without(controls: Tensor, values: Tensor) -> Tensor:
         gram.shape[-1], dtype=gram.dtype, device=gram.device
     )
     slope = torch.linalg.solve(gram, centred.mT @ others)
-    return values - (controls.transpose(0, 1) @ slope).transpose(0, 1)
+    explained: Tensor = controls.transpose(0, 1) @ slope
+    return values - explained.transpose(0, 1)

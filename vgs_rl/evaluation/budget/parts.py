@@ -152,4 +152,5 @@ class _Law:
             close, first, first * second * apart / torch.where(close, 1.0, second - first)
         )
         halves = 0.5 * (noise[:-1] - noise[1:]) * mean_of
-        return halves.unflatten(-1, (-1, 2)).sum(-1)
+        steps: Tensor = halves.unflatten(-1, (-1, 2))
+        return steps.sum(-1)

@@ -19,6 +19,7 @@ from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate, Purchase
 from vgs_rl.experiments.benchmarks.tightness import tightness
 from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.tables import (
+    Table,
     markdown_table,
     print_table,
     require_section,
