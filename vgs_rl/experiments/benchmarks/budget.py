@@ -67,7 +67,8 @@ def budget(
     control, from the same start. A better start is the exact one.
 
     Args:
-        configs: names of files in configs/, or paths of YAML files, of targets with exact values.
+        configs: names of files in configs/, or paths of YAML files, of targets with exact values;
+            none for the bounds alone.
         num_steps: values of T.
         updates: gradient steps of each training.
         n: bridge paths of each budget.
@@ -102,7 +103,10 @@ def budget(
         "tightness": "bounds of KL and total variation, exact control",
     }
     for section, rows in tables.items():
-        print_table(titles[section], rows)
+        if rows:
+            print_table(titles[section], rows)
+    if not found:
+        return
     budgets = [each.budget for each in found]
     write_json({"budgets": [each.as_dict() for each in budgets], **tables}, json)
     try_picture(str(figure), lambda: save_figure(plot_budgets(budgets), figure))
