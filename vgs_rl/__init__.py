@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vgs_rl.agents.path.trajectory_balance import LogVarianceAgent as LogVariance
     from vgs_rl.agents.path.trajectory_balance import TrajectoryBalanceAgent as TrajectoryBalance
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent as VGS
+    from vgs_rl.evaluation.budget.estimate import error_budget
+    from vgs_rl.evaluation.budget.result import ErrorBudget
     from vgs_rl.evaluation.certificate import Certificate, certificate
     from vgs_rl.evaluation.evaluate import evaluate
     from vgs_rl.evaluation.report import Report
@@ -47,8 +49,10 @@ _LAZY = {
     "ULA": "vgs_rl.samplers.classical:ULA",
     "ParallelTempering": "vgs_rl.samplers.classical:ParallelTempering",
     "Certificate": "vgs_rl.evaluation.certificate:Certificate",
+    "ErrorBudget": "vgs_rl.evaluation.budget.result:ErrorBudget",
     "Report": "vgs_rl.evaluation.report:Report",
     "certificate": "vgs_rl.evaluation.certificate:certificate",
+    "error_budget": "vgs_rl.evaluation.budget.estimate:error_budget",
     "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
     "load_run": "vgs_rl.experiments.run:load_run",
     "sample": "vgs_rl.experiments.automatic:sample",
@@ -69,6 +73,7 @@ __all__ = [
     "Chain",
     "ChainSampler",
     "Energy",
+    "ErrorBudget",
     "Euclidean",
     "FunctionEnergy",
     "Geometry",
@@ -85,6 +90,7 @@ __all__ = [
     "StartConfig",
     "TrajectoryBalance",
     "certificate",
+    "error_budget",
     "evaluate",
     "find",
     "load_run",

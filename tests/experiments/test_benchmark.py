@@ -195,3 +195,20 @@ def test_the_laws_of_the_benchmark_have_log_z_zero_on_either_side(name: str) -> 
     n = 400_000
     for value in (law.forward(n, generator).exp(), (-law.backward(n, generator)).exp()):
         assert abs(value.mean() - 1) < 5 * value.std() / n**0.5
+
+
+def test_budget_trains_splits_and_buys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("benchmarks.tightness")
+    monkeypatch.setattr(module, "TARGETS", {"Gaussian": module.TARGETS["Gaussian"]})
+    page = folder / "page.md"
+    marks = "<!-- {0}:begin -->\n<!-- {0}:end -->\n"
+    page.write_text("".join(marks.format(name) for name in ("budget", "gains", "tightness")))
+    options = ["--configs=[tiny.yaml]", "--num_steps=[2]", "--updates=5", "--n=200"]
+    options += ["--paths=500", "--exact=500"]
+    options += ["--markdown=page.md", "--json=out.json", "--figure=parts.png"]
+    shown, _ = call("benchmark", "budget", *options, folder=folder)
+    assert "Buy more steps: T = 4 instead of 2" in shown and (folder / "parts.png").is_file()
+    text = page.read_text()
+    assert "| FourGauss | 2 |" in text and "| Gaussian | 2 |" in text
+    found = json.loads((folder / "out.json").read_text())
+    assert found["budgets"][0]["num_steps"] == 2 and len(found["tightness"]) == 1

@@ -128,6 +128,7 @@ MISTAKES = [
     (f"evaluate {VGS} --compiled true", "comp"),
     (f"evaluate {VGS} --certificate 0", "must be a positive number, got 0"),
     (f"evaluate {VGS} --limit 10", "--limit is of --certificate, which is not given, got 10"),
+    (f"evaluate {VGS} --budget maybe", "--budget: must be true or false, got 'maybe'"),
     ("evaluate --pretrained GMM8", "no trained sampler 'GMM8': no such file, and shipped are"),
     (f"evaluate --pretrained {VGS}/checkpoints/best.pt", "best.pt holds no sampler"),
     ("evaluate --pretrained foreign.pt", "foreign.pt"),
@@ -227,6 +228,22 @@ def test_evaluate_draws_until_log_z_is_bounded_or_says_that_it_cannot(
     (report,) = json.loads((tmp_path / "it.json").read_text())
     assert report["metrics"]["log_z_low"]["n"] == 100 and report["metrics"]["elbo"]["n"] == 50
     assert report["details"]["certificate"]["n_backward"] == 100
+
+
+@pytest.mark.parametrize("agent", [VGS, PIS])
+def test_evaluate_splits_the_gap_and_keeps_it_in_the_run(
+    agent: str, place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / agent, run)
+    main = load("commands.evaluate").main
+    assert main([str(run), "--n", "50", "--budget", "--json", str(tmp_path / "it.json")]) == 0
+    shown = capsys.readouterr().out
+    budget = json.loads((run / "budget.json").read_text())
+    assert "error budget of this run" in shown and budget["sentence"] in shown
+    assert (run / "figures" / "error_budget.png").is_file()
+    (report,) = json.loads((tmp_path / "it.json").read_text())
+    assert report["details"]["error_budget"] == budget
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "benchmark"])

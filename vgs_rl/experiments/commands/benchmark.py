@@ -8,6 +8,7 @@ vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and
 vgs-rl benchmark steps                            T against quality, with a picture
 vgs-rl benchmark untuned                          targets without settings, and the verdict
 vgs-rl benchmark certificate                      how often intervals of log Z hold, with a picture
+vgs-rl benchmark budget                           what the gap is made of, and predictions
 vgs-rl benchmark ebm                              an update of an energy-based model
 vgs-rl benchmark stability                        10,000 of them at three rates
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from vgs_rl.experiments.benchmarks.budget import budget
 from vgs_rl.experiments.benchmarks.certificate import certificate
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
@@ -39,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "steps": steps,
     "untuned": untuned,
     "certificate": certificate,
+    "budget": budget,
     "ebm": ebm,
     "stability": stability,
 }

@@ -2,6 +2,7 @@
 
 vgs-rl evaluate RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 vgs-rl evaluate RUN --certificate 0.05         draws until log Z is bounded to 0.05 nats
+vgs-rl evaluate RUN --budget                   what the gap is made of, and what to buy
 vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped name
 vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
 vgs-rl evaluate RUN --export my_sampler.pt2    a program of torch.export, without this package
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 
 from vgs_rl.agents import Agent, ValueGradientAgent
+from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
+from vgs_rl.evaluation.budget.parts import GROUPS
 from vgs_rl.evaluation.certify import LIMIT, certify, hold, require_backward_paths
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
@@ -40,11 +43,12 @@ from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
 from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
 from vgs_rl.experiments.run import open_run
 from vgs_rl.files.checkpoint import write_text
+from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.samplers.base import Sampler
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 
-FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate")
+FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget")
 
 
 @command
@@ -99,6 +103,8 @@ def make_parser() -> Parser:
     add("--certificate", type=positive, default=None, help=bounds)
     most = f"most paths that --certificate draws; {LIMIT:,} by default"
     add("--limit", type=whole(2), default=None, help=most)
+    parts = "split EUBO - log Z by its causes; writes budget.json and a picture into the run"
+    add("--budget", type=switch, nargs="?", const=True, default=False, help=parts)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
@@ -198,6 +204,8 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
         require_exact_values(agent.mdp.energy, agent.mdp.temperature)
     if options.certificate is not None:
         require_backward_paths(sampler, agent.energy)
+    if options.budget:
+        chain_of(sampler)
     return sampler
 
 
@@ -224,6 +232,8 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         if options.json != STANDARD:
             print(f"certificate of {run.title}\n{proven}\n")
         hold(report, proven, options.certificate)
+    if options.budget:
+        _split_gap(options, run, sampler, report)
     columns = {run.title: report}
     if options.export is not None and options.export.suffix == ".pt2":
         options.export.parent.mkdir(parents=True, exist_ok=True)
@@ -235,3 +245,19 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     if options.smc:
         columns[f"{run.title}, SMC"] = evaluate_smc(config, agent, n=options.n)
     return columns
+
+
+def _split_gap(options: Namespace, run: _Loaded, sampler: Sampler, report: Report) -> None:
+    """Shows the error budget, and writes it into the run's folder if there is one."""
+    few = None if options.n is None else max(options.n, 2 * GROUPS)
+    seed = run.config.evaluation.seed
+    budget = error_budget(sampler, n=few, paths=report.n_samples, seed=seed)
+    report.details["error_budget"] = budget.as_dict()
+    if options.json != STANDARD:
+        print(f"error budget of {run.title}\n{budget}\n")
+    if run.folder is None:
+        return
+    write_text(run.folder / "budget.json", json.dumps(budget.as_dict(), indent=2) + "\n")
+    picture = run.folder / "figures" / "error_budget.png"
+    picture.parent.mkdir(exist_ok=True)
+    try_picture("error_budget", lambda: save_figure(budget.plot(), picture))

@@ -1,0 +1,1 @@
+"""The path gap, split into what lowers it."""
