@@ -42,7 +42,7 @@ class Usable(ABC):
     origin: Any = None
 
     @abstractmethod
-    def sampler(self) -> ChainSampler:
+    def sampler(self) -> Sampler:
         """The current sampler; it follows later training."""
 
     @abstractmethod

@@ -1,0 +1,89 @@
+"""The density that a student begins with: a mixture of the target, fitted to its teacher's states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vgs_rl.starts import (
+    Mixture,
+    NoisedMixtureStart,
+    NoisedProductStart,
+    ProductMixture,
+    Start,
+    StartConfig,
+    choose_mixture,
+    fit_product,
+)
+from vgs_rl.starts.em import Kind
+
+Fitted: TypeAlias = Mixture | ProductMixture
+
+MOST_STATES = 12_000  # for EM; more would take longer than they are worth
+PRODUCTS = (1, 2, 4, 8)  # components of a coordinate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A fitted density, and the configuration of the start that can hold it.
+
+    Attributes:
+        mixture: the density of target states.
+        config: the start.
+        within: its mean variance within components, over coordinates.
+    """
+
+    mixture: Fitted
+    config: StartConfig
+    within: float
+
+
+def choose_density(x: Tensor, generator: torch.Generator, *, diagonal: bool = False) -> Choice:
+    """The joint mixture, or product of mixtures, that held-out states find likeliest.
+
+    Args:
+        x: target states, shape (n, D).
+        generator: source of randomness.
+        diagonal: whether covariances have to be diagonal.
+    """
+    x = x[:MOST_STATES].double()
+    cut = 3 * len(x) // 4
+    fitted, held = x[:cut], x[cut:]
+    kinds: tuple[Kind, ...] = ("diagonal",) if diagonal else ("diagonal", "tied", "full")
+    candidates: list[Fitted] = [choose_mixture(fitted, generator, kinds=kinds)]
+    candidates += [fit_product(fitted, count) for count in PRODUCTS if count * 4 <= cut]
+    levels = [float(each.log_prob(held).mean()) for each in candidates]
+    best = candidates[levels.index(max(levels))]
+    pooled = best.pooled()
+    variance = pooled if pooled.ndim == 1 else pooled.diagonal()
+    return Choice(best, _config_of(best), float(variance.mean()))
+
+
+def _config_of(mixture: Fitted) -> StartConfig:
+    kind: Literal["noised", "noised_product"]
+    if isinstance(mixture, ProductMixture):
+        kind, count = "noised_product", mixture.weights.shape[1]
+        return StartConfig(kind=kind, components=count, learned=False)
+    covariance: Literal["full", "diagonal"]
+    covariance = "diagonal" if mixture.kind == "diagonal" else "full"
+    return StartConfig(
+        kind="noised", components=len(mixture.weights), covariance=covariance, learned=False
+    )
+
+
+def take_over(start: Start, mixture: Fitted) -> None:
+    """Puts a fitted density into the start that was configured for it.
+
+    Raises:
+        ValueError: if the start is of another kind.
+    """
+    if isinstance(start, NoisedProductStart) and isinstance(mixture, ProductMixture):
+        start.become(mixture)
+    elif isinstance(start, NoisedMixtureStart) and isinstance(mixture, Mixture):
+        start.become(mixture)
+    else:
+        kind = type(start).__name__
+        raise ValueError(f"a {kind} cannot take over a {type(mixture).__name__}")
