@@ -1,6 +1,8 @@
 """Agents that learn to sample, and the samplers they are evaluated against."""
 
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.distilled.agent import DistilledAgent, DistilledConfig
+from vgs_rl.agents.distilled.distill import distill
 from vgs_rl.agents.ebm.negatives import (
     AgentNegatives,
     LangevinNegatives,
@@ -36,6 +38,8 @@ __all__ = [
     "AgentNegatives",
     "AnnealedSMC",
     "ClusterNetwork",
+    "DistilledAgent",
+    "DistilledConfig",
     "EBMConfig",
     "EBMTrainer",
     "ExactSampler",
@@ -64,5 +68,6 @@ __all__ = [
     "ValueGradientConfig",
     "ValueGradientPolicy",
     "ValueObjective",
+    "distill",
     "oracle_sampler",
 ]

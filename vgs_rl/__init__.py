@@ -22,6 +22,7 @@ from vgs_rl.starts import StartConfig
 from vgs_rl import envs as envs  # isort: skip
 
 if TYPE_CHECKING:
+    from vgs_rl.agents.distilled.distill import distill
     from vgs_rl.agents.path.pis import PISAgent as PIS
     from vgs_rl.agents.path.trajectory_balance import LogVarianceAgent as LogVariance
     from vgs_rl.agents.path.trajectory_balance import TrajectoryBalanceAgent as TrajectoryBalance
@@ -49,6 +50,7 @@ _LAZY = {
     "Certificate": "vgs_rl.evaluation.certificate:Certificate",
     "Report": "vgs_rl.evaluation.report:Report",
     "certificate": "vgs_rl.evaluation.certificate:certificate",
+    "distill": "vgs_rl.agents.distilled.distill:distill",
     "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
     "load_run": "vgs_rl.experiments.run:load_run",
     "sample": "vgs_rl.experiments.automatic:sample",
@@ -85,6 +87,7 @@ __all__ = [
     "StartConfig",
     "TrajectoryBalance",
     "certificate",
+    "distill",
     "evaluate",
     "find",
     "load_run",

@@ -11,8 +11,9 @@ the student of the least gap between EUBO, on held-out states, and ELBO.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.samplers.base import Sampler
+from vgs_rl.training.config import EvaluationConfig
+from vgs_rl.training.folder import RunFolder
+from vgs_rl.training.loop import Checkpoints
 from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
 from vgs_rl.weights import effective_share, live_elbo
 
@@ -131,6 +135,7 @@ class DistilledAgent(TargetAgent):
         self.averaged.n_averaged.fill_(1)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.teacher = TeacherStates(mdp.dim)
+        self._best: dict[str, Any] | None = None
 
     @property
     def average(self) -> FlowStudent | KernelStudent:
@@ -147,9 +152,16 @@ class DistilledAgent(TargetAgent):
         take_over(self.mdp.start, choice.mixture)
         for network in (self.network, self.average):
             network.begin(teacher.x, choice.mixture)
+        self._validate(EvaluationConfig(), None, Checkpoints(None, self.state_dict, 60.0))
 
-    def sampler(self) -> Sampler:
-        """See :meth:`Agent.sampler`."""
+    def sampler(self, *, compiled: bool = False) -> Sampler:
+        """See :meth:`Agent.sampler`.
+
+        Raises:
+            ValueError: if `compiled` is asked for, which is of particle systems.
+        """
+        if compiled:
+            raise ValueError("compiled is for value gradients of particles, got a student")
         return self.average.sampler(self.mdp)
 
     def notes(self) -> list[str]:
@@ -161,6 +173,29 @@ class DistilledAgent(TargetAgent):
                 "log-weights are exact; look at its ESS"
             )
         return notes
+
+    def learn(self, *arguments: Any, **options: Any) -> Self:
+        """See :meth:`Agent.learn`; without a folder it ends with the student that was best."""
+        super().learn(*arguments, **options)
+        if self._best is not None and self.finished:
+            self.average.load_state_dict(self._best)
+            self.checkpoint = "best"
+        return self
+
+    def _validate(
+        self,
+        evaluation: EvaluationConfig,
+        folder: RunFolder | None,
+        checkpoints: Checkpoints,
+        *,
+        competes: bool = True,
+    ) -> float:
+        """See :meth:`Agent._validate`; a student may be best before the first update."""
+        before = self.best_elbo
+        elbo = super()._validate(evaluation, folder, checkpoints)
+        if folder is None and self.best_elbo > before:
+            self._best = copy.deepcopy(self.average.state_dict())
+        return elbo
 
     def _merit(self, log_weight: Tensor) -> float:
         """Minus the gap between the EUBO on held-out states and the ELBO."""

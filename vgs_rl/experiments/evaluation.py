@@ -24,6 +24,7 @@ from vgs_rl.plots.particles import (
     reference_states,
 )
 from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
+from vgs_rl.plots.results import plot_states
 from vgs_rl.registry import Target, find
 from vgs_rl.samplers.base import ChainSampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
@@ -123,6 +124,8 @@ def final_figures(
         pictures["energy"] = lambda: plot_energy_histogram(
             energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
         )
+    if not isinstance(sampler, ChainSampler):
+        return pictures | {"samples": lambda: plot_states(x)}
     pictures["summary"] = lambda: plot_summary(
         mdp,
         sampler.policy,
