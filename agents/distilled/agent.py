@@ -30,7 +30,7 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.samplers.base import Sampler
-from vgs_rl.training.config import EvaluationConfig
+from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints
 from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
@@ -72,7 +72,7 @@ class DistilledConfig(AgentConfig):
     factorised: bool = False
     batch_size: int = 512
     reverse: float = 0.5
-    reverse_size: int = 512
+    reverse_size: int = 256
     reverse_from: float = 0.5
     lr: float = 2e-3
     final_lr: float = 0.02
@@ -152,7 +152,6 @@ class DistilledAgent(TargetAgent):
         take_over(self.mdp.start, choice.mixture)
         for network in (self.network, self.average):
             network.begin(teacher.x, choice.mixture)
-        self._validate(EvaluationConfig(), None, Checkpoints(None, self.state_dict, 60.0))
 
     def sampler(self, *, compiled: bool = False) -> Sampler:
         """See :meth:`Agent.sampler`.
@@ -174,9 +173,19 @@ class DistilledAgent(TargetAgent):
             )
         return notes
 
-    def learn(self, *arguments: Any, **options: Any) -> Self:
+    def learn(
+        self,
+        budget: BudgetConfig | None = None,
+        *,
+        evaluation: EvaluationConfig | None = None,
+        folder: RunFolder | None = None,
+        **options: Any,
+    ) -> Self:
         """See :meth:`Agent.learn`; without a folder it ends with the student that was best."""
-        super().learn(*arguments, **options)
+        if folder is None and self.counters.updates == 0:
+            evaluation = evaluation or EvaluationConfig()
+            self._validate(evaluation, None, Checkpoints(None, self.state_dict, 60.0))
+        super().learn(budget, evaluation=evaluation, folder=folder, **options)
         if self._best is not None and self.finished:
             self.average.load_state_dict(self._best)
             self.checkpoint = "best"

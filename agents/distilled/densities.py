@@ -22,7 +22,7 @@ from vgs_rl.starts.em import Kind
 
 Fitted: TypeAlias = Mixture | ProductMixture
 
-MOST_STATES = 12_000  # for EM; more would take longer than they are worth
+MOST_STATES = 8_000  # for EM; more would take longer than they are worth
 PRODUCTS = (1, 2, 4, 8)  # components of a coordinate
 
 
