@@ -3,6 +3,7 @@
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.distilled.agent import DistilledAgent, DistilledConfig
 from vgs_rl.agents.distilled.distill import distill
+from vgs_rl.agents.distilled.flow import FlowSampler
 from vgs_rl.agents.ebm.negatives import (
     AgentNegatives,
     LangevinNegatives,
@@ -43,6 +44,7 @@ __all__ = [
     "EBMConfig",
     "EBMTrainer",
     "ExactSampler",
+    "FlowSampler",
     "GradientMatching",
     "HMCSampler",
     "LangevinNegatives",

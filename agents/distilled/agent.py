@@ -127,8 +127,9 @@ class DistilledAgent(TargetAgent):
         if mdp.num_steps == 1:
             self.network = FlowStudent(mdp, couplings=config.couplings, **size)
         else:
-            shape = {"components": config.components, "factorised": config.factorised}
-            self.network = KernelStudent(mdp, **shape, **size)
+            self.network = KernelStudent(
+                mdp, components=config.components, factorised=config.factorised, **size
+            )
         self.averaged = AveragedModel(
             self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
         )

@@ -1,4 +1,4 @@
-"""The density that a student begins with: a mixture of the target, fitted to its teacher's states."""
+"""The density that a student begins with: a mixture, fitted to its teacher's states."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def take_over(start: Start, mixture: Fitted) -> None:
     """
     if isinstance(start, NoisedProductStart) and isinstance(mixture, ProductMixture):
         start.become(mixture)
-    elif isinstance(start, NoisedMixtureStart) and isinstance(mixture, Mixture):
+        return
+    if isinstance(start, NoisedMixtureStart) and isinstance(mixture, Mixture):
         start.become(mixture)
-    else:
-        kind = type(start).__name__
-        raise ValueError(f"a {kind} cannot take over a {type(mixture).__name__}")
+        return
+    raise ValueError(f"a {type(start).__name__} cannot take over a {type(mixture).__name__}")

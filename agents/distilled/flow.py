@@ -3,9 +3,10 @@
     x_0 ~ pi_0, a mixture;  x = f(x_0);  log q(x) = log pi_0(x_0) - log |det f'(x_0)|
     log w = -E(x)/tau - log q(x),  E[w] = Z
 
-f is a stack of coupling layers, each a monotonic rational-quadratic spline (Durkan et al., *Neural
-Spline Flows*, arXiv:1906.04032) and an affine map of half of the coordinates, given the others. Both directions take one pass through each layer. f
-is the identity until it is trained, so a student begins as its mixture.
+f is a stack of coupling layers. Each moves half of the coordinates, given the others, by a
+monotonic rational-quadratic spline (Durkan et al., *Neural Spline Flows*, arXiv:1906.04032) and an affine
+map. Both directions take one pass through each layer. f is the identity until it is trained, so a
+student begins as its mixture.
 """
 
 from __future__ import annotations

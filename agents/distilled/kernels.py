@@ -127,7 +127,9 @@ class KernelStudent(nn.Module):
         logits = self.log_weights + (evidence if self.factorised else evidence.sum(-1))
         std = (variance / total).sqrt()
         change = self.steps[t](self._standard(x, t))
-        moved, spread, weight = change.split([count * dim, count * dim, self.log_weights.numel()], 1)
+        moved, spread, weight = change.split(
+            [count * dim, count * dim, self.log_weights.numel()], 1
+        )
         mean = gap * (sigma / total) + std * moved.unflatten(1, (count, dim))
         widening = MOST_CHANGE * torch.tanh(spread.unflatten(1, (count, dim)) / MOST_CHANGE)
         logits = logits + weight.unflatten(1, self.log_weights.shape)

@@ -33,9 +33,7 @@ def mixture_target(**options: object) -> GaussianMixture:
 
 
 def fitted() -> Mixture:
-    return Mixture(
-        weights=WEIGHTS.double(), means=MEANS.double(), covariances=VARIANCES.double()
-    )
+    return Mixture(weights=WEIGHTS.double(), means=MEANS.double(), covariances=VARIANCES.double())
 
 
 def student(

@@ -118,7 +118,7 @@ def final_figures(
     log_z = energy.log_z if mdp.temperature == 1.0 else None
     pictures["learning_curves"] = lambda: plot_learning_curves(folder.records, log_z=log_z)
     sampler = agent.sampler()
-    if energy.symmetry is not None:
+    if energy.symmetry is not None and isinstance(sampler, ChainSampler):
         return pictures | _cluster_figures(target, sampler, folder, x, generator)
     if energy.can_sample and mdp.temperature == 1.0:
         pictures["energy"] = lambda: plot_energy_histogram(
