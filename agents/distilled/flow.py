@@ -4,9 +4,9 @@
     log w = -E(x)/tau - log q(x),  E[w] = Z
 
 f is a stack of coupling layers. Each moves half of the coordinates, given the others, by a
-monotonic rational-quadratic spline (Durkan et al., *Neural Spline Flows*, arXiv:1906.04032) and an affine
-map. Both directions take one pass through each layer. f is the identity until it is trained, so a
-student begins as its mixture.
+monotonic rational-quadratic spline (Durkan et al., *Neural Spline Flows*, arXiv:1906.04032) and an
+affine map. Both directions take one pass through each layer. f is the identity until it is trained,
+so a student begins as its mixture.
 """
 
 from __future__ import annotations
