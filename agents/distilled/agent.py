@@ -121,6 +121,11 @@ class DistilledAgent(TargetAgent):
                 "a student needs a Euclidean geometry; this one has "
                 f"{mdp.effective_dim} of {mdp.dim} dimensions"
             )
+        if config.batch_size < mdp.num_steps:
+            raise ValueError(
+                f"agent.batch_size must be at least the {mdp.num_steps} steps of the chain, "
+                f"got {config.batch_size}"
+            )
         initial = torch.Generator().manual_seed(self.seed)
         size: dict[str, Any] = {"width": config.width, "depth": config.depth, "generator": initial}
         self.network: FlowStudent | KernelStudent

@@ -16,13 +16,15 @@ from vgs_rl.starts import (
     Start,
     StartConfig,
     choose_mixture,
+    fit_mixture,
     fit_product,
 )
 from vgs_rl.starts.em import Kind
 
 Fitted: TypeAlias = Mixture | ProductMixture
 
-MOST_STATES = 8_000  # for EM; more would take longer than they are worth
+MOST_STATES = 8_000  # that choose the mixture
+REFITS = 6  # iterations of EM on all states
 PRODUCTS = (1, 2, 4, 8)  # components of a coordinate
 
 
@@ -49,17 +51,26 @@ def choose_density(x: Tensor, generator: torch.Generator, *, diagonal: bool = Fa
         generator: source of randomness.
         diagonal: whether covariances have to be diagonal.
     """
-    x = x[:MOST_STATES].double()
-    cut = 3 * len(x) // 4
-    fitted, held = x[:cut], x[cut:]
+    few = x[:MOST_STATES].double()
+    cut = 3 * len(few) // 4
+    fitted, held = few[:cut], few[cut:]
     kinds: tuple[Kind, ...] = ("diagonal",) if diagonal else ("diagonal", "tied", "full")
     candidates: list[Fitted] = [choose_mixture(fitted, generator, kinds=kinds)]
     candidates += [fit_product(fitted, count) for count in PRODUCTS if count * 4 <= cut]
     levels = [float(each.log_prob(held).mean()) for each in candidates]
-    best = candidates[levels.index(max(levels))]
+    best = _refitted(candidates[levels.index(max(levels))], x.double(), generator)
     pooled = best.pooled()
     variance = pooled if pooled.ndim == 1 else pooled.diagonal()
     return Choice(best, _config_of(best), float(variance.mean()))
+
+
+def _refitted(mixture: Fitted, x: Tensor, generator: torch.Generator) -> Fitted:
+    """The same mixture after EM on all states: its weights have their number's precision."""
+    if isinstance(mixture, ProductMixture):
+        return fit_product(x, mixture.weights.shape[1])
+    return fit_mixture(
+        x, len(mixture.means), generator, kind=mixture.kind, begin=mixture, iterations=REFITS
+    )
 
 
 def _config_of(mixture: Fitted) -> StartConfig:

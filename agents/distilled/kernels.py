@@ -150,10 +150,11 @@ class KernelStudent(nn.Module):
         Each step gets its own share of the states, so no chain is simulated.
         """
         loss = x.new_zeros(())
-        for t, rows in enumerate(x.chunk(mdp.num_steps)):
+        for t, rows in enumerate(x.tensor_split(mdp.num_steps)):
             x_next = mdp.noised(rows, t + 1, generator)
-            x_t, v = mdp._step_back(x_next, t, generator)
-            loss = loss - self.components(x_t, t).log_density(v).mean()
+            z = mdp.noise(len(rows), generator)
+            x_t = x_next / mdp.chain.a[t] + mdp.chain.s[t] * z
+            loss = loss - self.components(x_t, t).log_density(-z).mean()  # v is -z
         return loss
 
     def draw(self, mdp: SamplingMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def distill(
             metric: [(calls, report.metrics[metric].value) for calls, report in points]
             for metric in ("ess", "tvd_energy")
         }
-    title = f"{updates:,} updates of each student, seed {seed}, {reports[0].n_samples:,} samples"
+    title = f"Seed {seed}, {reports[0].n_samples:,} samples, {size['threads']} threads"
     print_table(title, rows)
     if markdown is not None:
         write_section(markdown, section, f"**{title}**\n\n{markdown_table(rows)}")
@@ -155,6 +155,7 @@ def _row(report: Report, title: str, calls: int, speed: float) -> dict[str, Any]
         "target": report.target,
         "sampler": title,
         "calls": calls,
+        "updates": report.details.get("updates", 0),
         "ESS": _value(report, "ess"),
         "TVD-E": _value(report, "tvd_energy"),
         "over ideal": ratio,
