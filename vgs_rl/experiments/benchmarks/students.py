@@ -41,6 +41,7 @@ def distill(
     configs: tuple[str, ...] = TARGETS,
     steps: tuple[int, ...] = (8, 4, 2, 1),
     updates: int = 600,
+    teacher_updates: int | None = None,
     states: int = STATES,
     seed: int = 0,
     output: Path = Path("runs/distill"),
@@ -60,6 +61,7 @@ def distill(
         configs: names of files in configs/, or paths of YAML files: the teachers.
         steps: network calls of the students.
         updates: gradient steps of each student.
+        teacher_updates: gradient steps of each teacher; its configuration's by default.
         states: states of the teacher that each student learns from.
         seed: of teachers and students.
         output: where the run folders go; finished runs there are read, not repeated.
@@ -81,7 +83,8 @@ def distill(
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     reports: list[Report] = []
     for name in configs:
-        settings = {"output": output / Path(name).stem, "seed": seed}
+        settings: dict[str, Any] = {"output": output / Path(name).stem, "seed": seed}
+        settings |= {"budget": {"updates": teacher_updates}} if teacher_updates else {}
         config = named_config(name, settings, trust=trust)
         run = trained_run(config, trust)
         teacher = run.load()[1]
