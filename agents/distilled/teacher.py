@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from vgs_rl.files.restore import check_like, check_rows
 from vgs_rl.samplers.base import Sampler
-from vgs_rl.weights import effective_sample_size, systematic_resample
+from vgs_rl.weights import effective_sample_size, log_mean_weight, systematic_resample
 
 HELD_SHARE = 0.1
 
@@ -39,6 +40,9 @@ class TeacherStates:
     def draw(cls, teacher: Sampler, n: int, seed: int) -> TeacherStates:
         """Draws n states and, apart from them, a tenth as many to hold out.
 
+        Weights above √n times their mean are truncated to that (Ionides, *Truncated importance
+        sampling*, 2008): no state is seen by the student over and over.
+
         Args:
             teacher: any sampler.
             n: states to learn from.
@@ -56,8 +60,10 @@ class TeacherStates:
             return states
         states.ess = float(effective_sample_size(drawn.log_weight))
         parts = []
+        most = log_mean_weight(drawn.log_weight) + 0.5 * math.log(n)
+        truncated = drawn.log_weight.clamp_max(float(most))
         for rows in (slice(0, n), slice(n, None)):
-            x, log_weight = drawn.x[rows], drawn.log_weight[rows]
+            x, log_weight = drawn.x[rows], truncated[rows]
             chosen = systematic_resample(log_weight, len(x), generator)
             mixed = torch.randperm(len(x), generator=generator, device=x.device)
             parts.append(x[chosen[mixed]])
