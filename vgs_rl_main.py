@@ -18,6 +18,7 @@ from typing import Any
 COMMANDS = {
     "train": "train an agent on a target, evaluate it and write a run folder",
     "evaluate": "evaluate trained runs, detectors or exported samplers again",
+    "distill": "make a sampler of few network calls, or one, from a trained one",
     "compare": "train agents and run baselines on the same MDP, in one table",
     "sample": "draw from a trained run or a shipped sampler into a file",
     "list": "show targets, agents, configurations and shipped samplers",

@@ -2,6 +2,9 @@
 
 from vgs_rl.agents.automatic.settings import ExplorationConfig
 from vgs_rl.agents.base import Agent, AgentConfig
+from vgs_rl.agents.distilled.agent import DistilledAgent, DistilledConfig
+from vgs_rl.agents.distilled.distill import distill
+from vgs_rl.agents.distilled.flow import FlowSampler
 from vgs_rl.agents.ebm.negatives import (
     AgentNegatives,
     LangevinNegatives,
@@ -38,10 +41,13 @@ __all__ = [
     "AgentNegatives",
     "AnnealedSMC",
     "ClusterNetwork",
+    "DistilledAgent",
+    "DistilledConfig",
     "EBMConfig",
     "EBMTrainer",
     "ExactSampler",
     "ExplorationConfig",
+    "FlowSampler",
     "GradientMatching",
     "HMCSampler",
     "LangevinNegatives",
@@ -68,5 +74,6 @@ __all__ = [
     "ValueGradientConfig",
     "ValueGradientPolicy",
     "ValueObjective",
+    "distill",
     "oracle_sampler",
 ]

@@ -15,9 +15,9 @@ from vgs_rl.agents.usage import Usable
 from vgs_rl.checks import seed_of
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.files.restore import check_like, fitting, load_generator, load_module, restore
-from vgs_rl.mdp import SamplingMDP
+from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.plots.plots import Drawing
-from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.samplers.base import Sampler
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
@@ -40,6 +40,10 @@ class AgentConfig(ABC):
     @abstractmethod
     def build(self, mdp: SamplingMDP, *, seed: int = 0) -> Agent:
         """The untrained agent."""
+
+    def folder_name(self, mdp: MDPConfig) -> str:
+        """The folder of its runs on a target, of chains like this one."""
+        return self.name
 
 
 class Agent(Usable):
@@ -84,7 +88,7 @@ class Agent(Usable):
         """One gradient step; returns scalars to log, as tensors (no host round trip)."""
 
     @abstractmethod
-    def sampler(self) -> ChainSampler:
+    def sampler(self) -> Sampler:
         """The current sampler, for evaluation; it follows later training."""
 
     def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
@@ -264,9 +268,9 @@ class Agent(Usable):
                 f"log_weight must not be +inf, got {infinite:,} of {len(log_weight):,} at update "
                 f"{self.counters.updates:,}: the energy is -inf there"
             )
-        elbo = float(live_elbo(log_weight))
+        elbo, merit = float(live_elbo(log_weight)), self._merit(log_weight)
         if folder is None:
-            self.best_elbo = max(self.best_elbo, elbo)
+            self.best_elbo = max(self.best_elbo, merit)
             return elbo
         energies = self.energy(samples.x)
         if self._energy_progress is None:
@@ -288,12 +292,16 @@ class Agent(Usable):
         if self.best_progress < evaluation.best_from <= self.progress:
             self.best_elbo = -float("inf")  # what came before no longer competes
             folder.remove("best")
-        if competes and elbo > self.best_elbo:
+        if competes and merit > self.best_elbo:
             self.best_progress = self.progress
-            self.best_elbo = elbo
+            self.best_elbo = merit
             folder.save("best", self.state_dict())
         checkpoints.save()
         return elbo
+
+    def _merit(self, log_weight: Tensor) -> float:
+        """What the best checkpoint has most of, from a validation's log-weights: the ELBO."""
+        return float(live_elbo(log_weight))
 
     # --- state --------------------------------------------------------------------------------
 

@@ -16,10 +16,13 @@ from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.evaluation.report import Report
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.plots.plots import plot_summary
+from vgs_rl.plots.results import plot_states
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.trust import Trust
 
 if TYPE_CHECKING:
+    from vgs_rl.agents.distilled.agent import DistilledAgent
+    from vgs_rl.training.folder import RunFolder
     from vgs_rl.training.loop import Counters
 
 
@@ -42,7 +45,7 @@ class Usable(ABC):
     origin: Any = None
 
     @abstractmethod
-    def sampler(self) -> ChainSampler:
+    def sampler(self) -> Sampler:
         """The current sampler; it follows later training."""
 
     @abstractmethod
@@ -138,10 +141,57 @@ class Usable(ABC):
         return report
 
     def plot(self, seed: int = 0) -> Figure:
-        """The chain over the target's density, and energies of samples; of two dimensions best."""
+        """The chain over the target's density, and energies of samples; of two dimensions best.
+
+        Of a sampler that is no chain, its samples.
+        """
+        sampler = self.sampler()
+        if not isinstance(sampler, ChainSampler):
+            return plot_states(sampler.sample(2_000, seed).x)
         return plot_summary(
-            self.mdp, self.sampler().policy, self.mdp.generator(seed), title=self.picture_title
+            self.mdp, sampler.policy, self.mdp.generator(seed), title=self.picture_title
         )
+
+    def distill(
+        self,
+        steps: int = 1,
+        *,
+        updates: int = 1_000,
+        seed: int = 0,
+        states: int = 40_000,
+        folder: RunFolder | None = None,
+        progress_bar: bool = True,
+    ) -> DistilledAgent:
+        """A student of this agent: a sampler of few network calls, with exact log-weights.
+
+        One step is a normalising flow, more are a chain of mixture kernels
+        (:func:`vgs_rl.distill`). This agent is left as it is.
+
+        Args:
+            steps: network calls of a sample.
+            updates: gradient steps; 0 leaves the student at the mixture that it begins with.
+            seed: of everything random.
+            states: states of this agent to learn from.
+            folder: where records and checkpoints go; None writes nothing.
+            progress_bar: whether to show one.
+
+        Raises:
+            ValueError: if an argument does not fit, or the target is not on R^D.
+            ModuleNotFoundError: for one step, if zuko is not installed.
+        """
+        module = importlib.import_module("vgs_rl.agents.distilled.distill")
+        student: DistilledAgent = module.distill(
+            self.sampler(),
+            self.energy,
+            steps=steps,
+            updates=updates,
+            seed=seed,
+            states=states,
+            origin=self.origin,
+            folder=folder,
+            progress_bar=progress_bar,
+        )
+        return student
 
     def save(self, path: Path | str) -> None:
         """Writes everything that it is to one file for :meth:`load`; training can go on from it.

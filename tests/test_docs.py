@@ -34,6 +34,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The text shows sizes that give good samples; the law is that the lines run.
 SMALLER = [
     (r"updates=[\d_]+", "updates=2"),
+    (r"distill\(steps", "distill(states=200, updates=2, steps"),
+    (r"sample\(10_000\)", "sample(100)"),
     (r"dim=3, seconds=60\)", "dim=3, seconds=3)"),
     (r"dim=20, seconds=60\)", "dim=20, seconds=3)"),
     (r"dim=2, support=support, seconds=20\)", "dim=2, support=support, seconds=3)"),

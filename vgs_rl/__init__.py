@@ -22,6 +22,7 @@ from vgs_rl.starts import StartConfig
 from vgs_rl import envs as envs  # isort: skip
 
 if TYPE_CHECKING:
+    from vgs_rl.agents.distilled.distill import distill
     from vgs_rl.agents.path.pis import PISAgent as PIS
     from vgs_rl.agents.path.trajectory_balance import LogVarianceAgent as LogVariance
     from vgs_rl.agents.path.trajectory_balance import TrajectoryBalanceAgent as TrajectoryBalance
@@ -53,6 +54,7 @@ _LAZY = {
     "Report": "vgs_rl.evaluation.report:Report",
     "certificate": "vgs_rl.evaluation.certificate:certificate",
     "error_budget": "vgs_rl.evaluation.budget.estimate:error_budget",
+    "distill": "vgs_rl.agents.distilled.distill:distill",
     "evaluate": "vgs_rl.evaluation.evaluate:evaluate",
     "load_run": "vgs_rl.experiments.run:load_run",
     "sample": "vgs_rl.experiments.automatic:sample",
@@ -90,6 +92,7 @@ __all__ = [
     "StartConfig",
     "TrajectoryBalance",
     "certificate",
+    "distill",
     "error_budget",
     "evaluate",
     "find",

@@ -17,6 +17,7 @@ from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.fields import settle
 from vgs_rl.files.restore import check_like, check_rows, load_generator
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.samplers.langevin import LangevinKernel
 
 
@@ -155,7 +156,12 @@ class AgentNegativeSampler(NegativeSampler):
     def draw(self, n: int) -> Tensor:
         """Terminal states of n episodes with the current policy."""
         used = self.mdp.energy_evaluations
-        rollout = self.mdp.rollout(self.agent.sampler().policy, n, self.agent.generator)
+        sampler = self.agent.sampler()
+        if not isinstance(sampler, ChainSampler):
+            raise ValueError(
+                f"negatives.agent must draw by a chain, got a {type(sampler).__name__}"
+            )
+        rollout = self.mdp.rollout(sampler.policy, n, self.agent.generator)
         self.counters.env_steps += n * self.mdp.num_steps
         self.counters.energy_evaluations += self.mdp.energy_evaluations - used
         return rollout.x

@@ -17,6 +17,7 @@ from vgs_rl.agents import (
     TD0,
     AgentConfig,
     ClusterNetwork,
+    DistilledConfig,
     GradientMatching,
     LogVarianceConfig,
     MLPNetwork,
@@ -60,6 +61,7 @@ CONFIGS: dict[str, AgentConfig] = {
         TD0(batch_size=16), drift="bellman", network=PublishedNetwork(width=8)
     ),
     "soft bellman": value_gradient(SoftBellman(batch_size=16, draws=2)),
+    "distilled": DistilledConfig(components=2, batch_size=16, reverse_size=8, **SMALL),
     "pis": PISConfig(**PATHS),
     "tb": TrajectoryBalanceConfig(**PATHS),
     "logvar": LogVarianceConfig(**PATHS, exploration=1.2),

@@ -212,3 +212,23 @@ def test_budget_trains_splits_and_buys(folder: Path, monkeypatch: pytest.MonkeyP
     assert "| FourGauss | 2 |" in text and "| Gaussian | 2 |" in text
     found = json.loads((folder / "out.json").read_text())
     assert found["budgets"][0]["num_steps"] == 2 and len(found["tightness"]) == 1
+
+
+def test_distill_shows_teacher_and_students_and_reads_what_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load("benchmarks.students"), "DRAWS", 200)
+    options = ["--configs=[tiny.yaml]", "--steps=[2]", "--updates=4", "--states=200"]
+    options += ["--figure=d.png", "--markdown=d.md", "--json=d.json"]
+    with without_pictures():
+        first, _ = call("benchmark", "distill", *options, folder=folder)
+        assert "distilling FourGauss to 2 calls" in first
+        again, _ = call("benchmark", "distill", *options, folder=folder)
+    assert "distilling" not in again
+    rows = json.loads((folder / "d.json").read_text())["rows"]
+    assert [(row["sampler"], row["calls"], row["updates"]) for row in rows] == [
+        ("teacher", 5, 30),
+        ("student", 2, 4),
+    ]
+    assert all(0 < row["ESS"] <= 1 and row["samples/s"] > 0 for row in rows)
+    assert "| FourGauss | student | 2 |" in (folder / "d.md").read_text()

@@ -122,7 +122,10 @@ MISTAKES = [
     (f"evaluate {VGS} --device tpu", "--device: device 'tpu' is not available here"),
     (f"evaluate {VGS} --resampl true", "there is no option --resampl; did you mean --resample?"),
     (f"evaluate {VGS} {PIS} --export x.pt", "--export needs exactly one run folder, got 2"),
-    (f"evaluate {PIS} --export x.pt", "--export is for value gradients, got pis: runs/GMM9/pis/0"),
+    (
+        f"evaluate {PIS} --export x.pt",
+        "--export is for value gradients and students, got pis: runs/GMM9",
+    ),
     (f"evaluate {PIS} --smc true", "--smc is for value gradients, got pis: runs/GMM9/pis/0"),
     (f"evaluate {PIS} --compiled true", "--compiled is for value gradients, got pis"),
     (f"evaluate {VGS} --compiled true", "comp"),

@@ -97,7 +97,8 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.output / find(self.env).name / self.agent.name / str(self.seed)
+        name = self.agent.folder_name(self.mdp)
+        return self.output / find(self.env).name / name / str(self.seed)
 
 
 def run_parser(**options: Any) -> ConfigParser:

@@ -25,6 +25,7 @@ from vgs_rl.plots.particles import (
     reference_states,
 )
 from vgs_rl.plots.plots import Drawing, plot_energy_histogram, plot_learning_curves, plot_summary
+from vgs_rl.plots.results import plot_states
 from vgs_rl.registry import Target, find
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.samplers.oracle import oracle_sampler
@@ -122,12 +123,14 @@ def final_figures(
     log_z = energy.log_z if mdp.temperature == 1.0 else None
     pictures["learning_curves"] = lambda: plot_learning_curves(folder.records, log_z=log_z)
     sampler = agent.sampler()
-    if energy.symmetry is not None:
+    if energy.symmetry is not None and isinstance(sampler, ChainSampler):
         return pictures | _cluster_figures(target, sampler, folder, x, generator)
     if energy.can_sample and mdp.temperature == 1.0:
         pictures["energy"] = lambda: plot_energy_histogram(
             energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
         )
+    if not isinstance(sampler, ChainSampler):
+        return pictures | {"samples": lambda: plot_states(x)}
     pictures["summary"] = lambda: plot_summary(
         mdp,
         sampler.policy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from vgs_rl.agents.distilled.agent import DistilledAgent, DistilledConfig
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.config import RunConfig, run_config
@@ -39,7 +40,11 @@ def shipped_report(name: str) -> Report:
         return Report.from_json(load_checkpoint(path, kind="sampler")["report"])
 
 
-def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: Path) -> None:
+Exported = ValueGradientAgent | DistilledAgent
+"""Agents whose samplers fit in a file: what acts is a moving average."""
+
+
+def export_sampler(yaml: str, agent: Exported, report: Report, path: Path) -> None:
     """Writes what sampling needs of a trained agent: no optimiser, no buffer.
 
     Args:
@@ -54,14 +59,14 @@ def export_sampler(yaml: str, agent: ValueGradientAgent, report: Report, path: P
         "value": agent.average.state_dict(),
         "mdp": agent.mdp.state_dict(),
     }
-    if agent.explored is not None:
+    if isinstance(agent, ValueGradientAgent) and agent.explored is not None:
         state["explored"] = agent.explored.state_dict()
     save_checkpoint(path, state, kind="sampler")
 
 
 def load_pretrained(
     name: str | Path, device: str = "auto", *, trust: Trust = False
-) -> tuple[RunConfig, ValueGradientAgent, Report]:
+) -> tuple[RunConfig, Exported, Report]:
     """A trained sampler's configuration, agent and report.
 
     Args:
@@ -86,8 +91,8 @@ def load_pretrained(
         check_like(state, {"config": "", "report": "", "value": {}, "mdp": {}}, "sampler")
     content = parse_mapping(state["config"], str(path))
     config = run_config(content | {"device": device}, source=str(path), trust=trust)
-    if not isinstance(config.agent, ValueGradientConfig):
-        raise ValueError(f"{path} holds no value-gradient agent, but {config.agent.name}")
+    if not isinstance(config.agent, ValueGradientConfig | DistilledConfig):
+        raise ValueError(f"{path} must hold a vgs or distilled agent, got {config.agent.name}")
     target = find(config.env)
     # The limit is for what the file describes; a user's own energy takes what it takes.
     foreign = target.energy.__module__.partition(".")[0] != PACKAGE
@@ -95,8 +100,8 @@ def load_pretrained(
     with fitting(str(path)):
         with AllocationLimit(SPARE_BYTES + BYTES_PER_BYTE * path.stat().st_size):
             agent = build(config, energy)[1]
-        assert isinstance(agent, ValueGradientAgent)
-        if agent.explored is not None:
+        assert isinstance(agent, Exported)
+        if isinstance(agent, ValueGradientAgent) and agent.explored is not None:
             agent.explored.load_state_dict(explored or {})
         load_module(agent.average, state["value"], "value")
         load_module(agent.mdp, state["mdp"], "mdp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -115,6 +116,7 @@ def train(
     overwrite: bool = False,
     progress_bar: bool = True,
     trust: Trust = False,
+    begin: Callable[[Agent], None] | None = None,
 ) -> Report | None:
     """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
 
@@ -130,6 +132,7 @@ def train(
         overwrite: replace an existing run folder.
         progress_bar: whether to show one.
         trust: the user's word for what the resumed folder names (:mod:`vgs_rl.trust`).
+        begin: called with the untrained agent of a new run, such as to give it a teacher's states.
 
     Returns:
         The report, or None if training was interrupted (``--resume`` goes on).
@@ -144,6 +147,8 @@ def train(
     identity = identity_of(config)
     if resume is None:
         target, agent = build(config)
+        if begin is not None:
+            begin(agent)
         folder = RunFolder(config.folder, config.to_yaml(), identity=identity, overwrite=overwrite)
         with folder:
             return _learn(config, target, agent, folder, progress_bar=progress_bar)

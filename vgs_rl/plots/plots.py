@@ -33,7 +33,12 @@ Drawing = Callable[[], Figure]
 """A picture that is drawn when it is called."""
 
 logger = logging.getLogger(__name__)
-STEP_TITLES = {"elbo": "ELBO  [nats]", "path_ess": "path-ESS", "tvd_energy": "TVD-E"}
+STEP_TITLES = {
+    "elbo": "ELBO  [nats]",
+    "path_ess": "path-ESS",
+    "ess": "ESS of all samples",
+    "tvd_energy": "TVD-E",
+}
 
 
 def try_picture(name: str, work: Callable[[], T]) -> T | None:

@@ -36,7 +36,7 @@ POOL = 20_000  # samples that posteriors are drawn from
 class HasSampler(Protocol):
     """An agent."""
 
-    def sampler(self) -> ChainSampler:
+    def sampler(self) -> Sampler:
         """Its current sampler."""
 
 
@@ -143,7 +143,8 @@ def chain_of(sampler: Sampler) -> ChainSampler:
     if sampler.temperature != 1.0:
         raise ValueError(f"an error budget needs temperature 1, got {sampler.temperature}")
     sampler.mdp.geometry.require_linear("an error budget")
-    return sampler
+    # The gap is the same in the chain's own coordinates.
+    return sampler if sampler.coordinates is None else ChainSampler(sampler.mdp, sampler.policy)
 
 
 def _mean(values: Tensor, log_z_error: float) -> Estimate:

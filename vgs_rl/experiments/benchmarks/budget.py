@@ -14,7 +14,7 @@ from vgs_rl.agents import Agent
 from vgs_rl.chain import Chain
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy
-from vgs_rl.evaluation.budget.estimate import error_budget
+from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
 from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate, Purchase
 from vgs_rl.experiments.benchmarks.tightness import tightness
 from vgs_rl.experiments.config import RunConfig, named_config
@@ -161,7 +161,7 @@ def _gained(agent: Agent, paths: int, seed: int) -> dict[Purchase, Estimate]:
             _sampler(chain, mdp.start, ValueGradientPolicy(chain, value, "posterior"), fit)
         )
 
-    sampler = agent.sampler()
+    sampler = chain_of(agent.sampler())
     same = SamplingMDP(mdp.energy, mdp.config)
     ideal = SamplingMDP(mdp.energy, mdp.config)
     ideal.rho.copy_(mdp.rho)

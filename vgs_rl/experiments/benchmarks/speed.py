@@ -159,7 +159,7 @@ def sampling(
     print_machine(size)
     _, agent = build(named_config(name, trust=trust))
     ours = agent.sampler()
-    assert isinstance(ours.policy, ValueGradientPolicy)
+    assert isinstance(ours, ChainSampler) and isinstance(ours.policy, ValueGradientPolicy)
     mdp = agent.mdp
     generator = torch.Generator().manual_seed(0)
     network = PublishedMLP(mdp.chain, mdp.dim, width=published_width, generator=generator)

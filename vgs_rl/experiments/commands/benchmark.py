@@ -6,6 +6,7 @@ vgs-rl benchmark sampling                         samples/s, memory, evaluation 
 vgs-rl benchmark oracle --configs '[gmm9]'        ceilings of schedule, drift and start
 vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and bounds
 vgs-rl benchmark steps                            T against quality, with a picture
+vgs-rl benchmark distill                          few network calls, and one, by the teacher
 vgs-rl benchmark untuned                          targets without settings, and the verdict
 vgs-rl benchmark certificate                      how often intervals of log Z hold, with a picture
 vgs-rl benchmark budget                           what the gap is made of, and predictions
@@ -27,6 +28,7 @@ from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
 from vgs_rl.experiments.benchmarks.speed import env, sampling
 from vgs_rl.experiments.benchmarks.steps import oracle, steps
+from vgs_rl.experiments.benchmarks.students import distill
 from vgs_rl.experiments.benchmarks.untuned import untuned
 from vgs_rl.experiments.cli import Mistake, called, command
 from vgs_rl.fields import field_types, nearest
@@ -39,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "quality": quality,
     "oracle": oracle,
     "steps": steps,
+    "distill": distill,
     "untuned": untuned,
     "certificate": certificate,
     "budget": budget,

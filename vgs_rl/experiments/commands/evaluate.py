@@ -40,7 +40,7 @@ from vgs_rl.experiments.cli import (
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.detectors.report import evaluate_runs, is_detector
 from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
-from vgs_rl.experiments.pretrained import counters_of, export_sampler, load_pretrained
+from vgs_rl.experiments.pretrained import Exported, counters_of, export_sampler, load_pretrained
 from vgs_rl.experiments.run import open_run
 from vgs_rl.files.checkpoint import write_text
 from vgs_rl.plots.plots import save_figure, try_picture
@@ -189,10 +189,14 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
     for option, given in (
         ("--compiled", options.compiled),
         ("--smc", options.smc),
-        ("--export", options.export is not None),
     ):
         if given and not isinstance(agent, ValueGradientAgent):
             raise Mistake(f"{option} is for value gradients, got {name}: {run.folder}")
+    if options.export is not None:
+        if not isinstance(agent, Exported):
+            raise Mistake(f"--export is for value gradients and students, got {name}: {run.folder}")
+        if options.export.suffix == ".pt2" and not isinstance(agent, ValueGradientAgent):
+            raise Mistake(f"--export as .pt2 is for value gradients, got {name}: {run.folder}")
     sampler: Sampler = agent.sampler()
     if isinstance(agent, ValueGradientAgent) and options.compiled:
         sampler = agent.sampler(compiled=True)
@@ -235,10 +239,11 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     if options.budget:
         _split_gap(options, run, sampler, report)
     columns = {run.title: report}
-    if options.export is not None and options.export.suffix == ".pt2":
+    exported = options.export
+    if exported is not None and exported.suffix == ".pt2" and isinstance(agent, ValueGradientAgent):
         options.export.parent.mkdir(parents=True, exist_ok=True)
         agent.sampler().export(options.export)
-    elif options.export is not None and run.folder and isinstance(agent, ValueGradientAgent):
+    elif options.export is not None and run.folder and isinstance(agent, Exported):
         yaml = (run.folder / "config.yaml").read_text(encoding="utf-8")
         options.export.parent.mkdir(parents=True, exist_ok=True)
         export_sampler(yaml, agent, report, options.export)

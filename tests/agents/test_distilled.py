@@ -1,0 +1,269 @@
+"""Students: exact densities and weights, what a mixture knows, files, errors."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call, without_pictures
+from tiny import TINY
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+import vgs_rl
+from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler
+from vgs_rl.agents.distilled.densities import choose_density
+from vgs_rl.agents.distilled.distill import MOST_STEPS, plan
+from vgs_rl.agents.distilled.flow import FlowSampler, coupling_masks
+from vgs_rl.agents.distilled.kernels import KernelStudent
+from vgs_rl.agents.distilled.teacher import TeacherStates
+from vgs_rl.envs import DW4, FourGauss, GaussianMixture
+from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.starts import Mixture, ProductMixture, StartConfig
+from vgs_rl.weights import effective_share
+
+SMALL = {"width": 8, "depth": 1, "components": 3}
+WEIGHTS, MEANS = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([[-2.0, 0.5], [0.5, 1.0], [1.5, -1.0]])
+VARIANCES = torch.tensor([[0.3, 0.5], [0.2, 0.4], [0.6, 0.1]])
+
+
+def mixture_target(**options: object) -> GaussianMixture:
+    return GaussianMixture(MEANS.tolist(), VARIANCES.tolist(), WEIGHTS.tolist(), **options)
+
+
+def fitted() -> Mixture:
+    return Mixture(weights=WEIGHTS.double(), means=MEANS.double(), covariances=VARIANCES.double())
+
+
+def student(
+    steps: int, chain: str = "ve", seed: int = 3, stir: float = 0.2, **options: object
+) -> DistilledAgent:
+    """A student whose weights are stirred, so that it is not what it begins as."""
+    if steps == 1:
+        pytest.importorskip("zuko")
+    schedule = ScheduleConfig(total_noise=0.7)
+    start = StartConfig(kind="noised", components=3, covariance="diagonal", learned=False)
+    config = MDPConfig(chain=chain, num_steps=steps, schedule=schedule, start=start)  # type: ignore[arg-type]
+    mdp = SamplingMDP(mixture_target(log_z=1.3), config)
+    agent = DistilledConfig(**SMALL | options).build(mdp, seed=seed)
+    mdp.start.become(fitted())  # type: ignore[operator]
+    agent.average.begin(mdp.energy.sample(500, mdp.generator(0)), fitted())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in agent.average.parameters():
+            parameter.add_(stir * torch.randn(parameter.shape, generator=generator))
+    return agent
+
+
+def test_the_density_of_a_flow_integrates_to_one() -> None:
+    sampler = student(1).sampler()
+    assert isinstance(sampler, FlowSampler)
+    line = torch.linspace(-8, 8, 161)
+    grid = torch.cartesian_prod(line, line)
+    mass = sampler.log_prob(grid).double().exp().sum() * float(line[1] - line[0]) ** 2
+    assert float(mass) == pytest.approx(1.0, abs=5e-3)
+
+
+def test_a_flow_is_as_dense_where_it_draws_as_its_inverse_says() -> None:
+    agent = student(1)
+    samples = agent.sampler().sample(500, 1)
+    sampler = agent.sampler()
+    assert isinstance(sampler, FlowSampler) and samples.log_weight is not None
+    found = -agent.mdp.energy(samples.x) - sampler.log_prob(samples.x)
+    assert torch.allclose(found, samples.log_weight, atol=2e-3)
+    again = sampler.reverse_log_weight(samples.x, torch.Generator())
+    assert torch.allclose(again, samples.log_weight, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_mean_weight_of_any_student_is_z(steps: int, seed: int) -> None:
+    log_weight = student(steps, seed=seed).sampler().sample(30_000, 0).log_weight
+    assert log_weight is not None
+    w = (log_weight.double() - 1.3).exp()
+    assert abs(float(w.mean()) - 1) < 4.5 * float(w.std()) / math.sqrt(len(w))
+
+
+@pytest.mark.parametrize("chain", ["vp", "ve"])
+@pytest.mark.parametrize("factorised", [False, True])
+def test_log_weights_of_a_chain_are_those_of_an_independent_computation(
+    chain: str, factorised: bool
+) -> None:
+    agent = student(3, chain)
+    mdp, network = agent.mdp, agent.average
+    assert isinstance(network, KernelStudent)
+    if factorised:
+        network = DistilledConfig(**SMALL, factorised=True).build(mdp).average
+        assert isinstance(network, KernelStudent)
+    with torch.no_grad():
+        states, log_weight = network.draw(mdp, 200, mdp.generator(5))
+        found = -mdp.energy(states[-1]) - mdp.start.log_prob(states[0])
+        for t in range(3):
+            x, x_next, c = states[t], states[t + 1], network.components(states[t], t)
+            a, s, sigma = mdp.chain.a[t], mdp.chain.s[t], mdp.chain.sigma[t]
+            back = Normal(x_next / a, s).log_prob(x).sum(-1)
+            means = a * x.unsqueeze(1) + sigma * c.mean  # the kernel of x_{t+1} itself
+            parts = Normal(means, sigma * c.log_std.exp())
+            if factorised:
+                each = Normal(parts.loc.mT, parts.scale.mT)
+                kernel = MixtureSameFamily(Categorical(logits=c.log_weight.mT), each)
+                forth = kernel.log_prob(x_next).sum(-1)
+            else:
+                joint = MixtureSameFamily(Categorical(logits=c.log_weight), Independent(parts, 1))
+                forth = joint.log_prob(x_next)
+            found = found + back - forth
+    assert torch.allclose(found, log_weight, atol=2e-3)
+
+
+@pytest.mark.parametrize("chain", ["vp", "ve"])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_of_a_mixture_the_untrained_student_is_exact(chain: str, steps: int) -> None:
+    log_weight = student(steps, chain, stir=0.0).sampler().sample(300, 1).log_weight
+    assert log_weight is not None
+    assert torch.allclose(log_weight, torch.tensor(1.3), atol=2e-3)
+
+
+def test_of_a_product_of_mixtures_the_untrained_student_is_exact() -> None:
+    product = ProductMixture(
+        weights=torch.tensor([[0.3, 0.7], [0.6, 0.4]]),
+        means=torch.tensor([[-2.0, 1.0], [0.0, 3.0]]),
+        variances=torch.tensor([[0.3, 0.5], [0.2, 0.4]]),
+    )
+    energy = vgs_rl.FunctionEnergy(lambda x: -product.log_prob(x), 2)
+    config = MDPConfig(
+        chain="ve",
+        num_steps=2,
+        schedule=ScheduleConfig(total_noise=0.5),
+        start=StartConfig(kind="noised_product", components=2, learned=False),
+    )
+    mdp = SamplingMDP(energy, config)
+    agent = DistilledConfig(width=8, depth=1, components=2, factorised=True).build(mdp)
+    mdp.start.become(product)  # type: ignore[operator]
+    agent.average.begin(torch.zeros(2, 2), product)
+    log_weight = agent.sampler().sample(300, 1).log_weight
+    assert log_weight is not None and torch.allclose(log_weight, torch.zeros(()), atol=2e-3)
+
+
+def test_any_two_coordinates_meet_in_a_coupling() -> None:
+    for dim in (2, 3, 10, 16):
+        kept = torch.stack(coupling_masks(dim))
+        sees = (kept.unsqueeze(2) & ~kept.unsqueeze(1)).any(0)  # i is kept while j is moved
+        assert bool((sees | torch.eye(dim, dtype=torch.bool)).all())
+        assert bool(kept.any(1).all()) and not bool(kept.all(1).any())
+
+
+def test_weights_make_states_of_the_target_out_of_a_wrong_teacher() -> None:
+    teacher = student(2, stir=0.1).sampler()
+    assert float(effective_share(teacher.sample(4_000, 0).log_weight)) < 0.95  # type: ignore[arg-type]
+    states = TeacherStates.draw(teacher, 20_000, 1)
+    nearest = torch.cdist(states.x, MEANS).argmin(1).bincount(minlength=3) / len(states.x)
+    exact = mixture_target().sample(20_000, torch.Generator().manual_seed(0))
+    expected = torch.cdist(exact.float(), MEANS).argmin(1).bincount(minlength=3) / len(exact)
+    assert torch.allclose(nearest, expected, atol=0.03)
+    assert len(states.held) == 2_000 and states.weighted and states.ess < 0.95
+
+
+def test_coordinates_that_are_independent_get_a_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (1_200, 5), generator=generator) * 6.0 - 3.0
+    x = signs + torch.randn(1_200, 5, generator=generator)
+    choice = choose_density(x, generator, diagonal=True)
+    assert choice.config.kind == "noised_product" and choice.within == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_student_learns_what_its_mixture_lacks_and_is_kept_in_files(
+    steps: int, tmp_path: Path
+) -> None:
+    """A banana: no mixture is exact; the student's gap shrinks, and its file draws the same."""
+    pytest.importorskip("zuko")
+
+    class Banana(vgs_rl.Energy):
+        dim = 2
+        can_sample = True
+
+        def energy(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * x[:, 0] ** 2 + 4.0 * (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2
+
+        def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
+            z = torch.randn(n, 2, generator=generator)
+            return torch.stack([z[:, 0], 0.5 * z[:, 0] ** 2 + z[:, 1] / math.sqrt(8)], dim=1)
+
+    energy = Banana()
+    exact = ExactSampler(energy)
+    with pytest.warns(UserWarning, match="no log-weights"):
+        agent = vgs_rl.distill(
+            exact, energy, steps=steps, updates=40, states=2_000, progress_bar=False
+        )
+    held = energy.sample(2_000, torch.Generator().manual_seed(9))
+
+    def gap(drawing: DistilledAgent) -> float:
+        sampler = drawing.sampler()
+        reverse = sampler.reverse_log_weight(held, torch.Generator().manual_seed(1))
+        forward = sampler.sample(2_000, 2).log_weight
+        assert forward is not None
+        return float(reverse.mean() - forward.mean())
+
+    start = vgs_rl.distill(exact, energy, steps=steps, updates=0, states=2_000)
+    assert gap(agent) < gap(start)
+    agent.save(tmp_path / "student.pt")
+    again = DistilledAgent.load(tmp_path / "student.pt", energy)
+    assert torch.equal(again.sample(50, 3).x, agent.sample(50, 3).x)
+    assert torch.equal(again.teacher.x, agent.teacher.x)
+
+
+def test_the_command_distils_a_run_into_a_run_and_a_file(tmp_path: Path) -> None:
+    settings = """\
+budget: {updates: 20}
+evaluation: {n_samples: 200, validation_samples: 100, validate_every: 10, figures_every: 0}
+device: cpu
+"""
+    (tmp_path / "tiny.yaml").write_text(TINY + settings)
+    with without_pictures():
+        call("train", "tiny.yaml", "--progress=false", folder=tmp_path)
+        options = ["--steps=2", "--updates=10", "--states=300", "--export=two.pt"]
+        teacher = "runs/FourGauss/vgs/0"
+        out, _ = call("distill", teacher, *options, "--progress=false", folder=tmp_path)
+    assert "2 calls" in out and "teacher" in out
+    run = vgs_rl.load_run(tmp_path / "runs/FourGauss/distilled-2/0", "best")
+    sampler = vgs_rl.load_sampler(tmp_path / "two.pt", device="cpu")
+    assert isinstance(sampler, ChainSampler) and sampler.mdp.num_steps == 2
+    assert torch.equal(sampler.sample(64, 1).x, run.sample(64, 1).x)
+    call("evaluate", "--pretrained=two.pt", "--n=100", folder=tmp_path)
+    call("sample", "two.pt", "--n=10", "--output=x.npz", folder=tmp_path)
+    with without_pictures():
+        again = ["--resume", "runs/FourGauss/distilled-2/0", "--budget.updates=14"]
+        call("train", *again, "--progress=false", folder=tmp_path)
+    went_on = vgs_rl.load_run(tmp_path / "runs/FourGauss/distilled-2/0", "last")
+    assert went_on.counters.updates == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": MOST_STEPS + 1}, f"steps must be at most {MOST_STEPS}"),
+        ({"states": 10}, "states must be at least 100, got 10"),
+        ({"updates": -1}, "updates must be at least 0, got -1"),
+        ({"energy": DW4()}, "Euclidean geometry to be distilled, got DW4"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused_by_name(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        vgs_rl.distill(ExactSampler(FourGauss()), **arguments)  # type: ignore[arg-type]
+
+
+def test_particles_and_compiled_students_are_refused() -> None:
+    with pytest.raises(ValueError, match="a student needs a Euclidean geometry"):
+        DistilledConfig().build(SamplingMDP(DW4(), MDPConfig(num_steps=2)))
+    with pytest.raises(ValueError, match="compiled is for value gradients"):
+        student(2).sampler(compiled=True)
+
+
+def test_without_zuko_one_step_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vgs-rl\[flows\]'"):
+        plan(ExactSampler(FourGauss()), 1)

@@ -1,0 +1,175 @@
+"""Students: few network calls and one, next to the teacher that they have learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vgs_rl.agents import Agent, DistilledConfig
+from vgs_rl.agents.distilled.distill import STATES, plan
+from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.experiments.benchmarks.runs import trained_run
+from vgs_rl.experiments.cli import output_file
+from vgs_rl.experiments.commands.distill import begin, student_config
+from vgs_rl.experiments.config import RunConfig, named_config
+from vgs_rl.experiments.evaluation import evaluate_agent
+from vgs_rl.experiments.run import load_run, train
+from vgs_rl.experiments.tables import (
+    Table,
+    machine,
+    markdown_table,
+    print_machine,
+    print_table,
+    require_section,
+    write_json,
+    write_section,
+)
+from vgs_rl.plots.plots import plot_steps, save_figure, try_picture
+from vgs_rl.samplers.base import Sampler
+
+TARGETS = ("gmm9", "gmm40", "funnel10", "manywell32")
+DRAWS = 20_000  # that are timed
+
+
+def distill(
+    configs: tuple[str, ...] = TARGETS,
+    steps: tuple[int, ...] = (8, 4, 2, 1),
+    updates: int = 600,
+    teacher_updates: int | None = None,
+    states: int = STATES,
+    seed: int = 0,
+    output: Path = Path("runs/distill"),
+    figure: Path = Path("runs/distill.png"),
+    json: Path | None = None,
+    markdown: Path | None = None,
+    section: str = "distill",
+    trust: bool = False,
+) -> None:
+    """Trains teachers, distils them, and prints teacher and students in one table.
+
+    The row `mixture` is the student of one step before its first update: the mixture that was
+    fitted to the teacher's states, without a network. ESS is of all samples. Samples per second
+    include log-weights, and are measured after the trainings, on all of torch's threads.
+
+    Args:
+        configs: names of files in configs/, or paths of YAML files: the teachers.
+        steps: network calls of the students.
+        updates: gradient steps of each student.
+        teacher_updates: gradient steps of each teacher; its configuration's by default.
+        states: states of the teacher that each student learns from.
+        seed: of teachers and students.
+        output: where the run folders go; finished runs there are read, not repeated.
+        figure: the picture to write: ESS and TVD-E against calls.
+        json: also write all reports to this file.
+        markdown: also write the table to this file, between its lines `<!-- SECTION:begin -->` and
+            `<!-- SECTION:end -->` if it has them.
+        section: name of that section.
+        trust: whether the YAML files may name code that is not this package's.
+    """
+    for file in (json, markdown):
+        if file is not None:
+            output_file(file)
+    if markdown is not None:
+        require_section(markdown, section)
+    size = machine(torch.get_num_threads())
+    print_machine(size)
+    rows: Table = []
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    reports: list[Report] = []
+    for name in configs:
+        settings: dict[str, Any] = {"output": output / Path(name).stem, "seed": seed}
+        settings |= {"budget": {"updates": teacher_updates}} if teacher_updates else {}
+        config = named_config(name, settings, trust=trust)
+        run = trained_run(config, trust)
+        teacher = run.load()[1]
+        found = [("teacher", teacher.mdp.num_steps, run.report, teacher.sampler())]
+        options = Namespace(
+            seconds=None, updates=updates, seed=seed, device=None, output=config.output
+        )
+        found += _students(config, teacher, sorted(steps, reverse=True), states, options, trust)
+        for title, calls, report, sampler in found:
+            reports.append(report)
+            rows.append(_row(report, title, calls, samples_per_second(sampler)))
+        points = [(calls, report) for _, calls, report, _ in found if calls]
+        curves[report.target] = {
+            metric: [(calls, report.metrics[metric].value) for calls, report in points]
+            for metric in ("ess", "tvd_energy")
+        }
+    title = f"Seed {seed}, {reports[0].n_samples:,} samples, {size['threads']} threads"
+    print_table(title, rows)
+    if markdown is not None:
+        write_section(markdown, section, f"**{title}**\n\n{markdown_table(rows)}")
+    write_json({"machine": size, "rows": rows}, json)
+    try_picture(str(figure), lambda: save_figure(plot_steps(curves), figure))
+
+
+def _students(
+    config: RunConfig,
+    teacher: Agent,
+    steps: list[int],
+    states: int,
+    options: Namespace,
+    trust: bool,
+) -> list[tuple[str, int, Report, Sampler]]:
+    """Title, calls, report and sampler of each student, and of the mixture without a network."""
+    found: list[tuple[str, int, Report, Sampler]] = []
+    for count in steps:
+        folder = config.folder.parents[1] / f"{DistilledConfig.name}-{count}" / str(options.seed)
+        done = folder / "report.json"
+        if not done.is_file():
+            print(f"distilling {config.env} to {count} calls into {folder}")
+            planned = plan(teacher.sampler(), count, seed=options.seed, states=states)
+            student = student_config(config, planned, options)
+            if train(student, overwrite=True, begin=functools.partial(begin, planned)) is None:
+                raise SystemExit(130)
+        agent = load_run(folder, trust=trust)
+        found.append(("student", count, Report.load(done), agent.sampler()))
+        if count == 1:
+            untrained = DistilledConfig().build(agent.mdp)
+            mixture, file = untrained.sampler(), folder / "report_mixture.json"
+            if not file.is_file():
+                evaluate_agent(config, untrained).save(file)
+            report = dataclasses.replace(Report.load(file), target=found[0][2].target)
+            found.append(("mixture", 0, report, mixture))
+    return found
+
+
+def samples_per_second(sampler: Sampler) -> float:
+    """Samples with log-weights that are drawn in a second, best of three."""
+    sampler.sample(DRAWS // 4, 0)
+    times = []
+    for seed in range(3):
+        began = time.perf_counter()
+        sampler.sample(DRAWS, seed)
+        times.append(time.perf_counter() - began)
+    return DRAWS / min(times)
+
+
+def _row(report: Report, title: str, calls: int, speed: float) -> dict[str, Any]:
+    tvd = report.metrics.get("tvd_energy")
+    ratio = tvd.value / tvd.ideal if tvd is not None and tvd.ideal else float("nan")
+    return {
+        "target": report.target,
+        "sampler": title,
+        "calls": calls,
+        "updates": report.details.get("updates", 0),
+        "ESS": _value(report, "ess"),
+        "TVD-E": _value(report, "tvd_energy"),
+        "over ideal": ratio,
+        "mode weight error": _value(report, "mode_weight_error"),
+        "Δ log Z": _value(report, "log_z_error"),
+        "gap": _value(report, "gap"),
+        "seconds": report.train_seconds,
+        "samples/s": speed,
+    }
+
+
+def _value(report: Report, name: str) -> float:
+    metric = report.metrics.get(name)
+    return float("nan") if metric is None else metric.value
