@@ -156,7 +156,7 @@ class DistilledAgent(TargetAgent):
         self.counters.energy_evaluations += teacher.energy_evaluations
         take_over(self.mdp.start, choice.mixture)
         for network in (self.network, self.average):
-            network.begin(teacher.x, choice.mixture)
+            network.begin(teacher.x, choice)
 
     def sampler(self, *, compiled: bool = False) -> Sampler:
         """See :meth:`Agent.sampler`.

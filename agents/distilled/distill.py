@@ -67,7 +67,7 @@ def plan(teacher: Sampler, steps: int, *, seed: int = 0, states: int = STATES) -
         require_zuko()
     drawn = TeacherStates.draw(teacher, states, seed)
     generator = torch.Generator(drawn.x.device).manual_seed(seed)
-    choice = choose_density(drawn.x, generator, diagonal=steps > 1)
+    choice = choose_density(drawn.x, generator, chain=steps > 1)
     noise = (ONE_STEP_NOISE if steps == 1 else CHAIN_NOISE) * choice.within
     chain = MDPConfig(
         chain="ve",

@@ -1,12 +1,13 @@
 """One network call: a normalising flow from a fitted mixture to the target, by zuko.
 
-    x_0 ~ pi_0, a mixture;  x = f(x_0);  log q(x) = log pi_0(x_0) - log |det f'(x_0)|
+    x_0 ~ pi_0, a mixture;  x = b(f(x_0));  log q(x) = log pi_0(x_0) - log |det (b f)'(x_0)|
     log w = -E(x)/tau - log q(x),  E[w] = Z
 
 f is a stack of coupling layers. Each moves half of the coordinates, given the others, by a
 monotonic rational-quadratic spline (Durkan et al., *Neural Spline Flows*, arXiv:1906.04032) and an
 affine map. Both directions take one pass through each layer. f is the identity until it is trained,
-so a student begins as its mixture.
+so a student begins as its mixture. b undoes what funnels and bananas do, where the states show it
+(:class:`~vgs_rl.exploration.location_scale.LocationScale`), and is the identity elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.agents.distilled.densities import Fitted
+from vgs_rl.agents.distilled.densities import Choice
+from vgs_rl.exploration import LocationScale
+from vgs_rl.exploration.location_scale import ROOT
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Sampler, Samples
 
@@ -49,7 +52,7 @@ def univariate(shift: Tensor, scale: Tensor, *knots: Tensor) -> Any:
 
 
 class FlowStudent(nn.Module):
-    """The map f from x_0 to x, in coordinates of unit size.
+    """The map from x_0 to x, in coordinates of unit size.
 
     Args:
         mdp: of the student; its start is the density of x_0.
@@ -64,6 +67,11 @@ class FlowStudent(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    parents: Tensor
+    location: Tensor
+    log_scale: Tensor
+    frame: Tensor
+    centre: Tensor
 
     def __init__(
         self,
@@ -78,6 +86,16 @@ class FlowStudent(nn.Module):
         coupling = require_zuko().flows.GeneralCouplingTransform
         self.register_buffer("shift", torch.zeros(mdp.dim, dtype=mdp.dtype))
         self.register_buffer("scale", torch.ones(mdp.dim, dtype=mdp.dtype))
+        dim = mdp.dim
+        self.register_buffer("parents", torch.full((dim,), ROOT))
+        for name, shape in (
+            ("location", (dim, 3)),
+            ("log_scale", (dim, 3)),
+            ("frame", (dim, dim)),
+            ("centre", (dim,)),
+        ):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self._bend: tuple[tuple[object, ...], LocationScale | None] | None = None
         options = {
             "univariate": univariate,
             "shapes": SHAPES,
@@ -91,24 +109,53 @@ class FlowStudent(nn.Module):
             )
         for layer in self.layers:
             initialise(layer, generator)
-        self.to(mdp.device, mdp.dtype)
+        self.layers.to(mdp.device, mdp.dtype)
+        self.to(mdp.device)
 
-    def begin(self, x: Tensor, mixture: Fitted) -> None:
+    def begin(self, x: Tensor, choice: Choice) -> None:
         """Takes coordinates in which states x (n, D) have mean 0 and unit variance."""
+        if choice.coordinates is not None:
+            bend = choice.coordinates.inner
+            for name in ("parents", "location", "log_scale"):
+                getattr(self, name).copy_(getattr(bend, name))
+            outer, one = choice.coordinates.outer, torch.eye(x.shape[1], dtype=torch.float64)
+            self.centre.copy_(outer.to_x(torch.zeros_like(one[:1]).to(x.device))[0])
+            self.frame.copy_((outer.to_x(one.to(x.device)) - self.centre).T)
+            x = choice.coordinates.to_z(x)
         self.shift.copy_(x.mean(0))
         self.scale.copy_(x.std(0).clamp_min(1e-12))
 
+    def _bent(self) -> LocationScale | None:
+        """The map without its frame, or None for the identity."""
+        key = (self.parents.data_ptr(), self.parents._version, self.parents.device)
+        if self._bend is None or self._bend[0] != key:
+            parts = self.parents, self.location, self.log_scale
+            bent = bool((self.parents != ROOT).any())
+            self._bend = key, LocationScale(*parts) if bent else None
+        return self._bend[1]
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x_0), shape (B, D), and log |det f'(x_0)|, shape (B,)."""
+        """X, shape (B, D), of x_0, and log |det dx/dx_0|, shape (B,)."""
         z, log_det = (x - self.shift) / self.scale, x.new_zeros(len(x))
         for layer in self.layers:
             z, change = layer().call_and_ladj(z)
             log_det = log_det + change
-        return self.shift + self.scale * z, log_det
+        z, bent = self.shift + self.scale * z, self._bent()
+        if bent is None:
+            return z, log_det
+        between, change = bent.with_log_det(z)
+        found = (self.centre + between @ self.frame.T).to(x.dtype)
+        return found, log_det + (change + torch.linalg.slogdet(self.frame)[1]).to(x.dtype)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0, shape (B, D), of x = f(x_0), and log |det f'(x_0)|, shape (B,)."""
-        z, log_det = (x - self.shift) / self.scale, x.new_zeros(len(x))
+        """x_0, shape (B, D), of x, and log |det dx/dx_0|, shape (B,)."""
+        log_det, bent = x.new_zeros(len(x)), self._bent()
+        if bent is not None:
+            between = torch.linalg.solve(self.frame, (x.double() - self.centre).T).T
+            z = bent.to_z(between)
+            change = bent.with_log_det(z)[1] + torch.linalg.slogdet(self.frame)[1]
+            x, log_det = z.to(x.dtype), change.to(x.dtype)
+        z = (x - self.shift) / self.scale
         for layer in reversed(self.layers):
             z, change = layer().inv.call_and_ladj(z)
             log_det = log_det - change

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.agents.distilled.densities import Fitted
+from vgs_rl.agents.distilled.densities import Choice
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.starts import Mixture, ProductMixture
@@ -105,8 +105,9 @@ class KernelStudent(nn.Module):
         self.steps = nn.ModuleList(_network(sizes, generator) for _ in range(mdp.num_steps))
         self.to(mdp.device, mdp.dtype)
 
-    def begin(self, x: Tensor, mixture: Fitted) -> None:
+    def begin(self, x: Tensor, choice: Choice) -> None:
         """Takes over a diagonal mixture, or product of mixtures, of target states x."""
+        mixture = choice.mixture
         if isinstance(mixture, ProductMixture):
             weights, means, variances = mixture.weights.T, mixture.means.T, mixture.variances.T
         else:

@@ -13,12 +13,13 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 import vgs_rl
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
 from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler
-from vgs_rl.agents.distilled.densities import choose_density
+from vgs_rl.agents.distilled.densities import Choice, choose_density
 from vgs_rl.agents.distilled.distill import MOST_STEPS, plan
 from vgs_rl.agents.distilled.flow import FlowSampler, coupling_masks
 from vgs_rl.agents.distilled.kernels import KernelStudent
 from vgs_rl.agents.distilled.teacher import TeacherStates
-from vgs_rl.envs import DW4, FourGauss, GaussianMixture
+from vgs_rl.envs import DW4, FourGauss, Funnel10, GaussianMixture, ManyWell
+from vgs_rl.exploration import AffineMap, Composed, LocationScale
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.starts import Mixture, ProductMixture, StartConfig
 from vgs_rl.weights import effective_share
@@ -36,8 +37,23 @@ def fitted() -> Mixture:
     return Mixture(weights=WEIGHTS.double(), means=MEANS.double(), covariances=VARIANCES.double())
 
 
+BENT = Composed(
+    AffineMap(torch.tensor([0.3, -0.2]), torch.tensor([[0.9, 0.0], [0.4, 1.2]])),
+    LocationScale(
+        torch.tensor([1, -1]),
+        torch.tensor([[0.2, 0.5, -0.3], [0.0, 0.0, 0.0]]),
+        torch.tensor([[0.1, 0.4, -0.2], [0.0, 0.0, 0.0]]),
+    ),
+)
+
+
 def student(
-    steps: int, chain: str = "ve", seed: int = 3, stir: float = 0.2, **options: object
+    steps: int,
+    chain: str = "ve",
+    seed: int = 3,
+    stir: float = 0.2,
+    coordinates: Composed | None = None,
+    **options: object,
 ) -> DistilledAgent:
     """A student whose weights are stirred, so that it is not what it begins as."""
     if steps == 1:
@@ -48,7 +64,8 @@ def student(
     mdp = SamplingMDP(mixture_target(log_z=1.3), config)
     agent = DistilledConfig(**SMALL | options).build(mdp, seed=seed)
     mdp.start.become(fitted())  # type: ignore[operator]
-    agent.average.begin(mdp.energy.sample(500, mdp.generator(0)), fitted())
+    choice = Choice(fitted(), start, 1.0, coordinates)
+    agent.average.begin(mdp.energy.sample(500, mdp.generator(0)), choice)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in agent.average.parameters():
@@ -56,17 +73,21 @@ def student(
     return agent
 
 
-def test_the_density_of_a_flow_integrates_to_one() -> None:
-    sampler = student(1).sampler()
+@pytest.mark.parametrize("coordinates", [None, BENT], ids=["straight", "bent"])
+def test_the_density_of_a_flow_integrates_to_one(coordinates: Composed | None) -> None:
+    sampler = student(1, coordinates=coordinates).sampler()
     assert isinstance(sampler, FlowSampler)
-    line = torch.linspace(-8, 8, 161)
+    line = torch.linspace(-12, 12, 321)
     grid = torch.cartesian_prod(line, line)
     mass = sampler.log_prob(grid).double().exp().sum() * float(line[1] - line[0]) ** 2
     assert float(mass) == pytest.approx(1.0, abs=5e-3)
 
 
-def test_a_flow_is_as_dense_where_it_draws_as_its_inverse_says() -> None:
-    agent = student(1)
+@pytest.mark.parametrize("coordinates", [None, BENT], ids=["straight", "bent"])
+def test_a_flow_is_as_dense_where_it_draws_as_its_inverse_says(
+    coordinates: Composed | None,
+) -> None:
+    agent = student(1, coordinates=coordinates)
     samples = agent.sampler().sample(500, 1)
     sampler = agent.sampler()
     assert isinstance(sampler, FlowSampler) and samples.log_weight is not None
@@ -74,6 +95,26 @@ def test_a_flow_is_as_dense_where_it_draws_as_its_inverse_says() -> None:
     assert torch.allclose(found, samples.log_weight, atol=2e-3)
     again = sampler.reverse_log_weight(samples.x, torch.Generator())
     assert torch.allclose(again, samples.log_weight, atol=2e-3)
+
+
+def test_a_funnel_needs_one_step_and_no_training() -> None:
+    pytest.importorskip("zuko")
+    energy = Funnel10()
+    student = vgs_rl.distill(ExactSampler(energy), energy, updates=0, states=4_000)
+    samples = student.sampler().sample(4_000, 1)
+    assert samples.log_weight is not None and samples.ess > 0.9
+    assert float(samples.log_weight.mean()) == pytest.approx(0.0, abs=0.1)
+
+
+def test_no_weight_is_large_between_modes() -> None:
+    pytest.importorskip("zuko")
+    energy = ManyWell(4)
+    student = vgs_rl.distill(ExactSampler(energy), energy, updates=0, states=4_000)
+    sampler = student.sampler()
+    assert isinstance(sampler, FlowSampler) and energy.log_z is not None
+    between = torch.zeros(1, 4)  # the top of both barriers
+    log_w = -energy(between) - sampler.log_prob(between) - energy.log_z
+    assert float(log_w) < 1.0
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -140,7 +181,7 @@ def test_of_a_product_of_mixtures_the_untrained_student_is_exact() -> None:
     mdp = SamplingMDP(energy, config)
     agent = DistilledConfig(width=8, depth=1, components=2, factorised=True).build(mdp)
     mdp.start.become(product)  # type: ignore[operator]
-    agent.average.begin(torch.zeros(2, 2), product)
+    agent.average.begin(torch.zeros(2, 2), Choice(product, config.start, 1.0))
     log_weight = agent.sampler().sample(300, 1).log_weight
     assert log_weight is not None and torch.allclose(log_weight, torch.zeros(()), atol=2e-3)
 
@@ -168,7 +209,7 @@ def test_coordinates_that_are_independent_get_a_product() -> None:
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (1_200, 5), generator=generator) * 6.0 - 3.0
     x = signs + torch.randn(1_200, 5, generator=generator)
-    choice = choose_density(x, generator, diagonal=True)
+    choice = choose_density(x, generator, chain=True)
     assert choice.config.kind == "noised_product" and choice.within == pytest.approx(1.0, abs=0.2)
 
 
@@ -176,25 +217,25 @@ def test_coordinates_that_are_independent_get_a_product() -> None:
 def test_a_student_learns_what_its_mixture_lacks_and_is_kept_in_files(
     steps: int, tmp_path: Path
 ) -> None:
-    """A banana: no mixture is exact; the student's gap shrinks, and its file draws the same."""
+    """A wave: no mixture is exact; the student's gap shrinks, and its file draws the same."""
     pytest.importorskip("zuko")
 
-    class Banana(vgs_rl.Energy):
+    class Wave(vgs_rl.Energy):
         dim = 2
         can_sample = True
 
         def energy(self, x: torch.Tensor) -> torch.Tensor:
-            return 0.5 * x[:, 0] ** 2 + 4.0 * (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2
+            return 0.5 * x[:, 0] ** 2 + 4.0 * (x[:, 1] - (2 * x[:, 0]).sin()) ** 2
 
         def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
             z = torch.randn(n, 2, generator=generator)
-            return torch.stack([z[:, 0], 0.5 * z[:, 0] ** 2 + z[:, 1] / math.sqrt(8)], dim=1)
+            return torch.stack([z[:, 0], (2 * z[:, 0]).sin() + z[:, 1] / math.sqrt(8)], dim=1)
 
-    energy = Banana()
+    energy = Wave()
     exact = ExactSampler(energy)
     with pytest.warns(UserWarning, match="no log-weights"):
         agent = vgs_rl.distill(
-            exact, energy, steps=steps, updates=40, states=2_000, progress_bar=False
+            exact, energy, steps=steps, updates=80, states=2_000, progress_bar=False
         )
     held = energy.sample(2_000, torch.Generator().manual_seed(9))
 

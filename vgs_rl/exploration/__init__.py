@@ -9,12 +9,10 @@ from vgs_rl.exploration.explore import (
     affordable_effort,
     explore,
     explore_again,
-    fitted_reference,
 )
 from vgs_rl.exploration.location_scale import LocationScale, fit_location_scale
 from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
-from vgs_rl.exploration.modes import Modes, find_modes
-from vgs_rl.exploration.precondition import preconditioner
+from vgs_rl.exploration.modes import Modes, find_modes, preconditioner
 from vgs_rl.exploration.reference import (
     GaussianReference,
     JoinedReference,
@@ -22,6 +20,7 @@ from vgs_rl.exploration.reference import (
     PriorReference,
     Reference,
     find_reference,
+    fitted_reference,
 )
 from vgs_rl.exploration.support import Support, periodic
 from vgs_rl.exploration.tail_fit import TailFit, fit_tails

@@ -22,11 +22,11 @@ from vgs_rl.exploration.reference import (
     Reference,
     descend,
     find_reference,
+    fitted_reference,
 )
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.samplers.kernels import FiniteEnergy
-from vgs_rl.starts.em import Mixture, choose_mixture
-from vgs_rl.weights import temper
+from vgs_rl.starts.em import Mixture
 
 ROUNDS = 10
 MOVES = 2  # of a wide reference at whose edge particles pile up
@@ -245,7 +245,9 @@ class _Explorer:
         ended = enough(*_joined(runs))
         while rounds < ROUNDS and not ended and not self.late(0.4):
             rounds += 1
-            known = fitted_reference(*_joined(runs), self.generator, self._all_modes())
+            modes = self._all_modes()
+            at = None if modes is None else modes.x
+            known = fitted_reference(*_joined(runs), self.generator, at)
             self.tell(f"exploring, round {rounds}, {len(known.means)} Gaussians known")
             if effort == 1.0:
                 self.n = max(self.n, 64 * len(known.means))
@@ -318,30 +320,6 @@ class _Explorer:
                     f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"
                 ]
         return []
-
-
-def fitted_reference(
-    x: Tensor, log_weight: Tensor, generator: torch.Generator, modes: Modes | None = None
-) -> MixtureReference:
-    """A density around weighted states, by a mixture that is fitted to them.
-
-    Args:
-        x: states, shape (n, D), float64.
-        log_weight: of the states, shape (n,).
-        generator: source of randomness.
-        modes: where components may be.
-    """
-    dim = x.shape[1]
-    some = torch.randperm(len(x), generator=generator, device=x.device)[:4096]
-    mixture = choose_mixture(
-        x[some],
-        generator,
-        log_weight=temper(log_weight[some], 1 / 3).log(),
-        most=32,
-        modes=None if modes is None else modes.x,
-        kinds=("diagonal", "tied"),
-    )
-    return MixtureReference(mixture, 1 + 1.5 / dim**0.5)  # wider where that costs little
 
 
 def _joined(islands: tuple[Island, ...]) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def _levels(parents: Tensor) -> list[Tensor]:
 
 def fit_location_scale(
     x: Tensor, generator: torch.Generator, log_weight: Tensor | None = None
-) -> Coordinates | None:
+) -> Composed | None:
     """Coordinates in which states depend less on each other than in any affine ones, or None.
 
     Each coordinate may have one parent on which its mean depends quadratically and its log scale
@@ -133,6 +133,9 @@ def fit_location_scale(
         x: states, shape (n, D).
         generator: source of randomness.
         log_weight: of the states, shape (n,); equal if None.
+
+    Returns:
+        An affine map after a :class:`LocationScale`, or None where neither is clearly better.
     """
     n, dim = x.shape
     if dim < 2 or dim > MOST or n < max(200.0, LEAST * dim):
@@ -145,7 +148,7 @@ def fit_location_scale(
     frames: list[Coordinates] = [AffineMap(centre, width), _along_the_funnel(x)]
     if dim <= MOST_ORDERED:
         frames.append(Composed(frames[0], _in_order(frames[0].to_z(x))))
-    best: tuple[float, Coordinates] | None = None
+    best: tuple[float, Composed] | None = None
     for frame in frames:  # the plainest first: what is fitted for nothing is wrong far out
         trees = _trees(frame.to_z(x))
         if trees is not None:

@@ -1,4 +1,7 @@
-"""Modes of an energy: where descents end, polished by Newton's method, with their local widths."""
+"""Modes of an energy: where descents end, polished by Newton's method, with their local widths.
+
+Coordinates of unit curvature come from Hessians at a few of them: badly scaled targets need these.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.reference import GRID, descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 MOST_MODES = 64  # more of them are no description of a density any more
 MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken for Hessians
 ROUNDS = 4
+POINTS = 8  # minima that are looked for to precondition a target
+HESSIANS = 40  # along the way to each
+MOST_DIMENSIONS = 128  # up to which Hessians are taken for that
+WORTH = 30.0  # ratio of widths from which on it pays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +154,53 @@ def _distinct(x: Tensor, hessian: Tensor, log_mass: Tensor) -> Tensor:
                 continue
         chosen.append(i)
     return torch.tensor(chosen, device=x.device)
+
+
+def preconditioner(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> AffineMap | None:
+    """A map in whose coordinates the mean inverse Hessian at the lowest minima is the identity.
+
+    Walks downhill from states of all sizes are too slow where widths differ by orders of
+    magnitude, and so is tempering from a round density. Newton's method is not.
+
+    Args:
+        energy: E/tau.
+        dim: D.
+        generator: source of randomness.
+
+    Returns:
+        None where the widths are within a factor of 30, D is above 128, or no minimum was found.
+    """
+    if dim < 2 or dim > MOST_DIMENSIONS:
+        return None
+    device = generator.device
+    shape = (4 * len(GRID), dim)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+    starts = GRID.to(device).repeat_interleave(4).unsqueeze(-1) * normal
+    ends, heights = descend(energy, starts, steps=50)
+    if not bool(heights.isfinite().any()):
+        return None
+    x = ends[heights.argsort()[:POINTS]]
+    x, hessian, flat = _minima(energy, x)
+    if not bool(flat.any()):
+        return None
+    covariance = torch.linalg.inv(hessian[flat]).mean(0)
+    width = torch.linalg.eigvalsh(covariance)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if int(info) or not float((width[-1] / width[0]).sqrt()) > WORTH:
+        return None
+    return AffineMap(x[flat].mean(0), factor)
+
+
+def _minima(energy: FiniteEnergy, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where Newton's method leads, the Hessians there, and which rows are minima."""
+    step = 1e-5 * x.abs().mean(-1, keepdim=True).clamp_min(1e-8).expand_as(x)
+    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    hessian = hessian_at(energy, x, step)
+    for _ in range(HESSIANS):
+        step = local_step(hessian, step)
+        x = newton(energy, x, hessian)
+        hessian = hessian_at(energy, x, step)
+        flat = decrements(energy, x, hessian) < 0.1
+        if bool(flat.all()):
+            break
+    return x, hessian, flat

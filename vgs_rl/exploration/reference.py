@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vgs_rl.exploration.affine import AffineMap
 from vgs_rl.samplers.kernels import FiniteEnergy
-from vgs_rl.starts.em import Mixture
+from vgs_rl.starts.em import Mixture, choose_mixture
+from vgs_rl.weights import temper
 
 GRID = 10.0 ** torch.linspace(-5, 5, 41, dtype=torch.float64)
 DRAWS = 128  # at each width of the grid
@@ -246,3 +247,27 @@ def descend(energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS) -> tuple[
         slope = torch.where(column, new_slope, slope)
         step = torch.where(column, 1.6 * step, 0.4 * step)
     return x, value
+
+
+def fitted_reference(
+    x: Tensor, log_weight: Tensor, generator: torch.Generator, modes: Tensor | None = None
+) -> MixtureReference:
+    """A density around weighted states, by a mixture that is fitted to them.
+
+    Args:
+        x: states, shape (n, D), float64.
+        log_weight: of the states, shape (n,).
+        generator: source of randomness.
+        modes: where components may be, shape (M, D).
+    """
+    dim = x.shape[1]
+    some = torch.randperm(len(x), generator=generator, device=x.device)[:4096]
+    mixture = choose_mixture(
+        x[some],
+        generator,
+        log_weight=temper(log_weight[some], 1 / 3).log(),
+        most=32,
+        modes=modes,
+        kinds=("diagonal", "tied"),
+    )
+    return MixtureReference(mixture, 1 + 1.5 / dim**0.5)  # wider where that costs little

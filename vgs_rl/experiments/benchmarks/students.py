@@ -132,6 +132,9 @@ def _students(
         found.append(("student", count, Report.load(done), agent.sampler()))
         if count == 1:
             untrained = DistilledConfig().build(agent.mdp)
+            known = dict(agent.average.named_buffers())
+            for name, buffer in untrained.average.named_buffers():
+                buffer.copy_(known[name])  # the coordinates that both have
             mixture, file = untrained.sampler(), folder / "report_mixture.json"
             if not file.is_file():
                 evaluate_agent(config, untrained).save(file)
