@@ -97,7 +97,7 @@ MISTAKES = [
     ("train --evaluation.n_samples 0", "evaluation.n_samples must be at least 1, got 0"),
     ("train --mdp.temperature .nan", "temperature must be a positive number, got nan"),
     ("train --overwrite on", "--overwrite: must be true or false, got 'on'"),
-    ("train --agent vgs", "agent: no AgentConfig is called 'vgs'; there are DistilledConfig, ValueGradientConfig"),
+    ("train --agent vgs", "agent: no AgentConfig is called 'vgs'; there are DistilledConfig"),
     ("train --env fails:Rings", "module fails fails when it is imported: RuntimeError: no licence"),
     ("train --env syntax:Rings", "module syntax fails when it is imported: SyntaxError"),
     ("train --env energies:Raises", "Raises.energy failed on states of shape (64, 2)"),

@@ -33,7 +33,7 @@ FILES = [
     ("mdp: {num_steps: true}", "mdp.num_steps must be a whole number, got True"),
     ("mdp: {num_steps: 2.5}", "mdp.num_steps must be a whole number, got 2.5"),
     ("mdp: {chain: vq}", "mdp.chain must be one of vp, ve, got 'vq'"),
-    ("agent: vgs", "agent: no AgentConfig is called 'vgs'; there are DistilledConfig, ValueGradientConfig"),
+    ("agent: vgs", "agent: no AgentConfig is called 'vgs'; there are DistilledConfig"),
     ("agent: 3", "agent must be class_path and init_args, or the name of a class, got 3"),
     ("agent: [ValueGradientConfig]", "agent must be class_path and init_args"),
     ("agent: {class_path: 3}", "agent.class_path must be the name of a class, got 3"),

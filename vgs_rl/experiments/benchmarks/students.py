@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vgs_rl.agents import Agent, DistilledConfig
+from vgs_rl.agents import Agent, DistilledAgent, DistilledConfig
 from vgs_rl.agents.distilled.distill import STATES, plan
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.benchmarks.runs import trained_run
@@ -129,6 +129,7 @@ def _students(
             if train(student, overwrite=True, begin=functools.partial(begin, planned)) is None:
                 raise SystemExit(130)
         agent = load_run(folder, trust=trust)
+        assert isinstance(agent, DistilledAgent)
         found.append(("student", count, Report.load(done), agent.sampler()))
         if count == 1:
             untrained = DistilledConfig().build(agent.mdp)
