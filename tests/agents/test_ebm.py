@@ -370,7 +370,15 @@ def test_impossible_learners_are_refused_by_name(options, message):
 # --- the loop -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vgs", "vgs-soft", "langevin", "persistent"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgs",
+        pytest.param("vgs-soft", marks=pytest.mark.slow),
+        pytest.param("langevin", marks=pytest.mark.slow),
+        "persistent",
+    ],
+)
 def test_the_energy_tells_data_from_noise_whoever_samples(name):
     trainer = EBMTrainer(eight(), plane(SAMPLERS[name]))
     trainer.learn(BudgetConfig(updates=200), progress_bar=False)

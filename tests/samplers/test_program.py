@@ -109,6 +109,7 @@ def test_a_program_is_the_chain_and_needs_nothing_of_this_package(
     torch.testing.assert_close(log_weight, expected[1])
 
 
+@pytest.mark.slow
 def test_an_energy_outside_of_torch_is_exported_without_weights_alone(tmp_path: Path) -> None:
     sampler = VGS(InNumPy(), mdp=MDPConfig(num_steps=2)).sampler()
     with pytest.raises(ValueError, match="InNumPy cannot be exported with its energy; weights="):
@@ -120,6 +121,7 @@ def test_an_energy_outside_of_torch_is_exported_without_weights_alone(tmp_path: 
     torch.testing.assert_close(x, replayed(sampler, uniform, normal)[0])
 
 
+@pytest.mark.slow
 def test_path_agents_are_exported_too(tmp_path: Path) -> None:
     sampler = PIS("GMM9", mdp=MDPConfig(num_steps=2), seed=0).sampler()
     sampler.export(tmp_path / "sampler.pt2")
