@@ -342,7 +342,7 @@ def test_the_value_gradient_agent_improves_the_elbo_on_the_sphere(drift, objecti
     options = ValueGradientConfig(drift=drift, objective=objective, ema=0.9, final_lr=1.0)
     agent = ValueGradientAgent(mdp, options, seed=0)
     before = ChainSampler(mdp, lambda x, t: torch.zeros_like(x)).sample(4000).log_weight.mean()
-    agent.learn(BudgetConfig(updates=400), progress_bar=False)
+    agent.learn(BudgetConfig(updates=600), progress_bar=False)
     samples = agent.sampler().sample(20_000)
     elbo = float(samples.log_weight.mean())
     assert float(before) < energy.log_z - 1.5
