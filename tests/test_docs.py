@@ -15,7 +15,6 @@ import runpy
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -52,7 +51,6 @@ SMALLER = [
     (r"energy, 2_000\)", "energy, 200)"),
     (r'load_sampler\("(\w+)"\)\.sample\([\d_]+\)', r'load_sampler("\1").sample(2)'),
 ]
-OPTIONAL = ("jax", "ase", "numpyro")  # no agent needs them, so they may be missing
 NOTEBOOK = {
     "updates=600": "updates=100",
     "num_chains=2_000": "num_chains=100",
@@ -113,13 +111,7 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    missing: set[str] = set()
     for code in PROGRAMS[page]:
-        imported = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
-        needs = {each for each in OPTIONAL if each in imported and not find_spec(each)}
-        if needs:
-            missing |= needs
-            continue
         if page.name != "CONTRIBUTING.md":  # whose blocks are laws that need their sizes
             for pattern, smaller in SMALLER:
                 code = re.sub(pattern, smaller, code)
@@ -128,8 +120,6 @@ def test_python_blocks_run(
         file.write_text(code, encoding="utf-8")
         runpy.run_path(str(file))
     assert "Traceback" not in capsys.readouterr().err
-    if missing:
-        pytest.skip(f"blocks that need {', '.join(sorted(missing))}, the others ran")
 
 
 STUBS = """

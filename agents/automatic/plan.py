@@ -79,9 +79,14 @@ def make_plan(
         )
         design = trials.choose().design
     decided = replace(
-        settings, when="always", unit=design.unit, tails=design.tails, effort=clock.decisions
+        settings,
+        when="always",
+        unit=design.unit,
+        tails=design.tails,
+        bends=found.bends,
+        effort=clock.decisions,
     )
-    for name in ("unit", "tails") if settings.done else ():
+    for name in ("unit", "tails", "bends") if settings.done else ():
         was, now = getattr(settings, name), getattr(decided, name)
         if was not in (None, now):
             raise ValueError(

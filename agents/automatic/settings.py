@@ -30,6 +30,7 @@ class ExplorationConfig:
         unit: what has unit size in the chain's coordinates, the target or a component of the start;
             known afterwards.
         tails: heavy tails that the coordinates take away; known afterwards.
+        bends: how often the coordinates undo funnels and bananas; known afterwards.
         effort: how much was done, by name and in its order; known afterwards.
     """
 
@@ -37,6 +38,7 @@ class ExplorationConfig:
     seconds: float = 60.0
     unit: Literal["target", "component"] | None = None
     tails: Literal["none", "radial", "coordinates"] | None = None
+    bends: int | None = None
     effort: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ class Survey:
         energy: the target, in preconditioned coordinates where that pays, and in some where
             coordinates depend less on each other.
         unit: the map from these to the energy's own coordinates, or None.
+        bends: how often exploration began again in coordinates that undo funnels and bananas.
         exploration: of `energy`.
         dtype: in which it is evaluated.
         fast: whether E is fast enough for the whole search, and for a guide by ∇E.
@@ -47,6 +48,7 @@ class Survey:
 
     energy: Energy
     unit: Coordinates | None
+    bends: int
     exploration: Exploration
     dtype: torch.dtype
     fast: bool
@@ -116,6 +118,7 @@ def survey(
     return Survey(
         energy=energy,
         unit=unit,
+        bends=BENDS - left,
         exploration=exploration,
         dtype=dtype,
         fast=fast,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vgs_rl.agents.distilled.densities import Choice
 from vgs_rl.exploration import LocationScale
-from vgs_rl.exploration.location_scale import ROOT
+from vgs_rl.exploration.location_scale import MOST, ROOT
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Sampler, Samples
 
@@ -88,14 +88,14 @@ class FlowStudent(nn.Module):
         self.register_buffer("scale", torch.ones(mdp.dim, dtype=mdp.dtype))
         dim = mdp.dim
         self.register_buffer("parents", torch.full((dim,), ROOT))
+        framed = dim if dim <= MOST else 0  # of more, no bend is looked for
         for name, shape in (
             ("location", (dim, 3)),
             ("log_scale", (dim, 3)),
-            ("frame", (dim, dim)),
+            ("frame", (framed, framed)),
             ("centre", (dim,)),
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self._bend: tuple[tuple[object, ...], LocationScale | None] | None = None
         options = {
             "univariate": univariate,
             "shapes": SHAPES,
@@ -126,13 +126,10 @@ class FlowStudent(nn.Module):
         self.scale.copy_(x.std(0).clamp_min(1e-12))
 
     def _bent(self) -> LocationScale | None:
-        """The map without its frame, or None for the identity."""
-        key = (self.parents.data_ptr(), self.parents._version, self.parents.device)
-        if self._bend is None or self._bend[0] != key:
-            parts = self.parents, self.location, self.log_scale
-            bent = bool((self.parents != ROOT).any())
-            self._bend = key, LocationScale(*parts) if bent else None
-        return self._bend[1]
+        """The bend without its frame, or None where there is none."""
+        if not bool((self.parents != ROOT).any()):
+            return None
+        return LocationScale(self.parents, self.location, self.log_scale)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """X, shape (B, D), of x_0, and log |det dx/dx_0|, shape (B,)."""

@@ -100,11 +100,39 @@ def test_modes_are_no_bend(target: GMM9) -> None:
     assert fit_location_scale(x, generator()) is None
 
 
+def test_heavy_tails_are_no_bend() -> None:
+    x = normal(4_000, 4)
+    assert fit_location_scale(x[:, :3] / x[:, 3:], generator()) is None
+
+
 def test_weights_count() -> None:
     x = Funnel10().sample(4_000, generator()).double()
-    few = fit_location_scale(x, generator(), torch.where(x[:, 0] > 0, 0.0, -torch.inf))
-    assert few is not None
-    assert fit_location_scale(normal(4_000, 3), generator(), -normal(4_000, 1)[:, 0]) is None
+    x[:2_000] = normal(2_000, 10)
+    normal_half = torch.arange(4_000) < 2_000
+    on_funnel, on_normal = (
+        torch.where(rows, 0.0, -torch.inf) for rows in (~normal_half, normal_half)
+    )
+    assert fit_location_scale(x, generator(), on_funnel) is not None
+    assert fit_location_scale(x, generator(), on_normal) is None
+
+
+def _odd() -> dict[str, Tensor]:
+    constant, copies, infinite = normal(1_000, 3), normal(1_000, 3), normal(1_000, 3)
+    constant[:, 0], copies[:, 1], infinite[5, 1] = 3.0, copies[:, 0], torch.inf
+    return {
+        "one constant": constant,
+        "copies": copies,
+        "infinite": infinite,
+        "few different": normal(7, 3)[torch.arange(1_000) % 7],
+        "all equal": torch.ones(1_000, 3).double(),
+        "huge": 1e200 * normal(1_000, 3),
+        "tiny": 1e-200 * normal(1_000, 3),
+    }
+
+
+@pytest.mark.parametrize("name", _odd())
+def test_odd_states_have_no_bend(name: str) -> None:
+    assert fit_location_scale(_odd()[name], generator()) is None
 
 
 def test_too_few_states_say_nothing() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.coordinates import Composed, Coordinates, part_of
+from vgs_rl.exploration.tail_fit import fit_tails
 from vgs_rl.starts.em import choose_mixture
 from vgs_rl.weights import systematic_resample, temper
 
@@ -20,10 +21,13 @@ MOST_LOG = 40.0  # of a width, so that numbers stay finite
 MOST = 128  # dimensions up to which pairs are looked at
 MOST_ORDERED = 64  # and up to which each may depend on all that come before it
 STATES = 4096
-LEAST = 10.0  # states for each dimension
+LEAST = 5  # different states for each dimension
+FEWEST = 200  # and altogether
+WIDTHS = 1e-100, 1e100  # whose squares are numbers
 SWEEPS = 25  # of a fit, fewer where pairs are compared
 COMPARED = 6
 SIGNIFICANT = 4.0  # standard errors of a coefficient
+HINT = 0.02  # squared correlation from which on a pair is fitted
 WORTH = 0.05  # nats a state by which one coordinate must depend on another
 CLEARLY = 0.1  # nats a state by which other coordinates must be better, and a mixture fit there
 
@@ -32,9 +36,9 @@ class LocationScale(Coordinates, kind="location_scale"):
     """x_j = m_j(x_i) + exp(s_j(x_i)) z_j, where i is the parent of j, and x_j = z_j of a root.
 
     m is quadratic; s is linear with a bend, so that it has a slope far out on either side, and
-    bounded by 40. Coordinates and parents form trees, so the
-    Jacobian is triangular. It undoes what hierarchical models do (non-centring: Papaspiliopoulos,
-    Roberts and Sköld, Statistical Science 22, 2007).
+    bounded by 40. Coordinates and parents form trees, so the Jacobian is triangular. It undoes what
+    hierarchical models do (non-centring: Papaspiliopoulos, Roberts and Sköld, Statistical Science
+    22, 2007).
 
     Args:
         parents: index of each parent or -1, shape (D,), int64.
@@ -57,16 +61,13 @@ class LocationScale(Coordinates, kind="location_scale"):
 
     def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Coordinates.with_log_det`."""
-        z = z.double()
-        columns, log_det = list(z.unbind(-1)), torch.zeros_like(z[:, 0])
+        x = z = z.double()
+        log_det = torch.zeros_like(z[:, 0])
         for level in self._levels:
-            above = torch.stack([columns[i] for i in self.parents[level].tolist()], -1)
-            m, s = self._conditional(above, level)
-            x = m + s.exp() * z[:, level]
-            for j, column in zip(level.tolist(), x.unbind(-1), strict=True):
-                columns[j] = column
+            m, s = self._conditional(x[:, self.parents[level]], level)
+            x = x.index_copy(1, level, m + s.exp() * z[:, level])
             log_det = log_det + s.sum(-1)
-        return torch.stack(columns, -1), log_det
+        return x, log_det
 
     def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Coordinates.to_z`; there is one, so the generator is not used."""
@@ -124,10 +125,13 @@ def fit_location_scale(
 ) -> Composed | None:
     """Coordinates in which states depend less on each other than in any affine ones, or None.
 
-    Each coordinate may have one parent on which its mean depends quadratically and its log scale
-    linearly. What that is worth beyond a linear mean is measured on held-out states. Candidates are
-    the coordinates themselves and, whitened, those with the direction of E[z |z|²] first: there a
-    funnel has its axis, however it was rotated and stretched.
+    Each coordinate may have one parent. What that is worth beyond a linear mean of one scale is
+    measured on held-out states. Candidates are the coordinates themselves; whitened ones whose
+    first is the direction of E[z log |z|²], where a funnel has its axis however it was turned and
+    stretched; and each coordinate without what is linear in those before it, the first of which
+    may be a scale of all others. In the best of them a mixture of Gaussians must be clearly
+    likelier than in the coordinates themselves, and than without their heavy tails
+    (:func:`~vgs_rl.exploration.tail_fit.fit_tails`): neither modes nor tails pass for a bend.
 
     Args:
         x: states, shape (n, D).
@@ -135,19 +139,25 @@ def fit_location_scale(
         log_weight: of the states, shape (n,); equal if None.
 
     Returns:
-        An affine map after a :class:`LocationScale`, or None where neither is clearly better.
+        An affine map after a :class:`LocationScale`, or None: where it is not clearly better, there
+        are fewer than 200 or 5 D different states or more than 128 dimensions, or a width is
+        0 or not finite.
     """
     n, dim = x.shape
-    if dim < 2 or dim > MOST or n < max(200.0, LEAST * dim):
+    if dim < 2 or dim > MOST:
         return None
     weights = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
     weights = temper(weights.double(), 1 / 3).log()
     rows = systematic_resample(weights, min(n, STATES), generator)
     x = x[rows[torch.randperm(len(rows), generator=generator, device=x.device)]].double()
-    centre, width = x.mean(0), x.std(0).clamp_min(1e-300)
+    centre, width = x.mean(0), x.std(0)
+    usable = (width > WIDTHS[0]) & (width < WIDTHS[1])
+    if not bool(usable.all()) or len(x.unique(dim=0)) < max(FEWEST, LEAST * dim):
+        return None
     frames: list[Coordinates] = [AffineMap(centre, width), _along_the_funnel(x)]
-    if dim <= MOST_ORDERED:
-        frames.append(Composed(frames[0], _in_order(frames[0].to_z(x))))
+    behind = _in_order(frames[0].to_z(x)) if dim <= MOST_ORDERED else None
+    if behind is not None:
+        frames.append(Composed(frames[0], behind))
     best: tuple[float, Composed] | None = None
     for frame in frames:  # the plainest first: what is fitted for nothing is wrong far out
         trees = _trees(frame.to_z(x))
@@ -156,7 +166,10 @@ def fit_location_scale(
             entropy = _entropy(found, x)
             if best is None or entropy < best[0] - CLEARLY:
                 best = entropy, found
-    return best[1] if best is not None and _simpler(best[1], frames[0], x, generator) else None
+    if best is None:
+        return None
+    others = [frames[0], fit_tails(x).coordinates]
+    return best[1] if _simpler(best[1], others, x, generator) else None
 
 
 def _entropy(coordinates: Coordinates, x: Tensor) -> float:
@@ -165,34 +178,36 @@ def _entropy(coordinates: Coordinates, x: Tensor) -> float:
     return float(0.5 * torch.logdet(torch.cov(z.T)) + coordinates.with_log_det(z)[1].mean())
 
 
-def _simpler(new: Coordinates, old: Coordinates, x: Tensor, generator: torch.Generator) -> bool:
-    """Whether held-out states are likelier under a mixture there: modes are no bend."""
+def _simpler(
+    new: Coordinates, others: list[Coordinates], x: Tensor, generator: torch.Generator
+) -> bool:
+    """Whether held-out states are likelier under a mixture there: modes and tails are no bend."""
     half, levels = len(x) // 2, []
-    for coordinates in (new, old):
+    for coordinates in (new, *others):
         z = coordinates.to_z(x)
         mixture = choose_mixture(z[:half], generator, most=16, kinds=("diagonal", "tied"))
         log_det = coordinates.with_log_det(z[half:])[1]
         levels.append(float((mixture.log_prob(z[half:]) - log_det).clamp_min(-1e3).mean()))
-    return levels[0] > levels[1] + CLEARLY
+    return levels[0] > max(levels[1:]) + CLEARLY
 
 
 def _along_the_funnel(x: Tensor) -> Coordinates:
-    """Whitened coordinates, the first along E[z |z|²]."""
+    """Whitened coordinates, the first along E[z log |z|²]."""
     whitened = AffineMap.whitening(x)
     z = whitened.to_z(x)
     axis = (z * z.square().sum(-1, keepdim=True).log()).mean(0)
     basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     basis[:, 0] = axis
     q, r = torch.linalg.qr(basis)
-    return Composed(whitened, Rotation(q * r.diagonal().sign()))
+    return Composed(whitened, Rotation(torch.where(r.diagonal() < 0, -q, q)))
 
 
-def _in_order(z: Tensor) -> Coordinates:
+def _in_order(z: Tensor) -> Coordinates | None:
     """Each coordinate of unit size without what is linear in those before it, weighted by a first.
 
     The first is the one that says most about how far others are from where all of them would
     predict them: as a scale of a hierarchical model does, in whose neck coordinates are nearly
-    equal.
+    equal. None where no coordinate says anything of it.
     """
     n, dim = z.shape
     one = torch.eye(dim, dtype=z.dtype, device=z.device)
@@ -200,7 +215,10 @@ def _in_order(z: Tensor) -> Coordinates:
     logs = (z @ precision).square().clamp_min(1e-300).log()
     logs = logs - logs.mean(0)
     said = ((z.T @ logs) / n / logs.std(0).clamp_min(1e-300)).square()
-    first = int((said.sum(1) - said.diagonal()).argmax())
+    said.fill_diagonal_(0.0)
+    if not bool((said > HINT).any()):
+        return None
+    first = int(said.sum(1).argmax())
     order = [first, *(j for j in range(dim) if j != first)]
     z = z[:, order]
     before = torch.zeros_like(one)
@@ -222,10 +240,12 @@ def _trees(z: Tensor) -> LocationScale | None:
     worth = torch.full((dim, dim), -math.inf, dtype=z.dtype, device=z.device)
     for i in range(dim):
         v, held = z[:half, i], z[half:, i]
-        bent = _fit(v, z[:half], _powers(v, 2), sweeps=COMPARED)
-        flat = _fit(v, z[:half], _powers(v, 1), bends=0)
-        worth[i] = (_score(bent, held, z[half:]) - _score(flat, held, z[half:])).mean(0)
-        worth[i, i] = -math.inf
+        j = [each for each in _hinted(v, z[:half]) if each != i]
+        if j:
+            bent = _fit(v, z[:half, j], _powers(v, 2), sweeps=COMPARED)
+            flat = _fit(v, z[:half, j], _powers(v, 1), bends=0)
+            gain = _score(bent, held, z[half:, j]) - _score(flat, held, z[half:, j])
+            worth[i, j] = gain.mean(0)
     parents = [ROOT] * dim
     for k in worth.flatten().argsort(descending=True).tolist():
         i, j = divmod(k, dim)
@@ -244,6 +264,18 @@ def _trees(z: Tensor) -> LocationScale | None:
         children = [j for j, parent in enumerate(parents) if parent == i]
         location[children], log_scale[children] = _simplest(z[:, i], z[:, children])
     return LocationScale(torch.tensor(parents, device=z.device), location, log_scale)
+
+
+def _hinted(v: Tensor, y: Tensor) -> list[int]:
+    """Columns of y (n, C) whose residuals or their logs go with v² or v, by their correlation."""
+    rest = y - torch.outer(v, y.T @ v / v.square().sum())
+    logs = rest.square().clamp_min(1e-300).log()
+    square = v.square() - v.square().mean()
+    hints = [
+        (each @ of).square() / (each.square().sum() * of.square().sum(0)).clamp_min(1e-300)
+        for each, of in ((square, rest - rest.mean(0)), (v - v.mean(), logs - logs.mean(0)))
+    ]
+    return (torch.maximum(*hints) > HINT).nonzero().flatten().tolist()
 
 
 def _powers(v: Tensor, degree: int) -> Tensor:
@@ -292,15 +324,14 @@ def _fit(
     Returns:
         Coefficients of m, shape (C, P), and of s, shape (C, 3).
     """
-    products = (columns.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(1)
-    size = columns.shape[1]
-    one = torch.eye(size, dtype=y.dtype, device=y.device)
+    one = torch.eye(columns.shape[1], dtype=y.dtype, device=y.device)
     terms = _scale_terms(v)[:, : bends + 1]
     back = torch.linalg.pinv(terms)  # Fisher scoring: the information of 2s is half of terms' gram
     s, log_scale = torch.zeros_like(y), torch.zeros_like(terms[0].expand(y.shape[1], -1))
     for sweep in range(sweeps if bends else 1):
         weight = (-2 * s).clamp(-30, 30).exp()
-        gram = (weight.T @ products).unflatten(-1, (size, size))
+        rows = (weight.unsqueeze(-1) * columns.unsqueeze(1)).flatten(1)
+        gram = (rows.T @ columns).unflatten(0, (y.shape[1], -1))
         ridge = 1e-9 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         location = torch.linalg.solve(gram + ridge * one, (weight * y).T @ columns)
         r2 = (y - columns @ location.T).square().clamp_min(1e-300)

@@ -207,6 +207,7 @@ def sample(
                 "target_ess": target_ess,
                 "device": str(torch.device(device)),
                 "dtype": str(dtype).removeprefix("torch."),
+                "bends": found.bends,
                 "exploration": exploration.summary(),
                 "learning": history,
                 "effort": clock.decisions,
