@@ -76,6 +76,20 @@ def test_badly_scaled_energies_cost_nothing() -> None:
     torch.testing.assert_close(result.sampler.sample(4_000, 3).x, result.x)
 
 
+def test_a_funnel_is_sampled_down_its_neck() -> None:
+    def funnel(x: Tensor) -> Tensor:
+        v, rest = x[:, 0], x[:, 1:]
+        narrow = 0.5 * rest.square().sum(-1) * (-v).exp() + 0.5 * rest.shape[1] * v
+        return narrow + v.square() / 18 + math.log(3.0) + 2.5 * math.log(2 * math.pi)
+
+    result = vgs_rl.sample(funnel, 4_000, dim=5, seconds=15, progress_bar=False)
+    assert result.settings["bends"] > 0
+    assert result.log_z.value == pytest.approx(0.0, abs=0.1)
+    weight = torch.softmax(result.log_weight.double(), 0)
+    share = float(weight[result.x[:, 0] < -3].sum())
+    assert share == pytest.approx(0.1587, abs=0.03)
+
+
 def test_an_energy_with_constants_in_float32_is_sampled_in_float32() -> None:
     matrix = torch.tensor([[2.0, 0.3], [0.0, 0.5]])
     result = vgs_rl.sample(lambda x: 0.5 * (x @ matrix).square().sum(-1), 1_000, dim=2, seconds=6)
