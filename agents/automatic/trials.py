@@ -108,7 +108,7 @@ class Trial:
         assert self.drawn.log_weight is not None
         x = rows.resampled(generator)
         x = x[torch.randperm(len(x), generator=generator, device=x.device)[: CHECKED // 2]]
-        z = self.energy.coordinates.to_z(x).to(self.agent.mdp.dtype)
+        z = self.energy.coordinates.to_z(x)
         backward = sampler.reverse_log_weight(z, generator)
         self.gap = _trimmed(backward) - _trimmed(self.drawn.log_weight)
         # A path evaluates the same forwards and backwards.

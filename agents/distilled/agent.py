@@ -152,11 +152,11 @@ class DistilledAgent(TargetAgent):
     @torch.no_grad()
     def begin(self, teacher: TeacherStates, choice: Choice) -> None:
         """Takes a teacher's states, and the density that was fitted to them, to learn from."""
-        self.teacher = teacher
+        self.teacher = teacher.of_type(self.mdp.dtype)
         self.counters.energy_evaluations += teacher.energy_evaluations
         take_over(self.mdp.start, choice.mixture)
         for network in (self.network, self.average):
-            network.begin(teacher.x, choice)
+            network.begin(self.teacher.x, choice)
 
     def sampler(self, *, compiled: bool = False) -> Sampler:
         """See :meth:`Agent.sampler`.

@@ -244,5 +244,6 @@ class FlowSampler(Sampler):
     @torch.no_grad()
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`Sampler.reverse_log_weight`: log w = -E(x)/tau - log q(x), without noise."""
+        x = x.to(self.mdp.dtype)
         with self.mdp.uncounted():
             return -self.mdp.evaluate_energy(x) / self.temperature - self.log_prob(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -68,6 +69,12 @@ class TeacherStates:
             mixed = torch.randperm(len(x), generator=generator, device=x.device)
             parts.append(x[chosen[mixed]])
         states.x, states.held = parts
+        return states
+
+    def of_type(self, dtype: torch.dtype) -> TeacherStates:
+        """The same states in a floating type: a teacher may draw in another than its student."""
+        states = copy.copy(self)
+        states.x, states.held = self.x.to(dtype), self.held.to(dtype)
         return states
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,29 @@ def test_coordinates_that_are_independent_get_a_product() -> None:
     x = signs + torch.randn(1_200, 5, generator=generator)
     choice = choose_density(x, generator, chain=True)
     assert choice.config.kind == "noised_product" and choice.within == pytest.approx(1.0, abs=0.2)
+
+
+class InDoubles(ExactSampler):
+    def _draw(self, n: int, generator: torch.Generator) -> vgs_rl.Samples:
+        samples = super()._draw(n, generator)
+        return replace(samples, x=samples.x.double(), log_weight=torch.zeros(n).double())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_teacher_may_draw_in_another_type_than_its_student(steps: int) -> None:
+    """As an agent does whose target was explored."""
+    pytest.importorskip("zuko")
+    energy = FourGauss()
+    student = vgs_rl.distill(
+        InDoubles(energy), energy, steps=steps, updates=2, states=500, progress_bar=False
+    )
+    x = energy.sample(50, torch.Generator().manual_seed(0))
+    sampler, seeds = student.sampler(), (torch.Generator().manual_seed(1) for _ in range(2))
+    one, other = (
+        sampler.reverse_log_weight(each, seed)
+        for each, seed in zip((x, x.double()), seeds, strict=True)
+    )
+    assert torch.equal(one, other) and student.sample(20).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("steps", [1, 2])

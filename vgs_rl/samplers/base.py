@@ -362,8 +362,8 @@ class ChainSampler(Sampler):
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`Sampler.reverse_log_weight`."""
         if self.coordinates is not None:
-            x = self.coordinates.to_z(x).to(self.mdp.dtype)
-        parts = x.split(self.chunk_size)
+            x = self.coordinates.to_z(x)
+        parts = x.to(self.mdp.dtype).split(self.chunk_size)
         with self.mdp.uncounted():
             weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
         return torch.cat(weights)

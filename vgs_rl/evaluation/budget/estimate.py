@@ -105,7 +105,7 @@ def error_budget(
         else:
             posterior = SampledPosterior(energy, chain, pool)
         drawn = draw_bridges(sampler, x, posterior, bridges)
-    eubo = sampler.reverse_log_weight(again.to(mdp.dtype), backward).double()
+    eubo = sampler.reverse_log_weight(again, backward).double()
     end = posterior.slope_at_end if isinstance(posterior, SampledPosterior) else None
     found = split_gap(drawn, mdp.rho, mdp.effective_dim, chain, end)
     return ErrorBudget(

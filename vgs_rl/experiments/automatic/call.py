@@ -263,7 +263,7 @@ def _evidence(best: Trial, samples: Samples, exploration: Exploration, seed: int
     mdp = best.agent.mdp
     generator = mdp.generator(seed + 1)
     particles = Rows.of(exploration).resampled(generator)
-    z = best.energy.coordinates.to_z(particles).to(mdp.dtype)
+    z = best.energy.coordinates.to_z(particles)
     backward = best.agent.sampler().reverse_log_weight(z, generator)
     return Evidence.of(
         samples.x.double(),

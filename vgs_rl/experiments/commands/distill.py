@@ -92,7 +92,8 @@ def main(arguments: list[str]) -> int:
         again = f"stopped; go on with: {called('train')} --resume {student.folder}"
         print(again if begun else "stopped", file=sys.stderr)
         return 130
-    columns = {f"{options.steps} calls": report}
+    calls = "1 call" if options.steps == 1 else f"{options.steps} calls"
+    columns = {calls: report}
     columns |= {"teacher": _teacher_report(options, config, teacher, report)}
     print(format_comparison(columns))
     print(f"report    {student.folder / 'report.json'}")
