@@ -1,6 +1,7 @@
 """The benchmark command, on sizes that take seconds."""
 
 import functools
+import inspect
 import json
 from pathlib import Path
 
@@ -100,6 +101,27 @@ def test_mala_alone_is_evaluated_at_the_runs_temperature() -> None:
     mala = benchmark.mala(run)
     assert mala.details["temperature"] == 2.0
     assert not mala.metrics  # neither exact samples nor mode weights apply, and it has no weights
+
+
+WRITING = [
+    (name, option)
+    for name, run_it in load("commands.benchmark").COMMANDS.items()
+    for option in ("json", "markdown", "figure", "picture")
+    if option in inspect.signature(run_it).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "option"), WRITING)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    name: str, option: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(*_: object, **__: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr(SamplingMDP, "__init__", works)
+    (folder / "place").mkdir()
+    _, err = call("benchmark", name, f"--{option}=place", folder=folder, status=2)
+    assert "error: must be a file to write, got 'place'" in err
 
 
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:

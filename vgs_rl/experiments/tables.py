@@ -7,12 +7,14 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vgs_rl.experiments.cli import output_file
 from vgs_rl.fields import nearest
 from vgs_rl.files.checkpoint import write_text
 
@@ -71,6 +73,27 @@ def write_json(result: dict[str, Any], file: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(result, indent=2) + "\n")
+
+
+def require_outputs(
+    *files: Path | None, markdown: Path | None = None, sections: Iterable[str] = ()
+) -> None:
+    """Refuses, before any work, what a benchmark could not write in the end.
+
+    Args:
+        files: that it writes.
+        markdown: a page that it writes into.
+        sections: of that page.
+
+    Raises:
+        ValueError: naming the file or the section.
+    """
+    for file in (*files, markdown):
+        if file is not None:
+            output_file(file)
+    if markdown is not None:
+        for section in sections:
+            require_section(markdown, section)
 
 
 def require_section(file: Path, name: str) -> None:

@@ -22,7 +22,7 @@ from vgs_rl.experiments.tables import (
     Table,
     markdown_table,
     print_table,
-    require_section,
+    require_outputs,
     write_json,
     write_section,
 )
@@ -82,9 +82,8 @@ def budget(
     for option, count in (("updates", updates), ("paths", paths), ("exact", exact)):
         count_of(option, count, least=2)
     seed_of(seed)
-    if markdown is not None:
-        for section in ("budget", "gains", "tightness"):
-            require_section(markdown, section)
+    sections = ("budget", "gains", "tightness")
+    require_outputs(json, figure, markdown=markdown, sections=sections)
     tables: dict[str, Table] = {"budget": [], "gains": []}
     tables["tightness"] = tightness(num_steps, n=n, paths=exact, seed=seed + 1)
     _write(markdown, tables)

@@ -16,7 +16,7 @@ from vgs_rl.experiments.tables import (
     Table,
     markdown_table,
     print_table,
-    require_section,
+    require_outputs,
     write_json,
     write_section,
 )
@@ -106,8 +106,7 @@ def certificate(
     """
     n, repeats = count_of("n", n, least=100), count_of("repeats", repeats)
     generator = torch.Generator().manual_seed(seed_of(seed))
-    if markdown is not None:
-        require_section(markdown, "certificate")
+    require_outputs(json, figure, markdown=markdown, sections=["certificate"])
     points = [
         coverage(name, law, n=n, repeats=repeats, generator=generator) for name, law in LAWS.items()
     ]

@@ -23,6 +23,7 @@ from vgs_rl.experiments.tables import (
     machine,
     print_machine,
     print_table,
+    require_outputs,
     write_json,
 )
 from vgs_rl.training.config import BudgetConfig, resolve_device
@@ -51,6 +52,7 @@ def ebm(
         json: also write the table to this file.
         trust: whether the YAML file may name code that is not this package's.
     """
+    require_outputs(json)
     size = machine(torch.get_num_threads())
     print_machine(size)
     where = resolve_device(device)
@@ -118,6 +120,7 @@ def stability(
         json: also write the table to this file.
         trust: whether the YAML file may name code that is not this package's.
     """
+    require_outputs(json)
     size = machine(torch.get_num_threads())
     print_machine(size)
     experiment = replace(named_detector(name, trust=trust), part=part, seed=seed)

@@ -18,6 +18,7 @@ from vgs_rl.experiments.tables import (
     machine,
     print_machine,
     print_table,
+    require_outputs,
     write_json,
 )
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
@@ -48,6 +49,7 @@ def libraries(
         threads: torch's threads.
         json: also write the table to this file.
     """
+    require_outputs(json)
     torch.set_num_threads(threads)
     size = machine(threads)
     print_machine(size)

@@ -27,7 +27,7 @@ from vgs_rl.experiments.benchmarks.runs import (
     smc,
     trained_run,
 )
-from vgs_rl.experiments.cli import Mistake, output_file
+from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.comparison.jobs import check_jobs, make_jobs
 from vgs_rl.experiments.comparison.worker import run_job
 from vgs_rl.experiments.config import RunConfig, named_config
@@ -38,7 +38,7 @@ from vgs_rl.experiments.tables import (
     markdown_table,
     print_machine,
     print_table,
-    require_section,
+    require_outputs,
     write_json,
     write_section,
 )
@@ -101,11 +101,7 @@ def quality(
         section: name of that section.
         trust: whether the YAML files may name code that is not this package's.
     """
-    for file in (json, markdown):
-        if file is not None:
-            output_file(file)
-    if markdown is not None:
-        require_section(markdown, section)
+    require_outputs(json, markdown=markdown, sections=[section])
     if not pretrained and (n is not None or compiled):
         raise Mistake("n and compiled are for --pretrained true")
     size = machine(torch.get_num_threads())

@@ -20,6 +20,7 @@ from vgs_rl.experiments.tables import (
     machine,
     print_machine,
     print_table,
+    require_outputs,
     write_json,
 )
 from vgs_rl.networks.paper import PublishedMLP
@@ -119,6 +120,7 @@ def env(
         device: where the MDPs live.
         json: also write everything to this file.
     """
+    require_outputs(json)
     torch.set_num_threads(threads)
     size = machine(threads)
     print_machine(size)
@@ -155,6 +157,7 @@ def sampling(
         json: also write everything to this file.
         trust: whether the YAML file may name code that is not this package's.
     """
+    require_outputs(json)
     size = machine(torch.get_num_threads())
     print_machine(size)
     _, agent = build(named_config(name, trust=trust))

@@ -13,6 +13,7 @@ from vgs_rl.experiments.evaluation import ceilings
 from vgs_rl.experiments.tables import (
     Table,
     print_table,
+    require_outputs,
     write_json,
 )
 from vgs_rl.networks.policies import Drift
@@ -60,6 +61,7 @@ def steps(
         json: also write all reports to this file.
         trust: whether the YAML files may name code that is not this package's.
     """
+    require_outputs(json, figure)
     curves: dict[str, list[tuple[int, Report]]] = {}
     drifts: tuple[Drift, ...] = ("posterior", "bellman")
     for drift in drifts:

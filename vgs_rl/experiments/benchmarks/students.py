@@ -15,7 +15,6 @@ from vgs_rl.agents import Agent, DistilledAgent, DistilledConfig
 from vgs_rl.agents.distilled.distill import STATES, plan
 from vgs_rl.evaluation.evaluate import Report
 from vgs_rl.experiments.benchmarks.runs import trained_run
-from vgs_rl.experiments.cli import output_file
 from vgs_rl.experiments.commands.distill import begin, student_config
 from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.evaluation import evaluate_agent
@@ -26,7 +25,7 @@ from vgs_rl.experiments.tables import (
     markdown_table,
     print_machine,
     print_table,
-    require_section,
+    require_outputs,
     write_json,
     write_section,
 )
@@ -72,11 +71,7 @@ def distill(
         section: name of that section.
         trust: whether the YAML files may name code that is not this package's.
     """
-    for file in (json, markdown):
-        if file is not None:
-            output_file(file)
-    if markdown is not None:
-        require_section(markdown, section)
+    require_outputs(json, figure, markdown=markdown, sections=[section])
     size = machine(torch.get_num_threads())
     print_machine(size)
     rows: Table = []

@@ -25,7 +25,7 @@ from vgs_rl.experiments.tables import (
     markdown_table,
     print_machine,
     print_table,
-    require_section,
+    require_outputs,
     write_json,
     write_section,
 )
@@ -65,9 +65,8 @@ def untuned(
     require_positive("untuned", seconds=seconds)
     require_rivals(rivals)
     truths = {name: Truth.of(make_target(name)) for name in targets}
-    if markdown is not None:
-        for section in (SECTION, RIVALS_SECTION)[: 1 + bool(rivals)]:
-            require_section(markdown, section)
+    sections = (SECTION, RIVALS_SECTION)[: 1 + bool(rivals)]
+    require_outputs(json, picture, markdown=markdown, sections=sections)
     size = machine(torch.get_num_threads())
     print_machine(size)
     rows: Table = []
