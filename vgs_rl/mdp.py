@@ -257,15 +257,17 @@ class SamplingMDP(Noising, nn.Module):
         log_ratio = 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return Transition(State(x_next, t + 1), cost, log_ratio)
 
-    def _pushed(self, state: State, v: Tensor, log_density: Tensor | float = 0.0) -> Transition:
+    def _pushed(
+        self, state: State, v: Tensor, log_density: Tensor | float = 0.0, tangent: bool = False
+    ) -> Transition:
         """One transition without noise or terminal energy: v is the kernel's own draw."""
-        if self.effective_dim != self.dim:
+        if self.effective_dim != self.dim and not (tangent and self.geometry.linear):
             raise ValueError(
                 "a policy that is the kernel needs a Euclidean geometry; this one has "
                 f"{self.effective_dim} of {self.dim} dimensions"
             )
         step = self.transition(state, v, torch.zeros_like(v), torch.ones_like(self.rho))
-        lacking = 0.5 * self.dim * math.log(2 * math.pi) + log_density
+        lacking = 0.5 * self.effective_dim * math.log(2 * math.pi) + log_density
         cost = step.cost + self.temperature * lacking
         return Transition(step.state, cost, step.log_ratio - lacking)
 
@@ -276,7 +278,7 @@ class SamplingMDP(Noising, nn.Module):
         x, t = state
         assert isinstance(t, int)
         if isinstance(policy, KernelPolicy):
-            return self._pushed(state, *policy.draw(x, t, generator))
+            return self._pushed(state, *policy.draw(x, t, generator), policy.tangent)
         return self.transition(state, self.control(policy, x, t), self.noise_at(x, generator), rho)
 
     def control(self, policy: Policy, x: Tensor, t: int) -> Tensor:
@@ -341,7 +343,8 @@ class SamplingMDP(Noising, nn.Module):
         for t in reversed(range(self.num_steps)):
             x, push = self._step_back(x, t, generator)
             if isinstance(policy, KernelPolicy):
-                step = self._pushed(State(x, t), push, policy.log_density(push, x, t))
+                density = policy.log_density(push, x, t)
+                step = self._pushed(State(x, t), push, density, policy.tangent)
                 log_weight = log_weight + step.log_ratio
                 continue
             eps = (push - self.control(policy, x, t)) / self.rho[t]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,13 @@ class KernelPolicy(ABC):
     """A stochastic policy that is the sampling kernel: it draws v_t, and the MDP adds no noise.
 
     Called like any :data:`Policy` it returns the mean push, for pictures.
+
+    Attributes:
+        tangent: whether v lies within the linear space of the states, and its density is that in
+            the space's own dimensions. Else the space must be all of R^D.
     """
+
+    tangent: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, t: int) -> Tensor:

@@ -20,13 +20,16 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.base import AgentConfig
+from vgs_rl.agents.distilled.clusters import ClusterStudent
 from vgs_rl.agents.distilled.densities import Choice, take_over
 from vgs_rl.agents.distilled.flow import FlowStudent
-from vgs_rl.agents.distilled.kernels import KernelStudent
+from vgs_rl.agents.distilled.kernels import ChainStudent, KernelStudent
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.agents.target import TargetAgent
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.energy import Energy
 from vgs_rl.fields import settle
+from vgs_rl.geometry import CentreOfMassFree
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.samplers.base import Sampler
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
@@ -40,11 +43,13 @@ MOST_LEVER = 10.0  # of a log-weight from the mean, in the reverse loss [nats]
 
 @dataclass(kw_only=True)
 class DistilledConfig(AgentConfig):
-    """A student. `mdp.num_steps` says how many network calls it has; one makes it a flow.
+    """A student. `mdp.num_steps` says how many network calls it has.
+
+    One makes it a flow, unless its target is of particles.
 
     Args:
         width: units of a hidden layer.
-        depth: hidden layers.
+        depth: hidden layers; of particles, rounds of messages.
         couplings: coupling layers of a flow; by default two for each bit of D, 4 to 8.
         components: mixture components of each step of a chain.
         factorised: whether these are of each coordinate by itself, given the state before; else
@@ -115,11 +120,7 @@ class DistilledAgent(TargetAgent):
 
     def _setup(self) -> None:
         config, mdp = self.config, self.mdp
-        if mdp.effective_dim != mdp.dim:
-            raise ValueError(
-                "a student needs a Euclidean geometry; this one has "
-                f"{mdp.effective_dim} of {mdp.dim} dimensions"
-            )
+        require_distillable(mdp.energy)
         if config.batch_size < mdp.num_steps:
             raise ValueError(
                 f"agent.batch_size must be at least the {mdp.num_steps} steps of the chain, "
@@ -127,8 +128,10 @@ class DistilledAgent(TargetAgent):
             )
         initial = torch.Generator().manual_seed(self.seed)
         size: dict[str, Any] = {"width": config.width, "depth": config.depth, "generator": initial}
-        self.network: FlowStudent | KernelStudent
-        if mdp.num_steps == 1:
+        self.network: FlowStudent | ChainStudent
+        if isinstance(mdp.geometry, CentreOfMassFree):
+            self.network = ClusterStudent(mdp, components=config.components, **size)
+        elif mdp.num_steps == 1:
             self.network = FlowStudent(mdp, couplings=config.couplings, **size)
         else:
             self.network = KernelStudent(
@@ -143,18 +146,24 @@ class DistilledAgent(TargetAgent):
         self._best: dict[str, Any] | None = None
 
     @property
-    def average(self) -> FlowStudent | KernelStudent:
+    def average(self) -> FlowStudent | ChainStudent:
         """The moving average of the student: what draws."""
         average = self.averaged.module
-        assert isinstance(average, FlowStudent | KernelStudent)
+        assert isinstance(average, FlowStudent | ChainStudent)
         return average
 
     @torch.no_grad()
-    def begin(self, teacher: TeacherStates, choice: Choice) -> None:
-        """Takes a teacher's states, and the density that was fitted to them, to learn from."""
+    def begin(self, teacher: TeacherStates, choice: Choice | None) -> None:
+        """Takes a teacher's states, and the density that was fitted to them, to learn from.
+
+        Args:
+            teacher: the states.
+            choice: the density; none of particles.
+        """
         self.teacher = teacher.of_type(self.mdp.dtype)
         self.counters.energy_evaluations += teacher.energy_evaluations
-        take_over(self.mdp.start, choice.mixture)
+        if choice is not None:
+            take_over(self.mdp.start, choice.mixture)
         for network in (self.network, self.average):
             network.begin(self.teacher.x, choice)
 
@@ -263,3 +272,23 @@ class DistilledAgent(TargetAgent):
         self.counters.env_steps += config.reverse_size * mdp.num_steps
         log_density = self.network.log_density(mdp, drawn)
         return -(lever * log_density).mean(), log_weight
+
+
+def require_distillable(energy: Energy) -> None:
+    """Refuses a target that a student cannot have.
+
+    Raises:
+        ValueError: if its space is neither R^D nor that of exchangeable particles.
+    """
+    geometry = energy.geometry
+    if isinstance(geometry, CentreOfMassFree):
+        if energy.symmetry is None:
+            raise ValueError(
+                "energy must have a symmetry to be distilled, as its particles exchange, got "
+                f"{type(energy).__name__} without one"
+            )
+    elif geometry.effective_dim != geometry.dim:
+        raise ValueError(
+            "energy must have states in R^D, or of particles, to be distilled, got "
+            f"{type(energy).__name__} on a {type(geometry).__name__}"
+        )

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vgs_rl.agents.distilled.agent import DistilledAgent, DistilledConfig
+from vgs_rl.agents.distilled.agent import (
+    DistilledAgent,
+    DistilledConfig,
+    require_distillable,
+)
 from vgs_rl.agents.distilled.densities import Choice, choose_density
 from vgs_rl.agents.distilled.flow import require_zuko
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy
+from vgs_rl.geometry import CentreOfMassFree
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.samplers.base import Sampler
+from vgs_rl.starts import StartConfig
 
 MOST_STEPS = 64
 STATES = 40_000
 UPDATES = 1_000
 ONE_STEP_NOISE = 1e-6  # of a flow's start, in units of its mixture's mean variance
 CHAIN_NOISE = 4.0  # of a chain's start, likewise
+PARTICLE_COMPONENTS = 4
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,13 @@ class Plan:
 
     Attributes:
         states: the teacher's.
-        choice: the density that was fitted to them.
+        choice: the density that was fitted to them; none of particles.
         mdp: the student's chain.
         agent: the student's configuration.
     """
 
     states: TeacherStates
-    choice: Choice
+    choice: Choice | None
     mdp: MDPConfig
     agent: DistilledConfig
 
@@ -45,27 +53,35 @@ class Plan:
         agent.begin(self.states, self.choice)
 
 
-def plan(teacher: Sampler, steps: int, *, seed: int = 0, states: int = STATES) -> Plan:
+def plan(
+    teacher: Sampler, energy: Energy, steps: int, *, seed: int = 0, states: int = STATES
+) -> Plan:
     """Draws a teacher's states, fits a mixture to them and chooses the student's settings.
 
     Args:
-        teacher: any sampler of a target on R^D; without weights the student learns its errors too.
+        teacher: any sampler of the target; without weights the student learns its errors too.
+        energy: the target.
         steps: network calls of the student.
         seed: of the draw and the fit.
         states: the teacher's states to learn from.
 
     Raises:
-        ValueError: if steps or states are out of range, or every weight is 0.
-        ModuleNotFoundError: for one step, if zuko is not installed.
+        ValueError: if steps or states are out of range, every weight is 0, or the target can have
+            no student.
+        ModuleNotFoundError: for one step on R^D, if zuko is not installed.
     """
+    require_distillable(energy)
+    particles = energy.geometry if isinstance(energy.geometry, CentreOfMassFree) else None
     steps, states, seed = count_of("steps", steps), count_of("states", states), seed_of(seed)
     if steps > MOST_STEPS:
         raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
     if states < 100:
         raise ValueError(f"states must be at least 100, got {states}")
-    if steps == 1:
+    if steps == 1 and particles is None:
         require_zuko()
     drawn = TeacherStates.draw(teacher, states, seed)
+    if particles is not None:
+        return _of_particles(drawn, particles, steps, teacher.temperature)
     generator = torch.Generator(drawn.x.device).manual_seed(seed)
     choice = choose_density(drawn.x, generator, chain=steps > 1)
     noise = (ONE_STEP_NOISE if steps == 1 else CHAIN_NOISE) * choice.within
@@ -83,6 +99,22 @@ def plan(teacher: Sampler, steps: int, *, seed: int = 0, states: int = STATES) -
     return Plan(drawn, choice, chain, settings)
 
 
+def _of_particles(
+    drawn: TeacherStates, geometry: CentreOfMassFree, steps: int, temperature: float
+) -> Plan:
+    """A chain from an isotropic Gaussian, as wide as the noised states."""
+    variance = float(drawn.x.double().square().sum(-1).mean()) / geometry.effective_dim
+    noise = CHAIN_NOISE * variance
+    chain = MDPConfig(
+        chain="ve",
+        num_steps=steps,
+        schedule=ScheduleConfig(kind="auto", total_noise=noise),
+        start=StartConfig(scale=math.sqrt(variance + noise), learned=False),
+        temperature=temperature,
+    )
+    return Plan(drawn, None, chain, DistilledConfig(components=PARTICLE_COMPONENTS))
+
+
 def distill(
     teacher: Sampler,
     energy: Energy | None = None,
@@ -97,7 +129,7 @@ def distill(
     """A student of a trained sampler: few network calls, or one, and exact log-weights.
 
     Args:
-        teacher: any sampler of a target on R^D.
+        teacher: any sampler of a target on R^D, or of exchangeable particles.
         energy: the target; by default that of the teacher's own chain.
         steps: network calls of the student.
         updates: gradient steps; 0 leaves the student at the mixture that it begins with.
@@ -117,9 +149,8 @@ def distill(
         energy = getattr(getattr(teacher, "mdp", teacher), "energy", None)
     if not isinstance(energy, Energy):
         raise ValueError(f"energy must be given, a {type(teacher).__name__} does not know it")
-    require_euclidean_target(energy)
     updates = count_of("updates", updates, least=0)
-    planned = plan(teacher, steps, seed=seed, states=states)
+    planned = plan(teacher, energy, steps, seed=seed, states=states)
     mdp = SamplingMDP(energy, planned.mdp, device=teacher.device)
     agent = planned.agent.build(mdp, seed=seed)
     agent.origin = origin or agent.origin
@@ -127,17 +158,3 @@ def distill(
     if updates:
         agent.learn(updates=updates, **learning)
     return agent
-
-
-def require_euclidean_target(energy: Energy) -> None:
-    """Refuses a target that a student cannot have.
-
-    Raises:
-        ValueError: if its space is not all of R^D.
-    """
-    geometry = energy.geometry
-    if geometry.effective_dim != geometry.dim:
-        raise ValueError(
-            f"energy must have a Euclidean geometry to be distilled, got "
-            f"{type(energy).__name__} on a {type(geometry).__name__}"
-        )

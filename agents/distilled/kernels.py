@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,19 @@ from vgs_rl.starts import Mixture, ProductMixture
 from vgs_rl.transitions import KernelPolicy
 
 MOST_CHANGE = 3.0  # of a log standard deviation
+
+
+class Kernel(Protocol):
+    """The distribution of v at a batch of states."""
+
+    def log_density(self, v: Tensor) -> Tensor:
+        """Log density at v (B, D); shape (B,)."""
+
+    def centre(self) -> Tensor:
+        """The mean, shape (B, D)."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One draw a row, shape (B, D)."""
 
 
 class Components(NamedTuple):
@@ -56,8 +70,7 @@ class Components(NamedTuple):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """One draw a row, shape (B, D)."""
-        waits = torch.empty_like(self.log_weight).exponential_(generator=generator)
-        k = (self.log_weight - waits.log()).argmax(1, keepdim=True)  # the first of K clocks
+        k = choose_component(self.log_weight, generator)
         if not self.factorised:
             k = k.unsqueeze(-1).expand(-1, -1, self.mean.shape[-1])
         mean, log_std = self.mean.gather(1, k).squeeze(1), self.log_std.gather(1, k).squeeze(1)
@@ -65,8 +78,57 @@ class Components(NamedTuple):
         return mean + log_std.exp() * z
 
 
-class KernelStudent(nn.Module):
-    """The mixtures of every step.
+def choose_component(log_weight: Tensor, generator: torch.Generator) -> Tensor:
+    """A component a row, by log-weights (B, K, …); shape (B, 1, …)."""
+    waits = torch.empty_like(log_weight).exponential_(generator=generator)
+    return (log_weight - waits.log()).argmax(1, keepdim=True)  # the first of K clocks
+
+
+class ChainStudent(nn.Module):
+    """A chain of few steps, each with a kernel that a network shapes."""
+
+    @abstractmethod
+    def begin(self, x: Tensor, choice: Choice | None) -> None:
+        """Takes over what was fitted to target states x (n, D)."""
+
+    @abstractmethod
+    def components(self, x: Tensor, t: int) -> Kernel:
+        """The distribution of v at states x (B, D) and step t."""
+
+    def forward_loss(self, mdp: SamplingMDP, x: Tensor, generator: torch.Generator) -> Tensor:
+        """-E[Σ_t log pi(v_t | x_t)] on bridges of target states x (B, D): EUBO up to a constant.
+
+        Each step gets its own share of the states, so no chain is simulated.
+        """
+        loss = x.new_zeros(())
+        for t, rows in enumerate(x.tensor_split(mdp.num_steps)):
+            x_next = mdp.noised(rows, t + 1, generator)
+            z = mdp.noise(len(rows), generator)
+            x_t = x_next / mdp.chain.a[t] + mdp.chain.s[t] * z
+            loss = loss - self.components(x_t, t).log_density(-z).mean()  # v is -z
+        return loss
+
+    def draw(self, mdp: SamplingMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """States x_0 … x_T (T + 1, n, D) and log w (n,), without gradients; counted."""
+        rollout = mdp.rollout(StudentKernel(self), n, generator, keep_states=True)
+        assert rollout.states is not None
+        return rollout.states, rollout.log_weight
+
+    def log_density(self, mdp: SamplingMDP, drawn: Tensor) -> Tensor:
+        """Σ_t log pi(v_t | x_t) of what :meth:`draw` returned, shape (n,), with its gradient."""
+        chain, total = mdp.chain, drawn.new_zeros(drawn.shape[1])
+        for t, (x, x_next) in enumerate(itertools.pairwise(drawn)):
+            v = (x_next - chain.a[t] * x) / chain.sigma[t]
+            total = total + self.components(x, t).log_density(v)
+        return total
+
+    def sampler(self, mdp: SamplingMDP) -> ChainSampler:
+        """What draws."""
+        return ChainSampler(mdp, StudentKernel(self))
+
+
+class KernelStudent(ChainStudent):
+    """Mixtures of Gaussians in every step, on R^D.
 
     Args:
         mdp: of the student; its chain has the steps.
@@ -102,11 +164,12 @@ class KernelStudent(nn.Module):
         self.chain, self.shape = mdp.chain, shape
         outputs = 2 * components * dim + uniform.numel()
         sizes = [dim] + [width] * depth + [outputs]
-        self.steps = nn.ModuleList(_network(sizes, generator) for _ in range(mdp.num_steps))
+        self.steps = nn.ModuleList(network_of(sizes, generator) for _ in range(mdp.num_steps))
         self.to(mdp.device, mdp.dtype)
 
-    def begin(self, x: Tensor, choice: Choice) -> None:
+    def begin(self, x: Tensor, choice: Choice | None) -> None:
         """Takes over a diagonal mixture, or product of mixtures, of target states x."""
+        assert choice is not None
         mixture = choice.mixture
         if isinstance(mixture, ProductMixture):
             weights, means, variances = mixture.weights.T, mixture.means.T, mixture.variances.T
@@ -145,40 +208,15 @@ class KernelStudent(nn.Module):
         scale, noise = self.chain.A[t], self.chain.S[t]
         return (x - mean / scale) / (spread / scale.square() + noise).sqrt()
 
-    def forward_loss(self, mdp: SamplingMDP, x: Tensor, generator: torch.Generator) -> Tensor:
-        """-E[Σ_t log pi(v_t | x_t)] on bridges of target states x (B, D): EUBO up to a constant.
 
-        Each step gets its own share of the states, so no chain is simulated.
-        """
-        loss = x.new_zeros(())
-        for t, rows in enumerate(x.tensor_split(mdp.num_steps)):
-            x_next = mdp.noised(rows, t + 1, generator)
-            z = mdp.noise(len(rows), generator)
-            x_t = x_next / mdp.chain.a[t] + mdp.chain.s[t] * z
-            loss = loss - self.components(x_t, t).log_density(-z).mean()  # v is -z
-        return loss
+def network_of(sizes: list[int], generator: torch.Generator, last: float = 0.0) -> nn.Sequential:
+    """An MLP.
 
-    def draw(self, mdp: SamplingMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """States x_0 … x_T (T + 1, n, D) and log w (n,), without gradients; counted."""
-        rollout = mdp.rollout(MixtureKernel(self), n, generator, keep_states=True)
-        assert rollout.states is not None
-        return rollout.states, rollout.log_weight
-
-    def log_density(self, mdp: SamplingMDP, drawn: Tensor) -> Tensor:
-        """Σ_t log pi(v_t | x_t) of what :meth:`draw` returned, shape (n,), with its gradient."""
-        chain, total = mdp.chain, drawn.new_zeros(drawn.shape[1])
-        for t, (x, x_next) in enumerate(itertools.pairwise(drawn)):
-            v = (x_next - chain.a[t] * x) / chain.sigma[t]
-            total = total + self.components(x, t).log_density(v)
-        return total
-
-    def sampler(self, mdp: SamplingMDP) -> ChainSampler:
-        """What draws."""
-        return ChainSampler(mdp, MixtureKernel(self))
-
-
-def _network(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
-    """An MLP that returns 0 until it is trained."""
+    Args:
+        sizes: of inputs, hidden layers and outputs.
+        generator: initialises the weights.
+        last: factor on the usual size of the last layer's; 0 returns 0 until it is trained.
+    """
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
         layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
@@ -189,20 +227,21 @@ def _network(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
         layers += [layer, nn.SiLU()]
     network = nn.Sequential(*layers[:-1])
     for parameter in layers[-2].parameters():
-        nn.init.zeros_(parameter)
+        parameter.data.mul_(last)
     return network
 
 
-class MixtureKernel(KernelPolicy):
-    """The policy that draws v_t from a student's mixtures.
+class StudentKernel(KernelPolicy):
+    """The policy that draws v_t from a student's kernels.
 
     Args:
-        student: the mixtures.
+        student: the chain.
     """
 
     thread_safe = True
+    tangent = True
 
-    def __init__(self, student: KernelStudent) -> None:
+    def __init__(self, student: ChainStudent) -> None:
         self.student = student
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
@@ -211,9 +250,9 @@ class MixtureKernel(KernelPolicy):
 
     def draw(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See :meth:`KernelPolicy.draw`."""
-        components = self.student.components(x, t)
-        v = components.sample(generator)
-        return v, components.log_density(v)
+        kernel = self.student.components(x, t)
+        v = kernel.sample(generator)
+        return v, kernel.log_density(v)
 
     def log_density(self, v: Tensor, x: Tensor, t: int) -> Tensor:
         """See :meth:`KernelPolicy.log_density`."""

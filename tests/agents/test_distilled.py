@@ -12,14 +12,14 @@ from tiny import TINY
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import vgs_rl
-from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig
+from vgs_rl import CentreOfMassFree, MDPConfig, SamplingMDP, ScheduleConfig, Sphere
 from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler
 from vgs_rl.agents.distilled.densities import Choice, choose_density
 from vgs_rl.agents.distilled.distill import MOST_STEPS, plan
 from vgs_rl.agents.distilled.flow import FlowSampler, coupling_masks
 from vgs_rl.agents.distilled.kernels import KernelStudent
 from vgs_rl.agents.distilled.teacher import TeacherStates
-from vgs_rl.envs import DW4, FourGauss, Funnel10, GaussianMixture, ManyWell
+from vgs_rl.envs import FourGauss, Funnel10, GaussianMixture, ManyWell
 from vgs_rl.exploration import AffineMap, Composed, LocationScale
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.starts import Mixture, ProductMixture, StartConfig
@@ -304,6 +304,25 @@ device: cpu
     assert went_on.counters.updates == 14
 
 
+class OnSphere(vgs_rl.Energy):
+    dim = 3
+
+    @property
+    def geometry(self) -> Sphere:
+        return Sphere(3)
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0]
+
+
+class Different(OnSphere):
+    """Three particles that do not exchange."""
+
+    @property
+    def geometry(self) -> CentreOfMassFree:  # type: ignore[override]
+        return CentreOfMassFree(3, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -311,7 +330,8 @@ device: cpu
         ({"steps": MOST_STEPS + 1}, f"steps must be at most {MOST_STEPS}"),
         ({"states": 10}, "states must be at least 100, got 10"),
         ({"updates": -1}, "updates must be at least 0, got -1"),
-        ({"energy": DW4()}, "Euclidean geometry to be distilled, got DW4"),
+        ({"energy": OnSphere()}, "states in R\\^D, or of particles, .*, got OnSphere on a Sphere"),
+        ({"energy": Different()}, "a symmetry to be distilled, .*, got Different without one"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_by_name(
@@ -321,9 +341,11 @@ def test_what_cannot_be_distilled_is_refused_by_name(
         vgs_rl.distill(ExactSampler(FourGauss()), **arguments)  # type: ignore[arg-type]
 
 
-def test_particles_and_compiled_students_are_refused() -> None:
-    with pytest.raises(ValueError, match="a student needs a Euclidean geometry"):
-        DistilledConfig().build(SamplingMDP(DW4(), MDPConfig(num_steps=2)))
+def test_compiled_students_and_those_of_a_sphere_are_refused() -> None:
+    with pytest.raises(ValueError, match="got OnSphere on a Sphere"):
+        schedule, start = ScheduleConfig(total_noise=1.0), StartConfig(kind="uniform")
+        chain = MDPConfig(chain="ve", num_steps=2, schedule=schedule, start=start)
+        DistilledConfig().build(SamplingMDP(OnSphere(), chain))
     with pytest.raises(ValueError, match="compiled is for value gradients"):
         student(2).sampler(compiled=True)
 
@@ -331,4 +353,4 @@ def test_particles_and_compiled_students_are_refused() -> None:
 def test_without_zuko_one_step_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'vgs-rl\[flows\]'"):
-        plan(ExactSampler(FourGauss()), 1)
+        plan(ExactSampler(FourGauss()), FourGauss(), 1)

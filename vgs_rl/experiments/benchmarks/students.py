@@ -119,7 +119,9 @@ def _students(
         done = folder / "report.json"
         if not done.is_file():
             print(f"distilling {config.env} to {count} calls into {folder}")
-            planned = plan(teacher.sampler(), count, seed=options.seed, states=states)
+            planned = plan(
+                teacher.sampler(), teacher.mdp.energy, count, seed=options.seed, states=states
+            )
             student = student_config(config, planned, options)
             if train(student, overwrite=True, begin=functools.partial(begin, planned)) is None:
                 raise SystemExit(130)

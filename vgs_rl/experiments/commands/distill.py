@@ -21,7 +21,6 @@ from vgs_rl.agents.distilled.distill import (
     UPDATES,
     Plan,
     plan,
-    require_euclidean_target,
 )
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
@@ -73,11 +72,12 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     options = make_parser().read(arguments)
     config, teacher = _teacher(options)
-    require_euclidean_target(teacher.mdp.energy)
     with handling(interrupt):
         drawn = teacher.sampler()
         drawn.progress_bar = options.progress
-        planned = plan(drawn, options.steps, seed=options.seed, states=options.states)
+        planned = plan(
+            drawn, teacher.mdp.energy, options.steps, seed=options.seed, states=options.states
+        )
         student = student_config(config, planned, options)
         print(f"distilling {options.teacher} into {student.folder}")
         report = train(
