@@ -13,6 +13,11 @@ from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build" / "api" / "vgs_rl"
+FOREIGN = re.compile(  # a script or style of another host, or one that imports from there
+    r"<script\b[^>]*\bsrc=.https?:[^>]*>|<link\b[^>]*stylesheet[^>]*https?:[^>]*>"
+    r"|<script\b[^>]*>(?:(?!</script>).)*?\bfrom\s+.https?:(?:(?!</script>).)*?</script>",
+    re.DOTALL,
+)
 ROLE = re.compile(r":(?:class|meth|func|mod|attr|data|exc):`~?([^`]+)`")
 
 
@@ -46,6 +51,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return "\n\n".join(f"::: {package}.{name}" for name in public_names(package))
 
     return re.sub(r"^::: all ([\w.]+)$", references, markdown, flags=re.MULTILINE)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Takes out what a page would load from other hosts: the notebook's template names some."""
+    return FOREIGN.sub("", output)
 
 
 class PlainRoles(griffe.Extension):

@@ -21,11 +21,11 @@ from vgs_rl import (
 )
 from vgs_rl.envs import FourGauss, Gaussian
 from vgs_rl.geometry import Sphere
+from vgs_rl.plots.curves import plot_steps
 from vgs_rl.plots.plots import (
     plot_chain,
     plot_energy_histogram,
     plot_learning_curves,
-    plot_steps,
     plot_summary,
     plot_value,
     save_figure,

@@ -1,4 +1,4 @@
-"""Learning curves on one set of axes: which there are, and how records become lines."""
+"""Curves: which learning curves there are and how records become lines; metrics against T."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from vgs_rl.plots.panels import ACCENTS, FAINT, INK, Array
+from vgs_rl.plots.panels import ACCENTS, FAINT, INK, STYLE, Array
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -20,6 +22,14 @@ X_LABELS = {
     "energy_evaluations": "energy evaluations",
     "seconds": "training time  [s]",
     "updates": "gradient updates",
+}
+
+
+STEP_TITLES = {
+    "elbo": "ELBO  [nats]",
+    "path_ess": "path-ESS",
+    "ess": "ESS of all samples",
+    "tvd_energy": "TVD-E",
 }
 
 
@@ -110,3 +120,38 @@ def _running_mean(values: Array, half: int) -> Array:
     index = np.arange(len(values))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return np.asarray((total[high] - total[low]) / (high - low))
+
+
+def plot_steps(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Figures against the number of steps T, one panel a figure, one line a curve.
+
+    Args:
+        curves: by curve name, by figure name, points (T, value). Names that start with `exact`
+            are dashed; curves whose names end alike share a colour.
+    """
+    names = list(dict.fromkeys(name for figures in curves.values() for name in figures))
+    ends = list(dict.fromkeys(curve.rpartition(", ")[2] for curve in curves))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.1 * len(names), 2.9), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            for curve, figures in curves.items():
+                axes.plot(
+                    [t for t, _ in figures[name]],
+                    [value for _, value in figures[name]],
+                    color=ACCENTS[ends.index(curve.rpartition(", ")[2])],
+                    linestyle="--" if curve.startswith("exact") else "-",
+                    marker="o",
+                    markersize=3.5,
+                    label=curve,
+                )
+            ticks = sorted({t for figures in curves.values() for t, _ in figures[name]})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [str(t) for t in ticks])
+            axes.set_xticks([], minor=True)
+            axes.set(xlabel="steps $T$", title=STEP_TITLES.get(name, name))
+            if name == "elbo":
+                axes.set_yscale("symlog", linthresh=0.1)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(curves))
+    return figure

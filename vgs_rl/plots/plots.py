@@ -6,8 +6,9 @@ changes and nothing has to be closed; :func:`save_figure` writes it.
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +34,6 @@ Drawing = Callable[[], Figure]
 """A picture that is drawn when it is called."""
 
 logger = logging.getLogger(__name__)
-STEP_TITLES = {
-    "elbo": "ELBO  [nats]",
-    "path_ess": "path-ESS",
-    "ess": "ESS of all samples",
-    "tvd_energy": "TVD-E",
-}
 
 
 def try_picture(name: str, work: Callable[[], T]) -> T | None:
@@ -74,6 +69,12 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 160) -> None:
         raise ValueError(f"path must have a suffix such as .png, got {path}")
     kind = path.suffix.removeprefix(".")
     write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=dpi))
+
+
+def rendered(figure: Figure, *, dpi: int = 100) -> bytes:
+    """A picture as a PNG file holds it."""
+    figure.savefig(png := io.BytesIO(), format="png", dpi=dpi)
+    return png.getvalue()
 
 
 @torch.no_grad()
@@ -179,41 +180,6 @@ def plot_learning_curves(
             draw_curves(panel, records, x, curves, log_z)
         if not shown:
             axes[0].set(xlabel=X_LABELS[x], title="nothing recorded yet")
-    return figure
-
-
-def plot_steps(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
-    """Figures against the number of steps T, one panel a figure, one line a curve.
-
-    Args:
-        curves: by curve name, by figure name, points (T, value). Names that start with `exact`
-            are dashed; curves whose names end alike share a colour.
-    """
-    names = list(dict.fromkeys(name for figures in curves.values() for name in figures))
-    ends = list(dict.fromkeys(curve.rpartition(", ")[2] for curve in curves))
-    with rc_context(draw.STYLE):
-        figure = Figure(figsize=(3.1 * len(names), 2.9), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for axes, name in zip(panels, names, strict=True):
-            for curve, figures in curves.items():
-                axes.plot(
-                    [t for t, _ in figures[name]],
-                    [value for _, value in figures[name]],
-                    color=draw.ACCENTS[ends.index(curve.rpartition(", ")[2])],
-                    linestyle="--" if curve.startswith("exact") else "-",
-                    marker="o",
-                    markersize=3.5,
-                    label=curve,
-                )
-            ticks = sorted({t for figures in curves.values() for t, _ in figures[name]})
-            axes.set_xscale("log")
-            axes.set_xticks(ticks, [str(t) for t in ticks])
-            axes.set_xticks([], minor=True)
-            axes.set(xlabel="steps $T$", title=STEP_TITLES.get(name, name))
-            if name == "elbo":
-                axes.set_yscale("symlog", linthresh=0.1)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(curves))
     return figure
 
 

@@ -11,17 +11,15 @@ import itertools
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from vgs_rl.files.checkpoint import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SESSION = "events.out.tfevents.0.session"
 IDEALS = "events.out.tfevents.0.ideals"
@@ -70,9 +68,9 @@ class EventFile:
 
         self._write(step=step, summary=histogram(tag, values.numpy(), _edges()))
 
-    def add_figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A picture."""
-        self._write(step=step, summary=picture(tag, figure))
+    def add_picture(self, tag: str, png: bytes, step: int) -> None:
+        """A picture, as a PNG file holds it."""
+        self._write(step=step, summary=picture(tag, png))
 
     def add_text(self, tag: str, words: str, step: int = 0) -> None:
         """Markdown."""
@@ -218,9 +216,10 @@ def markdown(tag: str, words: str) -> Any:
     return text(tag, words)
 
 
-def picture(tag: str, figure: Figure) -> Any:
-    """The summary of a picture."""
-    from torch.utils.tensorboard._utils import figure_to_image
-    from torch.utils.tensorboard.summary import image
+def picture(tag: str, png: bytes) -> Any:
+    """The summary of a picture, as a PNG file holds it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return image(tag, figure_to_image(figure, close=False), 1.0, "CHW")
+    width, height = struct.unpack(">II", png[16:24])  # where the header has them
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])

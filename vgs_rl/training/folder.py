@@ -24,10 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgs_rl.files.checkpoint import load_checkpoint, remove_temporaries, save_checkpoint, write_text
+from vgs_rl.files.checkpoint import (
+    load_checkpoint,
+    remove_temporaries,
+    save_checkpoint,
+    write_atomically,
+    write_text,
+)
 from vgs_rl.files.lock import NAME as LOCK
 from vgs_rl.files.lock import FolderLock
-from vgs_rl.plots.plots import Drawing, save_figure, try_picture
+from vgs_rl.plots.plots import Drawing, rendered, try_picture
 from vgs_rl.training.events import EventFile, write_ideals, write_session
 from vgs_rl.training.states import drop_states, keep_states
 
@@ -193,10 +199,11 @@ class RunFolder:
             try_picture(name, partial(self._draw, name, drawing, step, keep=keep))
 
     def _draw(self, name: str, drawing: Drawing, step: int, *, keep: bool) -> None:
-        figure = drawing()
+        png = rendered(drawing(), dpi=160 if keep else 100)
         if keep:
-            save_figure(figure, self.path / "figures" / f"{name}.png")
-        self.writer.add_figure(f"figures/{name}", figure, step)
+            file = self.path / "figures" / f"{name}.png"
+            write_atomically(file, lambda opened: opened.write(png))
+        self.writer.add_picture(f"figures/{name}", png, step)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Writes checkpoints/<name>.pt, with what defines the run."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 from vgs_rl.evaluation.verdict import Evidence, Verdict
 from vgs_rl.experiments.automatic.result import Result
 from vgs_rl.exploration import Clock, Exploration
-from vgs_rl.plots.plots import try_picture
+from vgs_rl.plots.plots import rendered, try_picture
 from vgs_rl.plots.results import plot_states
 from vgs_rl.training.events import EventFile
 from vgs_rl.training.folder import make_folders
@@ -115,8 +115,8 @@ class Board:
         )
         try_picture(
             "samples",
-            lambda: file.add_figure(
-                "figures/samples", plot_states(result.x, result.log_weight), self.now
+            lambda: file.add_picture(
+                "figures/samples", rendered(plot_states(result.x, result.log_weight)), self.now
             ),
         )
 

@@ -17,7 +17,8 @@ from vgs_rl.experiments.tables import (
     write_json,
 )
 from vgs_rl.networks.policies import Drift
-from vgs_rl.plots.plots import plot_steps, save_figure, try_picture
+from vgs_rl.plots.curves import plot_steps
+from vgs_rl.plots.plots import save_figure, try_picture
 
 
 def oracle(

@@ -29,7 +29,8 @@ from vgs_rl.experiments.tables import (
     write_json,
     write_section,
 )
-from vgs_rl.plots.plots import plot_steps, save_figure, try_picture
+from vgs_rl.plots.curves import plot_steps
+from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.samplers.base import Sampler
 
 TARGETS = ("gmm9", "gmm40", "funnel10", "manywell32")

@@ -29,7 +29,7 @@ from vgs_rl.experiments.comparison.pictures import (
     plot_samples,
 )
 from vgs_rl.experiments.comparison.report import FIGURES
-from vgs_rl.plots.plots import try_picture
+from vgs_rl.plots.plots import rendered, try_picture
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import Samples
 from vgs_rl.training import events
@@ -189,8 +189,8 @@ def _images(env: str, jobs: Sequence[Job], energy: Energy) -> list[tuple[int, An
         if samples:
             energies = {name: energy(x) for name, x in samples.items()}
             figure = plot_samples(samples, energies, energy.symmetry, EXACT)
-            figure.set_dpi(DPI)
-            images.append((percent, events.picture(f"samples/{env}", figure)))
+            png = rendered(figure, dpi=DPI)
+            images.append((percent, events.picture(f"samples/{env}", png)))
     return images
 
 
