@@ -20,6 +20,16 @@ Array = NDArray[Any]
 ENERGY_LIMIT = 1e6  # in units of tau: up to here the reward holds E as it is
 
 
+class _Step(NamedTuple):
+    """Constants of one step, of the MDP's transition."""
+
+    rho: float
+    a: float
+    sigma: float
+    cost: float
+    log_ratio: float
+
+
 class Outcome(NamedTuple):
     """One step of a batch: rewards (n,), episodes that ended (n,), and their metrics."""
 
@@ -56,6 +66,9 @@ class Episodes:
         self.x = torch.zeros(n, mdp.dim, device=mdp.device, dtype=mdp.dtype)
         self.log_weight = torch.zeros(n, device=mdp.device, dtype=mdp.dtype)
         self.t: int | Array = -1
+        euclidean = mdp.geometry.linear and mdp.effective_dim == mdp.dim
+        self._alone = n == 1 and noise and euclidean and mdp.device.type == "cpu"
+        self._steps: tuple[object, list[_Step]] = (None, [])
 
     def seed(self, np_random: np.random.Generator, anew: bool) -> None:
         """Seeds the tensor generator from Gymnasium's, if asked to or if there is none yet."""
@@ -193,6 +206,8 @@ class Episodes:
         assert self.generator is not None
         if rows is not None:
             return self._step_some(control, rows)
+        if self._alone and isinstance(self.t, int):
+            return self._step_alone(control, self.t)
         state = State(self.x, self.t if isinstance(self.t, int) else self._tensor(self.t))
         generator = self.generator if self.noise else None
         step, energy = self.mdp.step_with_energy(state, control, generator)
@@ -207,6 +222,41 @@ class Episodes:
             return Outcome(reward, np.zeros(self.n, np.bool_), None, None)
         ended = self.at(self.mdp.num_steps)
         return Outcome(reward, ended, _masked(energy, ended), _masked(self.log_weight, ended))
+
+    def _step_alone(self, control: Tensor, t: int) -> Outcome:
+        """One row: the numbers of a step as Python has them, where a tensor of one costs more."""
+        assert self.generator is not None
+        mdp, here = self.mdp, self._constants()[t]
+        eps = mdp.noise_at(self.x, self.generator)
+        push = torch.add(control, eps, alpha=here.rho)
+        x = torch.add(self.x if here.a == 1.0 else here.a * self.x, push, alpha=here.sigma)
+        squares = [float(np.dot(v, v)) for v in (each.numpy()[0] for each in (control, eps, push))]
+        cost = mdp.temperature * (0.5 * squares[0] + here.cost)
+        log_weight = self.log_weight + (0.5 * (squares[1] - squares[2]) + here.log_ratio)
+        energy = None
+        if t + 1 == mdp.num_steps:
+            energy = mdp.evaluate_energy(x)
+            cost += float(rewarded_energy(energy, mdp.temperature))
+            log_weight = log_weight - energy / mdp.temperature
+        if not math.isfinite(cost):
+            self._require_usable(np.array([-cost]), control, energy)
+        self.x, self.log_weight, self.t = x, log_weight, t + 1
+        reward, ended = np.array([-cost]), np.array([energy is not None])
+        if energy is None:
+            return Outcome(reward, ended, None, None)
+        return Outcome(reward, ended, _masked(energy, ended), _masked(log_weight, ended))
+
+    def _constants(self) -> list[_Step]:
+        """What :meth:`_step_alone` needs of each step, made again when rho_t has changed."""
+        mdp = self.mdp
+        made_of = (id(mdp.rho), mdp.rho._version)
+        if self._steps[0] != made_of:
+            rho, chain, dim = mdp.rho.double(), mdp.chain, mdp.effective_dim
+            ratio = dim * (chain.log_a.double() + rho.log())
+            columns = (rho, chain.a, chain.sigma, 0.5 * dim * (rho.square() - 1) - ratio, ratio)
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            self._steps = (made_of, [_Step(*row) for row in rows])
+        return self._steps[1]
 
     def _step_some(self, control: Tensor, rows: Array) -> Outcome:
         index = self._index(rows)

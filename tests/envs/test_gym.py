@@ -31,6 +31,7 @@ from vgs_rl.envs.episodes import NoEpisode, rewarded_energy
 from vgs_rl.envs.face import default_action_bound
 from vgs_rl.experiments.config import config_of, parse_run
 from vgs_rl.experiments.run import build
+from vgs_rl.transitions import State
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +188,30 @@ def test_one_row_is_the_single_environment():
             assert one[1:4] == (many[1][0], many[2][0], many[3][0])
         assert one[4] == {key: many[4][key][0] for key in ("log_weight", "energy")}
         assert all(type(value) is np.float64 for value in one[4].values())
+
+
+@pytest.mark.parametrize("chain", ["ve", "vp"])
+def test_one_row_steps_as_the_mdp_does_also_after_its_noise_has_changed(chain):
+    schedule = ScheduleConfig(total_noise=0.7)
+    config = MDPConfig(chain=chain, num_steps=6, schedule=schedule, temperature=1.7)
+    env = SamplingEnv(GMM9(), mdp=config)
+    mdp, rng = env.mdp, np.random.default_rng(0)
+    observation, _ = env.reset(seed=4)
+    generator = torch.Generator()
+    generator.set_state(env._episodes.generator.get_state())
+    state = State(torch.from_numpy(observation[None, :2].copy()), 0)
+    log_weight, info = mdp.initial_log_weight(state.x), {}
+    for t in range(6):
+        if t == 3:
+            mdp.rho.mul_(0.8)  # as an agent does that shares it
+        action = rng.standard_normal(2).astype(np.float32)
+        observation, reward, *_, info = env.step(action)
+        step, energy = mdp.step_with_energy(state, torch.from_numpy(action[None]), generator)
+        state, log_weight = step.state, log_weight + step.log_ratio
+        cost = step.cost if energy is None else step.cost + energy
+        np.testing.assert_allclose(observation[:2], state.x[0], rtol=1e-5, atol=1e-5)
+        assert reward == pytest.approx(-float(cost[0]), rel=1e-4, abs=1e-4)
+    assert info["log_weight"] == pytest.approx(float(log_weight[0]), rel=1e-4, abs=1e-4)
 
 
 def test_observation_is_the_state_and_the_time():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -100,6 +101,23 @@ def env_cost(target: str, num_envs: int, repeats: int, device: str) -> dict[str,
     }
 
 
+def one_env(id: str, steps: int) -> dict[str, Any]:
+    """Steps a second of one environment, as `gymnasium.make` makes it, with its resets."""
+    single = gymnasium.make(id)
+    single.action_space.seed(0)
+    actions = [single.action_space.sample() for _ in range(256)]
+    single.reset(seed=0)
+    rates = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for i in range(steps):
+            ended = single.step(actions[i % len(actions)])[2:4]
+            if any(ended):
+                single.reset()
+        rates.append(steps / (time.perf_counter() - begin))
+    return {"environment": id, "steps_per_s": float(np.median(rates))}
+
+
 def _synchroniser(device: torch.device) -> Callable[[], None]:
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -131,7 +149,10 @@ def env(
     print_table("Transitions per second", targets)
     scaling = [env_cost("vgs_rl/GMM9-v0", n, few, device) for n in (64, 1024, 16_384)]
     print_table("Time per transition against the number of environments", scaling)
+    single = [one_env(id, 100 * repeats) for id in ("vgs_rl/GMM9-v0", "CartPole-v1")]
+    print_table("One environment, as gymnasium.make makes it", single)
     result = {"machine": size, "comparison": comparison, "targets": targets, "scaling": scaling}
+    result["single"] = single
     write_json(result, json)
 
 
