@@ -129,7 +129,7 @@ class Usable(ABC):
             seed=seed,
             resample=resample,
             target_name=self.target_name,
-            agent_name=type(self.config).name,
+            agent_name=self.config.name,
             training_seed=self.seed,
             train_seconds=self.counters.seconds,
             env_steps=self.counters.env_steps,

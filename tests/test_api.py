@@ -11,7 +11,16 @@ import pytest
 import torch
 
 import vgs_rl
-from vgs_rl import HMC, MALA, PIS, VGS, FunctionEnergy, SamplingMDP, TrajectoryBalance
+from vgs_rl import (
+    HMC,
+    MALA,
+    PIS,
+    VGS,
+    FunctionEnergy,
+    MDPConfig,
+    SamplingMDP,
+    TrajectoryBalance,
+)
 from vgs_rl.agents import MLPNetwork, ValueGradientConfig
 
 SMALL = {"network": MLPNetwork(width=8, depth=1)}
@@ -76,6 +85,23 @@ def test_an_evaluation_says_whose_it_is() -> None:
         200,
     )
     assert "elbo" in str(report) and "<table" in report._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "settings", "name"),
+    [
+        ("SB3Config", "stable_baselines3", {"algorithm": "SAC"}, "sb3-sac"),
+        ("SB3Config", "stable_baselines3", {"policy_noise": "policy"}, "sb3-ppo-kernel"),
+        ("TianshouConfig", "tianshou", {}, "tianshou-ppo"),
+    ],
+)
+def test_a_report_of_a_librarys_agent_names_its_algorithm(
+    kind: str, library: str, settings: dict[str, str], name: str
+) -> None:
+    pytest.importorskip(library)
+    config = getattr(vgs_rl.agents, kind)(num_envs=4, batch_size=4, hidden=[8], **settings)
+    report = config.build(SamplingMDP(Ring(), MDPConfig(num_steps=2))).evaluate(20)
+    assert json.loads(report.as_json())["agent"] == report.agent == name
 
 
 @pytest.mark.parametrize("agent_type", [VGS, PIS, TrajectoryBalance])

@@ -200,7 +200,7 @@ def test_one_row_steps_as_the_mdp_does_also_after_its_noise_has_changed(chain):
     generator = torch.Generator()
     generator.set_state(env._episodes.generator.get_state())
     state = State(torch.from_numpy(observation[None, :2].copy()), 0)
-    log_weight, info = mdp.initial_log_weight(state.x), {}
+    log_weight, info = mdp.initial_log_weight(state.x).detach(), {}
     for t in range(6):
         if t == 3:
             mdp.rho.mul_(0.8)  # as an agent does that shares it

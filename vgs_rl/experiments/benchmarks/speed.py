@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vgs_rl import ChainSampler, SamplingMDP, registered
+from vgs_rl.checks import count_of
 from vgs_rl.envs import SamplingVectorEnv
 from vgs_rl.evaluation.evaluate import evaluate
 from vgs_rl.experiments.config import named_config
@@ -209,3 +210,78 @@ def sampling(
     print(f"  evaluation of {n:,} samples: {seconds:.1f} s; peak memory {peak:.2f} GiB")
     result = {"machine": size, "rates": medians, "ratio": ratio}
     write_json({**result, "evaluation_s": seconds, "peak_memory_gib": peak}, json)
+
+
+COPIES = ("aten::copy_", "aten::_to_copy", "Memcpy", "Memset")
+
+
+def device(
+    name: str = "gmm9",
+    updates: int = 100,
+    n: int = 20_000,
+    device: str = "auto",
+    json: Path | None = None,
+    trust: bool = False,
+) -> None:
+    """Where the time of training and sampling goes: kernels, transfers, Python.
+
+    The wall-clock is measured without the profiler, and the kernels with it. What neither kernels
+    nor transfers explain is Python, dispatch and waiting. `reads` are numbers that the host has
+    asked the device for, each of which makes it wait.
+
+    Args:
+        name: name of a file in configs/, or path of a YAML file.
+        updates: gradient steps that are measured, after as many that are not.
+        n: samples that are drawn.
+        device: auto, cpu or cuda.
+        json: also write the table to this file.
+        trust: whether the YAML file may name code that is not this package's.
+    """
+    count_of("updates", updates)
+    count_of("n", n)
+    require_outputs(json)
+    size = machine(torch.get_num_threads())
+    print_machine(size)
+    _, agent = build(named_config(name, {"device": device}, trust=trust))
+
+    def learn() -> None:
+        for _ in range(updates):
+            agent.update()
+
+    def draw() -> None:
+        agent.sampler().sample(n, 0)
+
+    rows = [
+        {"work": work, **time_shares(do, agent.mdp.device)}
+        for work, do in ((f"{updates} updates", learn), (f"{n:,} samples", draw))
+    ]
+    print_table(f"{name} on {agent.mdp.device}", rows)
+    write_json({"machine": size, "device": str(agent.mdp.device), "rows": rows}, json)
+
+
+def time_shares(work: Callable[[], None], where: torch.device) -> dict[str, float]:
+    """Seconds, shares of them and numbers that were read, of work that has been done before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    synchronise = _synchroniser(where)
+    work()
+    synchronise()
+    begin = time.perf_counter()
+    work()
+    synchronise()
+    seconds = time.perf_counter() - begin
+    on_gpu = where.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as profiled:
+        work()
+        synchronise()
+    spent = {"kernels": 0.0, "transfers": 0.0}
+    reads = 0
+    for event in profiled.key_averages():
+        reads += event.count * (event.key == "aten::_local_scalar_dense")
+        used = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if on_gpu or event.key.startswith("aten::"):
+            spent["transfers" if event.key.startswith(COPIES) else "kernels"] += 1e-6 * used
+    shares = {name: min(1.0, used / seconds) for name, used in spent.items()}
+    rest = max(0.0, 1.0 - sum(shares.values()))
+    return {"seconds": seconds, **shares, "Python and waiting": rest, "reads": reads}
