@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -21,13 +22,14 @@ from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.networks.config import NetworkConfig
 from vgs_rl.registry import energy_of, find
 from vgs_rl.training.config import (
+    BudgetConfig,
     allow_subclasses,
     checked_content,
-    make_parser,
     parse_content,
     read_yaml,
     resolve_device,
 )
+from vgs_rl.training.folder import RunFolder
 
 # An id or import path, an energy, a function (B, D) -> (B,), an MDP, or an environment around one.
 TargetLike = str | Energy | Callable[[Tensor], Tensor] | SamplingMDP | Any
@@ -62,6 +64,8 @@ class TargetAgent(Agent):
         dim: D of a function's states.
         mdp: the chain; by default the target's.
         device: `auto`, `cpu` or `cuda`; an MDP and an environment have theirs.
+        one_step: whether a student is made at the end of learning, which draws with one network
+            call (:meth:`distill`); it learns with the settings of that method.
         **settings: fields of the configuration, over those of `config`.
 
     Attributes:
@@ -86,6 +90,7 @@ class TargetAgent(Agent):
         dim: int | None = None,
         mdp: MDPConfig | None = None,
         device: str = "auto",
+        one_step: bool = False,
         **settings: Any,
     ) -> None:
         chosen = config is not None or mdp is not None or not settings.keys() <= set(KEPT)
@@ -95,7 +100,32 @@ class TargetAgent(Agent):
         always = self.explores and not chosen and needs_exploration(target, chain.energy)
         self.exploration = ExplorationConfig(when="always" if always else "never")
         self.config = settle(copy.deepcopy(config), "agent")
+        self.one_step = one_step
+        if one_step:
+            distilled = importlib.import_module("vgs_rl.agents.distilled.agent")
+            distilled.require_distillable(chain.energy, steps=1)
         super().__init__(chain, seed=seed)
+
+    def learn(
+        self, budget: BudgetConfig | None = None, *, folder: RunFolder | None = None, **options: Any
+    ) -> Self:
+        """See :meth:`Agent.learn`; an agent of one step then makes its student.
+
+        Raises:
+            ValueError: if an agent of one step is given a run folder, which holds one agent.
+        """
+        if self.one_step and folder is not None:
+            raise ValueError(
+                "folder must be left out where one_step is True: train the run, then vgs-rl "
+                "distill makes another of its student"
+            )
+        self.student = None
+        super().learn(budget, folder=folder, **options)
+        if self.one_step and self.finished:
+            self.student = self.distill(
+                seed=self.seed, progress_bar=options.get("progress_bar", True)
+            )
+        return self
 
 
 @dataclass(kw_only=True)
@@ -191,5 +221,5 @@ def _shipped(target: str) -> _Shipped | None:
     taken = {each.name for each in dataclasses.fields(_Shipped)}
     sections = {key: value for key, value in read_yaml(path).items() if key in taken}
     content = checked_content(sections, _Shipped, source=f"config {path}")
-    options = parse_content(make_parser(_Shipped), content)
+    options = parse_content(_Shipped, content)
     return _Shipped(**{key: options[key] for key in taken})

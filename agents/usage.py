@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +37,7 @@ class Usable(ABC):
         config: its settings.
         origin: where its energy comes from (:class:`vgs_rl.agents.target.Origin`), if that is
             known.
+        student: of one step, which draws in its place, or None.
     """
 
     mdp: SamplingMDP
@@ -43,10 +45,16 @@ class Usable(ABC):
     counters: Counters
     config: Any
     origin: Any = None
+    student: DistilledAgent | None = None
 
     @abstractmethod
     def sampler(self) -> Sampler:
         """The current sampler; it follows later training."""
+
+    @property
+    def drawing(self) -> Sampler:
+        """What draws: the student's sampler if there is one, else this agent's."""
+        return self.sampler() if self.student is None else self.student.sampler()
 
     @abstractmethod
     def report_details(self) -> dict[str, Any]:
@@ -78,6 +86,14 @@ class Usable(ABC):
         own = self.energy is self.mdp.energy
         return self.target_name if own else f"{self.target_name}, in the coordinates of the chain"
 
+    @property
+    def used(self) -> Counters:
+        """What training has used, with that of the student."""
+        if self.student is None:
+            return self.counters
+        pairs = zip(astuple(self.counters), astuple(self.student.counters), strict=True)
+        return type(self.counters)(*(one + other for one, other in pairs))
+
     def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
         """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.
 
@@ -86,7 +102,7 @@ class Usable(ABC):
             seed: of this draw.
             resample: draw more and keep n by their weights: asymptotically exact samples.
         """
-        return self.sampler().sample(n, seed, resample=resample)
+        return self.drawing.sample(n, seed, resample=resample)
 
     def evaluate(
         self,
@@ -105,7 +121,7 @@ class Usable(ABC):
             n: samples to draw.
             seed: of the evaluation.
             resample: evaluate importance-resampled samples.
-            sampler: what draws instead of the agent's own sampler, on its target and its account.
+            sampler: what draws instead of :attr:`drawing`, on its target and its account.
             protocol: repeats and sample counts of particle metrics; all of it by default.
             on_samples: told what was drawn.
             progress_bar: whether to show one while it draws.
@@ -113,8 +129,9 @@ class Usable(ABC):
         Returns:
             The report; printing it shows the table.
         """
-        sampler = sampler or self.sampler()
+        sampler = sampler or self.drawing
         sampler.progress_bar = progress_bar
+        used = self.used
         drawn: list[Samples] = []
 
         def seen(samples: Samples) -> None:
@@ -131,9 +148,9 @@ class Usable(ABC):
             target_name=self.target_name,
             agent_name=self.config.name,
             training_seed=self.seed,
-            train_seconds=self.counters.seconds,
-            env_steps=self.counters.env_steps,
-            energy_evaluations=self.counters.energy_evaluations,
+            train_seconds=used.seconds,
+            env_steps=used.env_steps,
+            energy_evaluations=used.energy_evaluations,
             protocol=protocol,
             on_samples=seen,
         )
@@ -145,7 +162,7 @@ class Usable(ABC):
 
         Of a sampler that is no chain, its samples.
         """
-        sampler = self.sampler()
+        sampler = self.drawing
         if not isinstance(sampler, ChainSampler):
             return plot_states(sampler.sample(2_000, seed).x)
         return plot_summary(
@@ -239,5 +256,5 @@ class Usable(ABC):
         return agent
 
     def __repr__(self) -> str:
-        used = f"{self.counters.updates:,} updates"
+        used = f"{self.counters.updates:,} updates" + (", one step" if self.student else "")
         return f"{type(self).__name__}({self.target_name}, seed={self.seed}, {used})"

@@ -14,7 +14,6 @@ from vgs_rl.registry import find
 from vgs_rl.training.config import (
     ConfigError,
     checked_content,
-    make_parser,
     parse_content,
     read_yaml,
 )
@@ -66,5 +65,5 @@ def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConf
     of, wanted = find(content["env"]), find(target)
     if of.id != wanted.id:
         raise ConfigError(f"config {path} is of {of.id}, the environment is {wanted.id}")
-    settings = parse_content(make_parser(EnvironmentConfig), content)
+    settings = parse_content(EnvironmentConfig, content)
     return settings.env_args, settings.mdp if "mdp" in content else wanted.mdp

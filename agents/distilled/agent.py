@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.distilled.clusters import ClusterStudent
 from vgs_rl.agents.distilled.densities import Choice, take_over
-from vgs_rl.agents.distilled.flow import FlowStudent
+from vgs_rl.agents.distilled.flow import FlowStudent, require_zuko
 from vgs_rl.agents.distilled.kernels import ChainStudent, KernelStudent
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.agents.target import TargetAgent
@@ -137,10 +136,7 @@ class DistilledAgent(TargetAgent):
             self.network = KernelStudent(
                 mdp, components=config.components, factorised=config.factorised, **size
             )
-        self.averaged = AveragedModel(
-            self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
-        )
-        self.averaged.n_averaged.fill_(1)
+        self.averaged = MovingAverage(self.network, config.ema)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.teacher = TeacherStates(mdp.dim)
         self._best: dict[str, Any] | None = None
@@ -274,11 +270,12 @@ class DistilledAgent(TargetAgent):
         return -(lever * log_density).mean(), log_weight
 
 
-def require_distillable(energy: Energy) -> None:
-    """Refuses a target that a student cannot have.
+def require_distillable(energy: Energy, steps: int = 2) -> None:
+    """Refuses a target that a student of so many steps cannot have.
 
     Raises:
         ValueError: if its space is neither R^D nor that of exchangeable particles.
+        ModuleNotFoundError: for one step on R^D, if zuko is not installed.
     """
     geometry = energy.geometry
     if isinstance(geometry, CentreOfMassFree):
@@ -292,3 +289,5 @@ def require_distillable(energy: Energy) -> None:
             "energy must have states in R^D, or of particles, to be distilled, got "
             f"{type(energy).__name__} on a {type(geometry).__name__}"
         )
+    elif steps == 1:
+        require_zuko()

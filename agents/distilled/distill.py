@@ -14,7 +14,6 @@ from vgs_rl.agents.distilled.agent import (
     require_distillable,
 )
 from vgs_rl.agents.distilled.densities import Choice, choose_density
-from vgs_rl.agents.distilled.flow import require_zuko
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import count_of, seed_of
@@ -70,15 +69,13 @@ def plan(
             no student.
         ModuleNotFoundError: for one step on R^D, if zuko is not installed.
     """
-    require_distillable(energy)
+    require_distillable(energy, count_of("steps", steps))
     particles = energy.geometry if isinstance(energy.geometry, CentreOfMassFree) else None
     steps, states, seed = count_of("steps", steps), count_of("states", states), seed_of(seed)
     if steps > MOST_STEPS:
         raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
     if states < 100:
         raise ValueError(f"states must be at least 100, got {states}")
-    if steps == 1 and particles is None:
-        require_zuko()
     drawn = TeacherStates.draw(teacher, states, seed)
     if particles is not None:
         return _of_particles(drawn, particles, steps, teacher.temperature)

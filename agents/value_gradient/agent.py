@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Self
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.agents.automatic.explored import Explored, ExploredEnergy
 from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
@@ -150,10 +149,7 @@ class ValueGradientAgent(TargetAgent):
         self.network: LearnedValue = config.network.build(
             self.mdp, prior_std=config.prior_std, generator=initial
         )
-        self.averaged = AveragedModel(
-            self.network, multi_avg_fn=MovingAverage(config.ema), use_buffers=False
-        )
-        self.averaged.n_averaged.fill_(1)  # it holds the initial network, and moves from there
+        self.averaged = MovingAverage(self.network, config.ema)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.objective: ValueLearner = config.objective.build(self)
 

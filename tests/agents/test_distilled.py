@@ -1,5 +1,6 @@
 """Students: exact densities and weights, what a mixture knows, files, errors."""
 
+import functools
 import math
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 import vgs_rl
 from vgs_rl import CentreOfMassFree, MDPConfig, SamplingMDP, ScheduleConfig, Sphere
-from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler
+from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler, MLPNetwork
 from vgs_rl.agents.distilled.densities import Choice, choose_density
 from vgs_rl.agents.distilled.distill import MOST_STEPS, plan
 from vgs_rl.agents.distilled.flow import FlowSampler, coupling_masks
@@ -23,6 +24,7 @@ from vgs_rl.envs import FourGauss, Funnel10, GaussianMixture, ManyWell
 from vgs_rl.exploration import AffineMap, Composed, LocationScale
 from vgs_rl.samplers.base import ChainSampler
 from vgs_rl.starts import Mixture, ProductMixture, StartConfig
+from vgs_rl.training.folder import RunFolder
 from vgs_rl.weights import effective_share
 
 SMALL = {"width": 8, "depth": 1, "components": 3}
@@ -354,3 +356,26 @@ def test_without_zuko_one_step_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'vgs-rl\[flows\]'"):
         plan(ExactSampler(FourGauss()), FourGauss(), 1)
+
+
+def test_an_agent_of_one_step_draws_with_its_student_and_is_kept_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("zuko")
+    network = MLPNetwork(width=8, depth=1)
+    agent = vgs_rl.VGS(mixture_target(), seed=2, device="cpu", one_step=True, network=network)
+    small = functools.partialmethod(vgs_rl.VGS.distill, updates=3, states=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgs_rl.VGS, "distill", small)
+        agent.learn(updates=2, progress_bar=False)
+    assert agent.student is not None and isinstance(agent.drawing, FlowSampler)
+    assert agent.evaluate(50).energy_evaluations == (
+        agent.counters.energy_evaluations + agent.student.counters.energy_evaluations
+    )
+    agent.save(tmp_path / "one.pt")
+    again = vgs_rl.VGS.load(tmp_path / "one.pt", mixture_target(), device="cpu")
+    assert torch.equal(again.sample(20, 5).x, agent.sample(20, 5).x)
+    assert torch.equal(again.student.teacher.x, agent.student.teacher.x)  # type: ignore[union-attr]
+    message = "folder must be left out where one_step is True"
+    with RunFolder(tmp_path / "run", "x: 1\n") as folder, pytest.raises(ValueError, match=message):
+        agent.learn(updates=4, folder=folder)
+    with pytest.raises(ValueError, match="got OnSphere on a Sphere"):
+        vgs_rl.PIS(OnSphere(), one_step=True)

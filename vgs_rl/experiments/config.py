@@ -183,12 +183,11 @@ def run_config(
     where = "" if source is None else f"{source}: "
     if source is not None:
         content = checked_content(dict(content), RunConfig, source=source, trust=trust)
-    parser = run_parser()
     try:
         checked = checked_mapping(RunConfig, content)
         if checked.get("mdp") is None:
-            _use_mdp_of(parser, checked.get("env", RunConfig.env))
-        config = config_of(parse_content(parser, checked))
+            checked["mdp"] = asdict(find(str(checked.get("env", RunConfig.env))).mdp)
+        config = config_of(parse_content(RunConfig, checked))
         find(config.env)
         return config
     except ValueError as error:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vgs_rl.agents.automatic.explored import chain_energy
 from vgs_rl.agents.base import Agent
-from vgs_rl.agents.target import Origin
+from vgs_rl.agents.distilled.agent import DistilledAgent
+from vgs_rl.agents.target import Origin, TargetAgent
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.energy import Energy
 from vgs_rl.experiments.config import run_config
@@ -22,11 +25,16 @@ from vgs_rl.trust import Trust
 
 
 def save_agent(agent: Agent, path: Path) -> None:
-    """Writes an agent's settings and state to a file.
+    """Writes an agent's settings and state to a file, and those of its student.
 
     Raises:
         OSError: if the file cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, _state_of(agent), kind="agent")
+
+
+def _state_of(agent: Agent) -> dict[str, Any]:
     origin = agent.origin or Origin(agent.target_name)
     settings = {
         "env": origin.env,
@@ -38,8 +46,7 @@ def save_agent(agent: Agent, path: Path) -> None:
     if isinstance(agent, ValueGradientAgent):
         settings["exploration"] = as_mapping(agent.exploration)
     state = {"config": dump_yaml(settings), "target": origin.name, "agent": agent.state_dict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, state, kind="agent")
+    return state if agent.student is None else state | {"student": _state_of(agent.student)}
 
 
 def load_agent(
@@ -51,9 +58,22 @@ def load_agent(
     trust: Trust = False,
 ) -> Agent:
     """An agent from a file of :func:`save_agent`; see :meth:`vgs_rl.agents.usage.Usable.load`."""
-    state = load_checkpoint(path, resolve_device(device), kind="agent")
+    placed = resolve_device(device)
+    state = load_checkpoint(path, placed, kind="agent")
+    return _agent_of(state, path, energy, dim, placed, trust)
+
+
+def _agent_of(
+    state: dict[str, Any],
+    path: Path,
+    energy: Energy | Any,
+    dim: int | None,
+    placed: torch.device,
+    trust: Trust,
+) -> Agent:
+    of_student = {"student": {}} if "student" in state else {}
     with fitting(str(path)):
-        check_like(state, {"config": "", "target": "", "agent": {}}, "agent")
+        check_like(state, {"config": "", "target": "", "agent": {}, **of_student}, "agent")
     content = parse_mapping(state["config"], str(path))
     env = content.pop("env", "")
     if energy is None and not env:
@@ -65,7 +85,6 @@ def load_agent(
     named = {"env": env} if energy is None else {}
     config = run_config(content | named, source=str(path), trust=trust)
     chosen = energy_of(env, dim, **config.env_args) if energy is None else energy_of(energy, dim)
-    placed = resolve_device(device)
     on = chain_energy(chosen, config.exploration.done, placed)
     agent = config.agent.build(SamplingMDP(on, config.mdp, device=placed), seed=config.seed)
     if isinstance(agent, ValueGradientAgent):
@@ -73,4 +92,9 @@ def load_agent(
     agent.origin = Origin(state["target"], env if energy is None else "", config.env_args)
     with fitting(str(path)):
         agent.load_state_dict(state["agent"])
+    if of_student:
+        student = _agent_of(state["student"], path, agent.energy, None, placed, trust)
+        if not (isinstance(agent, TargetAgent) and isinstance(student, DistilledAgent)):
+            raise ValueError(f"{path} must hold a student of an agent, got {student!r}")
+        student.origin, agent.student, agent.one_step = agent.origin, student, True
     return agent

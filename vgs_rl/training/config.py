@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import warnings
 from argparse import ArgumentError, HelpFormatter
@@ -274,13 +275,20 @@ def parse(parser: ConfigParser, known: Given) -> Namespace:
     return options
 
 
-def parse_content(parser: ConfigParser, content: dict[str, Any]) -> Namespace:
-    """Parses and instantiates what :func:`checked_content` returned.
+def parse_content(config: type, content: dict[str, Any]) -> Namespace:
+    """Parses and instantiates what :func:`checked_content` returned, by the fields of a dataclass.
 
     Raises:
         ConfigError: as :func:`parse`.
     """
+    parser = _content_parser(config)
     return _instantiated(parser, lambda: parser.parse_object(content))
+
+
+@functools.cache
+def _content_parser(config: type) -> ConfigParser:
+    """One for all contents: to make it takes as long as to use it."""
+    return make_parser(config)
 
 
 def _instantiated(parser: ConfigParser, read: Callable[[], Namespace]) -> Namespace:

@@ -9,8 +9,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.files.restore import check_like
 
@@ -112,21 +113,26 @@ def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
         group["lr"] = rate
 
 
-class MovingAverage:
-    """The exponential moving average as :class:`AveragedModel` takes it, and as pickle does.
+class MovingAverage(AveragedModel):
+    """A network's exponential moving average; it begins as the network is.
+
+    The base class asks the device at every update whether it is the first.
 
     Args:
+        network: that it follows.
         decay: the share of the old average that stays.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=False)
         self.decay = decay
+        self.n_averaged.fill_(1)
 
-    def __call__(
-        self,
-        average: tuple[Tensor, ...] | list[Tensor],
-        current: tuple[Tensor, ...] | list[Tensor],
-        _: Tensor | int,
-    ) -> None:
-        """Moves the averaged parameters towards the current ones, in place."""
-        torch._foreach_lerp_(average, current, 1 - self.decay)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the averaged parameters towards the current ones, and takes over the buffers."""
+        ours, theirs = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(other)
+        self.n_averaged += 1

@@ -198,7 +198,7 @@ def detector_config(
     """
     checked = checked_content(dict(content), DetectorConfig, source=source, trust=trust)
     try:
-        return config_of(parse_content(detector_parser(), checked))
+        return config_of(parse_content(DetectorConfig, checked))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
 
