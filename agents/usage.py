@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -91,8 +91,8 @@ class Usable(ABC):
         """What training has used, with that of the student."""
         if self.student is None:
             return self.counters
-        pairs = zip(astuple(self.counters), astuple(self.student.counters), strict=True)
-        return type(self.counters)(*(one + other for one, other in pairs))
+        own, other = asdict(self.counters), asdict(self.student.counters)
+        return replace(self.counters, **{name: own[name] + other[name] for name in own})
 
     def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
         """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.

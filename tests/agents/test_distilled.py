@@ -377,5 +377,5 @@ def test_an_agent_of_one_step_draws_with_its_student_and_is_kept_with_it(tmp_pat
     message = "folder must be left out where one_step is True"
     with RunFolder(tmp_path / "run", "x: 1\n") as folder, pytest.raises(ValueError, match=message):
         agent.learn(updates=4, folder=folder)
-    with pytest.raises(ValueError, match="got OnSphere on a Sphere"):
-        vgs_rl.PIS(OnSphere(), one_step=True)
+    with pytest.raises(ValueError, match="got Different without one"):
+        vgs_rl.PIS(Different(), one_step=True)
