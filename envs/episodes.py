@@ -63,12 +63,38 @@ class Episodes:
         self.mdp, self.n, self.noise = mdp, n, noise
         self.observed = observed or Observation(mdp)
         self.generator: torch.Generator | None = None
+        # Of one row, x and what log w gained may be NumPy's and Python's until they are asked for.
+        self._array: Array | None = None
+        self._gained = 0.0
         self.x = torch.zeros(n, mdp.dim, device=mdp.device, dtype=mdp.dtype)
         self.log_weight = torch.zeros(n, device=mdp.device, dtype=mdp.dtype)
         self.t: int | Array = -1
         euclidean = mdp.geometry.linear and mdp.effective_dim == mdp.dim
-        self._alone = n == 1 and noise and euclidean and mdp.device.type == "cpu"
+        self.alone = n == 1 and noise and euclidean and mdp.device.type == "cpu"
+        self._eps, self._last = torch.empty(1, mdp.dim, dtype=mdp.dtype), mdp.num_steps
         self._steps: tuple[object, list[_Step]] = (None, [])
+
+    @property
+    def x(self) -> Tensor:
+        """x_t, shape (n, D)."""
+        if self._array is not None:
+            self._x, self._array = torch.from_numpy(self._array), None
+        return self._x
+
+    @x.setter
+    def x(self, x: Tensor) -> None:
+        self._x, self._array = x, None
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log w so far, shape (n,)."""
+        if self._gained:
+            self._log_weight, self._gained = self._log_weight + self._gained, 0.0
+        return self._log_weight
+
+    @log_weight.setter
+    def log_weight(self, log_weight: Tensor) -> None:
+        self._log_weight, self._gained = log_weight, 0.0
 
     def seed(self, np_random: np.random.Generator, anew: bool) -> None:
         """Seeds the tensor generator from Gymnasium's, if asked to or if there is none yet."""
@@ -164,7 +190,7 @@ class Episodes:
             observed: Array = self.observed(self.x, t).detach().float().cpu().numpy()
             return observed
         observation = np.empty((self.n, self.mdp.dim + 1), np.float32)
-        x = self.x.cpu().numpy()
+        x = self.x.cpu().numpy() if self._array is None else self._array
         if self.mdp.dim <= 4:  # NumPy copies a few columns faster than many short rows
             for i in range(self.mdp.dim):
                 observation[:, i] = x[:, i]
@@ -173,12 +199,16 @@ class Episodes:
         observation[:, -1] = self.t / self.mdp.num_steps
         return observation
 
-    def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The actions, shape (n, D); they may share the array's memory."""
-        array = np.require(actions, np.float32, ["C", "W"])
+    def checked(self, actions: Any, name: str, shape: tuple[int, ...]) -> Array:
+        """The actions, float32, shape (n, D); they may share the array's memory."""
+        array = np.ascontiguousarray(actions, np.float32)
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-        control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
+        return array.reshape(self.n, -1)
+
+    def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As :meth:`checked`, in the MDP's type and on its device."""
+        control = torch.from_numpy(np.require(self.checked(actions, name, shape), None, ["W"]))
         return control.to(self.mdp.device, self.mdp.dtype)
 
     @torch.no_grad()
@@ -206,8 +236,6 @@ class Episodes:
         assert self.generator is not None
         if rows is not None:
             return self._step_some(control, rows)
-        if self._alone and isinstance(self.t, int):
-            return self._step_alone(control, self.t)
         state = State(self.x, self.t if isinstance(self.t, int) else self._tensor(self.t))
         generator = self.generator if self.noise else None
         step, energy = self.mdp.step_with_energy(state, control, generator)
@@ -223,35 +251,48 @@ class Episodes:
         ended = self.at(self.mdp.num_steps)
         return Outcome(reward, ended, _masked(energy, ended), _masked(self.log_weight, ended))
 
-    def _step_alone(self, control: Tensor, t: int) -> Outcome:
-        """One row: the numbers of a step as Python has them, where a tensor of one costs more."""
-        assert self.generator is not None
-        mdp, here = self.mdp, self._constants()[t]
-        eps = mdp.noise_at(self.x, self.generator)
-        push = torch.add(control, eps, alpha=here.rho)
-        x = torch.add(self.x if here.a == 1.0 else here.a * self.x, push, alpha=here.sigma)
-        squares = [float(np.dot(v, v)) for v in (each.numpy()[0] for each in (control, eps, push))]
-        cost = mdp.temperature * (0.5 * squares[0] + here.cost)
-        log_weight = self.log_weight + (0.5 * (squares[1] - squares[2]) + here.log_ratio)
+    def step_alone(self, action: Array) -> tuple[float, Tensor | None]:
+        """One row's step on NumPy's numbers, where a tensor of one costs more than its arithmetic.
+
+        The noise is that of :meth:`step`; numbers agree with it but for rounding.
+
+        Args:
+            action: as :meth:`checked` returned it, shape (1, D).
+
+        Returns:
+            The reward, and E(x_T) at the end of the episode.
+
+        Raises:
+            ValueError: as :meth:`step`.
+        """
+        mdp, t = self.mdp, self.t
+        assert isinstance(t, int)
+        here = self._constants()[t]
+        eps = self._eps.normal_(generator=self.generator).numpy()
+        push = here.rho * eps + action
+        before = self._x.numpy() if self._array is None else self._array
+        x = here.sigma * push + here.a * before
+        cost = mdp.temperature * (0.5 * float(np.vdot(action, action)) + here.cost)
+        ratio = 0.5 * float(np.vdot(eps, eps) - np.vdot(push, push)) + here.log_ratio
         energy = None
-        if t + 1 == mdp.num_steps:
-            energy = mdp.evaluate_energy(x)
+        if t + 1 == self._last:
+            with torch.no_grad():
+                energy = mdp.evaluate_energy(torch.from_numpy(x))
             cost += float(rewarded_energy(energy, mdp.temperature))
-            log_weight = log_weight - energy / mdp.temperature
+            ratio -= float(energy) / mdp.temperature
         if not math.isfinite(cost):
-            self._require_usable(np.array([-cost]), control, energy)
-        self.x, self.log_weight, self.t = x, log_weight, t + 1
-        reward, ended = np.array([-cost]), np.array([energy is not None])
-        if energy is None:
-            return Outcome(reward, ended, None, None)
-        return Outcome(reward, ended, _masked(energy, ended), _masked(log_weight, ended))
+            self._require_usable(np.array([-cost]), torch.from_numpy(action), energy)
+        self._array, self._gained, self.t = x, self._gained + ratio, t + 1
+        return -cost, energy
 
     def _constants(self) -> list[_Step]:
-        """What :meth:`_step_alone` needs of each step, made again when rho_t has changed."""
-        mdp = self.mdp
-        made_of = (id(mdp.rho), mdp.rho._version)
+        """What :meth:`step_alone` needs of each step, made again when rho_t has changed."""
+        rho = self.mdp._buffers["rho"]  # an attribute of a module takes longer
+        assert rho is not None
+        made_of = (id(rho), rho._version)
         if self._steps[0] != made_of:
-            rho, chain, dim = mdp.rho.double(), mdp.chain, mdp.effective_dim
+            mdp = self.mdp
+            rho, chain, dim = rho.double(), mdp.chain, mdp.effective_dim
             ratio = dim * (chain.log_a.double() + rho.log())
             columns = (rho, chain.a, chain.sigma, 0.5 * dim * (rho.square() - 1) - ratio, ratio)
             rows = zip(*(column.tolist() for column in columns), strict=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
@@ -110,6 +111,7 @@ class SamplingEnv(Face, gymnasium.Env[Array, Array]):
         self.observation_space = observed.space
         self.action_space = make_action_space(self.mdp, action_bound)
         self._episodes = Episodes(self.mdp, 1, observed, noise=noise)
+        self._shape, self._last = (self.mdp.dim,), self.mdp.num_steps
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -136,17 +138,21 @@ class SamplingEnv(Face, gymnasium.Env[Array, Array]):
             ValueError: on an action of wrong shape or not finite, and on a NaN energy.
             NoEpisode: before the first reset and after the end of the episode.
         """
-        control = self._episodes.control(action, "action", (self.mdp.dim,))
-        if self._episodes.t in (-1, self.mdp.num_steps):
+        episodes = self._episodes
+        array = episodes.checked(action, "action", self._shape)
+        if episodes.t in (-1, self._last):
             raise NoEpisode("step needs a reset first: no episode has begun, or it has ended")
-        outcome = self._episodes.step(control)
+        if episodes.alone:
+            reward, energy = episodes.step_alone(array)
+        else:
+            outcome = episodes.step(episodes.control(action, "action", self._shape))
+            reward, energy = float(outcome.reward[0]), outcome.energy
         info: dict[str, Any] = {}
-        if outcome.energy is not None and outcome.log_weight is not None:
-            info[weight_key(self._episodes)] = outcome.log_weight[0]
-            info["energy"] = outcome.energy[0]
-            self._finished(self._episodes.x, outcome.ended)
-        reward, ended = float(outcome.reward[0]), bool(outcome.ended[0])
-        return self._episodes.observation()[0], reward, ended, False, info
+        if energy is not None:
+            info[weight_key(episodes)] = np.float64(episodes.log_weight[0])
+            info["energy"] = np.float64(energy[0])
+            self._finished(episodes.x, np.array([True]))
+        return episodes.observation()[0], reward, energy is not None, False, info
 
     def _require_whole_episodes(self) -> None:
         """Refuses a TimeLimit of another length around this environment.

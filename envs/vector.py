@@ -36,7 +36,7 @@ class SamplingVectorEnv(Face, VectorEnv[Array, Array, Array]):
     """A batch of samples on their way from pi_0 to the target: one batched step, never a loop.
 
     All noise comes from one generator, so rows are independent, but the numbers of a row depend
-    on the number of rows. With one row they are those of :class:`SamplingEnv`.
+    on the number of rows. With one row they are those of :class:`SamplingEnv`, but for rounding.
 
     How rows are reset is Gymnasium's default, NEXT_STEP, unless `autoreset_mode` says otherwise.
 
