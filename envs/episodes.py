@@ -269,11 +269,12 @@ class Episodes:
         assert isinstance(t, int)
         here = self._constants()[t]
         eps = self._eps.normal_(generator=self.generator).numpy()
-        push = here.rho * eps + action
         before = self._x.numpy() if self._array is None else self._array
-        x = here.sigma * push + here.a * before
-        cost = mdp.temperature * (0.5 * float(np.vdot(action, action)) + here.cost)
-        ratio = 0.5 * float(np.vdot(eps, eps) - np.vdot(push, push)) + here.log_ratio
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            push = here.rho * eps + action
+            x = here.sigma * push + here.a * before
+            cost = mdp.temperature * (0.5 * float(np.vdot(action, action)) + here.cost)
+            ratio = 0.5 * float(np.vdot(eps, eps) - np.vdot(push, push)) + here.log_ratio
         energy = None
         if t + 1 == self._last:
             with torch.no_grad():

@@ -119,7 +119,7 @@ def test_z_is_the_same_on_a_cylinder() -> None:
 @given(st.floats(-20, 20), st.floats(0.1, 50), st.floats(-5, 5))
 def test_the_weights_of_all_windings_sum_to_one(u: float, period: float, low: float) -> None:
     circle = support_of(1, support=periodic(period, low))
-    windings = u * period + period * torch.arange(-60, 61, dtype=torch.float64).unsqueeze(-1)
+    windings = u * period + period * torch.arange(-90, 91, dtype=torch.float64).unsqueeze(-1)
     x, log_weight = circle.with_log_det(windings)
     assert float(log_weight.logsumexp(0)) == pytest.approx(0.0, abs=1e-10)
     gap = (x - x[0]) / period

@@ -90,7 +90,7 @@ def require_outputs(
     """
     for file in (*files, markdown):
         if file is not None:
-            output_file(file)
+            output_file.read(file)
     if markdown is not None:
         for section in sections:
             require_section(markdown, section)
