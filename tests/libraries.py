@@ -50,7 +50,7 @@ def check_weights_are_unbiased(kind, algorithm, policy_noise):
         for updates in (0, 5):
             if updates:
                 agent.learn(BudgetConfig(updates=updates), **QUIET)
-            log_weight = agent.sampler().sample(40_000, 5).log_weight.double()
+            log_weight = agent.sampler().sample(20_000, 5).log_weight.double()
             weights = (log_weight - (energy.log_z or 0.0)).exp()
             error = float(weights.std()) / math.sqrt(len(weights))
             assert error < 0.1

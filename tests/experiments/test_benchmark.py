@@ -155,6 +155,18 @@ def test_speed_benchmarks_print_what_was_compared(folder: Path) -> None:
     assert "samples_per_s" in out and "peak memory" in out
 
 
+def test_kernels_transfers_and_python_share_the_time(folder: Path) -> None:
+    options = ["--name=tiny.yaml", "--updates=3", "--n=50", "--json=out.json"]
+    out, _ = call("benchmark", "device", *options, folder=folder)
+    assert "Python and waiting" in out
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    assert [row["work"] for row in rows] == ["3 updates", "50 samples"]
+    for row in rows:
+        shares = [row[name] for name in ("kernels", "transfers", "Python and waiting")]
+        assert min(shares) >= 0 and max(shares) <= 1 and row["kernels"] > 0
+        assert sum(shares) == pytest.approx(1.0) or row["Python and waiting"] == 0.0
+
+
 @pytest.mark.slow
 def test_ebm_benchmarks_compare_updates_and_count_what_guards_did(folder: Path) -> None:
     config = (
@@ -201,7 +213,7 @@ def test_intervals_of_log_z_are_counted_and_drawn(folder: Path) -> None:
     page = folder / "page.md"
     page.write_text("<!-- certificate:begin -->\n<!-- certificate:end -->\n")
     options = ["--n=200", "--repeats=3", "--json=out.json", "--markdown=page.md"]
-    out, _ = run("benchmark.py", "certificate", *options, "--figure=c.png", folder=folder)
+    out, _ = call("benchmark", "certificate", *options, "--figure=c.png", folder=folder)
     assert "3 intervals from 200 weights each" in out and (folder / "c.png").is_file()
     rows = {row["name"]: row for row in json.loads((folder / "out.json").read_text())["rows"]}
     assert {"uniform", "Pareto 1.1", "hidden mode"} < set(rows)

@@ -14,7 +14,7 @@ def test_every_particle_system_ships_a_sampler() -> None:
     assert sum((FOLDER / f"{name}.pt").stat().st_size for name in shipped_samplers()) < 3e6
 
 
-SIZES = [("DW4", 200), ("LJ13", 16)]
+SIZES = [("DW4", 64), ("LJ13", 8)]
 LARGE = [("DW4", 2000), ("LJ13", 200), ("LJ55", 12)]
 
 

@@ -7,7 +7,6 @@ from vgs_rl.energy import Energy
 from vgs_rl.envs import (
     DW4,
     GMM9,
-    FourGauss,
     Funnel10,
     Gaussian,
     ManyWell,
@@ -25,7 +24,7 @@ def z_ratios(sampler: AnnealedSMC, log_z: float, runs: int, n: int) -> torch.Ten
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     "energy",
-    [Gaussian(), Gaussian((3.0, -2.0), (0.2, 2.0)), FourGauss(), ManyWell(dim=2)],
+    [Gaussian((3.0, -2.0), (0.2, 2.0)), ManyWell(dim=2)],
 )
 def test_annealed_weights_are_unbiased_for_z(energy: Energy, threshold: float) -> None:
     sampler = AnnealedSMC(energy, 12, scale=2.0, threshold=threshold, pilot=100)

@@ -330,7 +330,7 @@ def test_check_energy_knows_the_sphere():
     ("drift", "objective"),
     [
         ("posterior", TD0),
-        ("bellman", SoftBellman),
+        pytest.param("bellman", SoftBellman, marks=pytest.mark.slow),
         pytest.param("bellman", TD0, marks=pytest.mark.slow),
         pytest.param("posterior", SoftBellman, marks=pytest.mark.slow),
     ],
