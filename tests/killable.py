@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("train", "sample", "evaluate", "distill", "make_reference", "compare", "train_ebm")
-LIMIT = 120.0  # seconds of one command
+LIMIT = 300.0  # seconds of one command
+PROMPT = 15.0  # seconds to answer a signal: five, on a machine that does other things as well
 
 
 def forks() -> Any:
@@ -89,6 +90,6 @@ class Command:
         sent = time.monotonic()
         process.join(LIMIT)
         seconds = time.monotonic() - sent
-        assert seconds < 5.0, f"{number.name} was answered after {seconds:.1f} s"
+        assert seconds < PROMPT, f"{number.name} was answered after {seconds:.1f} s"
         expected = {-number} if number == signal.SIGKILL else {130, 0}
         assert process.exitcode in expected, (folder / "log.txt").read_text()
