@@ -24,42 +24,42 @@ TRAIN = Command(
     "train",
     (
         "tiny.yaml",
-        "--budget.updates=120",
-        "--evaluation.n_samples=6000",
-        "--evaluation.validation_samples=500",
-        "--evaluation.validate_every=20",
-        "--evaluation.log_every=10",
-        "--evaluation.save_seconds=0.1",
+        "--budget.updates=40",
+        "--evaluation.n_samples=4100",
+        "--evaluation.validation_samples=200",
+        "--evaluation.validate_every=10",
+        "--evaluation.log_every=5",
+        "--evaluation.save_seconds=0.05",
         "--progress=false",
         "--device=cpu",
     ),
     begun=f"{RUN}/config.yaml",
     again=("train", f"--resume={RUN}", "--progress=false"),
 )
-SAMPLE = Command("sample", (f"../made/{RUN}", "--n=150000", "--output=x.npz", "--device=cpu"))
-EVALUATE = Command("evaluate", (RUN, "--n=40000", "--json=report.json", "--device=cpu"))
+SAMPLE = Command("sample", (f"../made/{RUN}", "--n=60000", "--output=x.npz", "--device=cpu"))
+EVALUATE = Command("evaluate", (RUN, "--n=8000", "--json=report.json", "--device=cpu"))
 REFERENCE = Command(
     "make_reference",
-    ("--target=DW4", "--out=dw4.npz", "--burn_in=40", "--draws=20", "--thin=4")
+    ("--target=DW4", "--out=dw4.npz", "--burn_in=20", "--draws=10", "--thin=2")
     + ("--validation_chains=4", "--test_chains=6"),
 )
 STUDENT = "runs/FourGauss/distilled-2/0"
 DISTILL = Command(
     "distill",
-    (f"../made/{RUN}", "--steps=2", "--states=8000", "--updates=60", "--progress=false"),
+    (f"../made/{RUN}", "--steps=2", "--states=4100", "--updates=30", "--progress=false"),
     begun=f"{STUDENT}/checkpoints/last.pt",
     again=("train", f"--resume={STUDENT}", "--progress=false"),
 )
 COMPARE = Command(
     "compare",
-    ("tiny.yaml", "--agents=vgs,mala", "--budget=updates=60,energies=40000", "--device=cpu"),
+    ("tiny.yaml", "--agents=vgs,mala", "--budget=updates=30,energies=10000", "--device=cpu"),
 )
 DETECTOR = Command(
     "train_ebm",
     ("ebm_digits", "--data.held_out=[3]", "--ebm.energy=AutoencoderEnergyConfig")
     + ("--ebm.energy.hidden=[16]", "--ebm.energy.latent=4", "--ebm.pretrain_steps=5")
     + ("--ebm.negatives.agent.network.width=16", "--ebm.negatives.agent.objective.batch_size=16")
-    + ("--ebm.warmup=1", "--ebm.learner.batch_size=32", "--budget.updates=80", "--jobs=1")
+    + ("--ebm.warmup=1", "--ebm.learner.batch_size=32", "--budget.updates=30", "--jobs=1")
     + ("--watch.save_seconds=0.1", "--watch.figures_every=0", "--progress=false", "--device=cpu")
     + ("--comparison.autoencoder=null", "--comparison.plain_updates=null"),
     begun="runs/digits/config.yaml",

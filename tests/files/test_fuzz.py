@@ -22,7 +22,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from vgs_rl.agents import VGS
+from vgs_rl import VGS
 from vgs_rl.envs.anomaly.tensor_files import load_tensors
 from vgs_rl.envs.targets.references import load_array
 from vgs_rl.evaluation.report import Metric, Report, format_comparison
@@ -271,7 +271,7 @@ def fuzz(kinds: dict[str, Kind], budget: int, root: Path, seed: int) -> list[str
         for number in range(max(3, budget // len(kinds) // max(1, kind.cost // 4))):
             content = mutation(kind, list(kinds.values()), numbers)
             path.write_bytes(content)
-            began, error = time.monotonic(), None
+            began, error = time.process_time(), None
             try:
                 kind.load(path)
             except (ValueError, FileNotFoundError) as found:
@@ -279,7 +279,7 @@ def fuzz(kinds: dict[str, Kind], budget: int, root: Path, seed: int) -> list[str
                     error = f"lines: {found}"
             except Exception as found:
                 error = f"{type(found).__name__}: {found}"
-            if (seconds := time.monotonic() - began) > 3.0:
+            if (seconds := time.process_time() - began) > 3.0:
                 error = f"{seconds:.1f} s; {error}"
             if error is not None:
                 wrong.append(f"{name} {number}: {error[:300]}")
@@ -295,5 +295,6 @@ def test_a_mutated_file_is_read_as_it_was_or_refused_in_one_line(
     budget: int, kinds: dict[str, Kind], tmp_path: Path
 ) -> None:
     before = memory()
-    assert fuzz(kinds, budget, tmp_path, seed=1) == []
+    wrong = fuzz(kinds, budget, tmp_path, seed=1)
+    assert not wrong, "\n".join(wrong)
     assert memory() - before < 300

@@ -183,13 +183,13 @@ def test_a_reference_goes_on_with_the_runs_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = TemperedRecipe(
-        runs=3, validation_runs=1, particles=32, most_moves=2, validation=8, test=8
+        runs=3, validation_runs=1, particles=16, most_moves=1, validation=8, test=8
     )
 
     def make(folder: Path) -> Any:
         with Unfinished(folder, "Phi4").work("runs") as work:
             generator = torch.Generator().manual_seed(0)
-            return tempered_reference(Phi4(4), recipe, generator, work)
+            return tempered_reference(Phi4(2), recipe, generator, work)
 
     whole = make(tmp_path / "whole")
     smc = tempered_reference.__globals__["tempered_smc"]

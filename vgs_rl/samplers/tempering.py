@@ -34,8 +34,8 @@ def geometric_ladder(count: int, hottest: float, coldest: float = 1.0) -> Tensor
 
 
 # What a kernel's sweeps change.
-_STATE = ("x", "value", "gradient", "step_size", "accepted", "swapped", "round_trips", "sweeps")
-_STATE += ("_from_hot", "_parity")
+_STATE = [*("x", "value", "gradient", "step_size", "accepted", "swapped", "round_trips", "sweeps")]
+_STATE += ["_from_hot", "_parity"]
 
 
 class _Replicas:

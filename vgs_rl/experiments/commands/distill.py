@@ -86,8 +86,7 @@ def main(arguments: list[str]) -> int:
     folder = _folder(options, config)
     drawn = teacher.sampler()
     drawn.progress_bar = options.progress
-    place = folder.with_name(f".{folder.parent.name}-{folder.name}{UNFINISHED}")
-    unfinished = drawn.unfinished = Unfinished(place, identity)
+    drawn.unfinished = Unfinished(folder / UNFINISHED, identity)  # until the student is done
     try:
         planned = plan(drawn, options.steps, seed=options.seed, states=options.states)
         student = student_config(config, planned, options)
@@ -106,7 +105,6 @@ def main(arguments: list[str]) -> int:
         again = f"go on with: {called('train')} --resume {folder}"
         print(f"stopped; {again if begun else 'the same command goes on'}", file=sys.stderr)
         return 130
-    unfinished.remove()
     calls = "1 call" if options.steps == 1 else f"{options.steps} calls"
     columns = {calls: report}
     columns |= {"teacher": _teacher_report(options, config, teacher, report)}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> int:
         samplers = {run.title: _checked(options, run) for run in loaded}
         columns = {}
         for run in loaded:
-            with FolderLock(run.folder) if options.budget and run.folder else nullcontext():
+            with ExitStack() as held:
+                if options.budget and run.folder is not None:
+                    held.enter_context(FolderLock(run.folder))
                 columns |= _judge(options, run, samplers[run.title])
         if options.ceiling:
             columns |= ceilings(loaded[-1].config)
