@@ -22,8 +22,11 @@ from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
 from vgs_rl.training.optim import Tally
+from vgs_rl.training.states import is_kept
 from vgs_rl.transitions import Rollout
 from vgs_rl.weights import effective_share, live_elbo
+
+HISTOGRAMS = 128  # of all first validations; of later ones ever fewer
 
 
 @dataclass(kw_only=True)
@@ -137,7 +140,9 @@ class Agent(Usable):
         """Trains until the budget is used up, Ctrl-C is pressed or `callback` returns False.
 
         A folder gets a checkpoint before the first update, at every validation, every
-        `save_seconds` and at the end, so that training can go on from wherever it was ended.
+        `save_seconds` and at the end, so that training can go on from wherever it was ended. Ctrl-C
+        lets an update or a validation come to its end; one that takes seconds is cut off by a
+        KeyboardInterrupt, and training goes on from the last checkpoint.
 
         Args:
             budget: when to stop; counts include what an earlier call used.
@@ -184,6 +189,7 @@ class Agent(Usable):
             self.progress = loop.fraction()
             if folder is not None and not folder.records:
                 if self.counters.updates == 0:
+                    checkpoints.save()  # what was prepared, such as an exploration
                     self._validate(evaluation, folder, checkpoints, competes=False)
                     loop.tick()
                 else:
@@ -283,10 +289,12 @@ class Agent(Usable):
         folder.record(metrics, **asdict(self.counters))
         folder.keep_states(samples.x)
         step = self.counters.env_steps
-        for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
-            folder.histogram(name, values, step)
         index = self.counters.updates // evaluation.validate_every
-        if competes and evaluation.figures_every and index % evaluation.figures_every == 0:
+        if is_kept(index, HISTOGRAMS):
+            for name, values in (("eval/log_weight", log_weight), ("eval/energy", energies)):
+                folder.histogram(name, values, step)
+        every = evaluation.figures_every
+        if competes and every and index % every == 0 and is_kept(index // every):
             generator = self.mdp.generator(evaluation.seed + 2)
             folder.draw(lambda: self.figures(generator), step)
         if self.best_progress < evaluation.best_from <= self.progress:

@@ -90,7 +90,7 @@ def checked_mapping(cls: type, content: Any, name: str = "") -> dict[str, Any]:
     for key in content:
         if key not in hints:
             raise ValueError(
-                f"{join(name, key)} is no field of {cls.__name__}; " + nearest(key, hints)
+                f"{join(name, key)} is no field of {cls.__name__}; " + nearest(str(key), hints)
             )
     defaults = field_defaults(cls)
     result = {

@@ -40,6 +40,7 @@ from vgs_rl.fields import settle
 from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
 from vgs_rl.starts import StartConfig, start_of
+from vgs_rl.threads import count_here, leave_if_unwanted
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
 
 _COUNTING = threading.Lock()
@@ -157,6 +158,7 @@ class SamplingMDP(Noising, nn.Module):
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # samplers draw in several threads
             self.energy_evaluations += evaluations
+        count_here(evaluations)
 
     @contextmanager
     def uncounted(self) -> Iterator[Callable[[], int]]:
@@ -314,6 +316,7 @@ class SamplingMDP(Noising, nn.Module):
         states = [x]
         rho = self.rho * noise_scale
         for t in range(self.num_steps):
+            leave_if_unwanted()
             step = self._advance(State(x, t), policy, generator, rho)
             x = step.state.x
             log_weight = log_weight + step.log_ratio

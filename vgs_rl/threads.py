@@ -7,7 +7,7 @@ threads that need it ask the thread that waits for them, which calls it, one cal
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -22,19 +22,27 @@ Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], bool]
 _local = threading.local()
 
 
+class Unwanted(RuntimeError):
+    """Nobody waits any more for what a thread computes."""
+
+
 class _Caller:
-    """The thread that waits: it serves what the others ask for, until it is closed."""
+    """The thread that waits: it serves what the others ask for, until it is closed.
+
+    Attributes:
+        waits: whether it waits still.
+    """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._open, self._lock = True, threading.Lock()
+        self.waits, self._lock = True, threading.Lock()
 
     def ask(self, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
         """From another thread: the result of a call in the waiting one."""
         future: Future[Result] = Future()
         with self._lock:
-            if not self._open:
-                raise RuntimeError("the calling thread has stopped waiting")
+            if not self.waits:
+                raise Unwanted("the calling thread has stopped waiting")
             self._jobs.put((future, function, arguments, torch.is_grad_enabled()))
         return future.result()
 
@@ -65,11 +73,11 @@ class _Caller:
     def close(self) -> None:
         """Refuses what is asked from now on, and what still waits."""
         with self._lock:
-            self._open = False
+            self.waits = False
         while not self._jobs.empty():
             job = self._jobs.get()
             if job is not None:
-                job[0].set_exception(RuntimeError("the calling thread has stopped waiting"))
+                job[0].set_exception(Unwanted("the calling thread has stopped waiting"))
 
 
 def in_callers_thread(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -81,9 +89,33 @@ def in_callers_thread(function: Callable[..., Result], *arguments: Any) -> Resul
     return function(*arguments) if caller is None else caller.ask(function, arguments)
 
 
+def count_here(evaluations: int) -> None:
+    """Adds to this thread's number of energy evaluations."""
+    _local.evaluations = counted_here() + evaluations
+
+
+def counted_here() -> int:
+    """Energy evaluations that this thread has asked for, of all MDPs together."""
+    count: int = getattr(_local, "evaluations", 0)
+    return count
+
+
+def leave_if_unwanted() -> None:
+    """Ends the work of a thread of :func:`map_in_threads` for which nobody waits, as after Ctrl-C.
+
+    Long work asks this between its steps, else the thread that was interrupted would wait for it.
+
+    Raises:
+        Unwanted: there; anywhere else nothing happens.
+    """
+    caller: _Caller | None = getattr(_local, "caller", None)
+    if caller is not None and not caller.waits:
+        raise Unwanted("the calling thread has stopped waiting")
+
+
 def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], *, alone: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of every item, in order, by as many threads as torch has.
 
     Every call has one of torch's threads, so that no number depends on how many there are.

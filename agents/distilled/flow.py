@@ -224,6 +224,7 @@ class FlowSampler(Sampler):
     """
 
     has_reverse_weights = True
+    keeps_chunks = True
 
     def __init__(self, mdp: SamplingMDP, student: FlowStudent) -> None:
         self.mdp, self.student = mdp, student

@@ -37,6 +37,7 @@ from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.identity import identity_details, identity_of, settings_of
 from vgs_rl.training.resume import check_identity, chosen_checkpoint, notice
+from vgs_rl.training.states import is_kept
 
 Choice = Literal["image", "pixel", "mean"]
 
@@ -229,7 +230,8 @@ class DetectorTraining:
             self.best = chosen
             state = {"energy": trainer.energy.state_dict(), "counters": asdict(trainer.counters)}
             folder.save("best", state | {"validation": chosen})
-        if competes and self.watch.figures_every and count % self.watch.figures_every == 0:
+        every = self.watch.figures_every
+        if competes and every and count % every == 0 and is_kept(count // every):
             folder.draw(lambda: self.pictures(validation), trainer.counters.env_steps)
         return chosen
 
@@ -287,7 +289,7 @@ class DetectorTraining:
         folder.draw(lambda: self.pictures(self.data.test), step, keep=True)
         curves: Drawing = lambda: plot_detector_curves(folder.records)  # noqa: E731
         folder.draw(lambda: {"learning_curves": curves}, step, keep=True)
-        report.save(folder.path / "report.json")  # the last file: with it, the run is finished
+        folder.finish(report)
         return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
             would have to be allowed to run code.
     """
     try:
+        _require_no_more_than(path)
         with torch.serialization.safe_globals(_numpy_names()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or foreign files
@@ -29,6 +31,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a dictionary, got {type(content).__name__}")
     return content
+
+
+def _require_no_more_than(path: Path) -> None:
+    """Refuses an archive whose entries are together larger than it is."""
+    if not zipfile.is_zipfile(path):
+        return  # what torch.save wrote before it wrote archives
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f"it expands to {size:,} bytes")
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -11,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy, Split
+
+SPARE, EXPANSION = 2**20, 100  # bytes that an entry may expand to, besides so many for each of it
 
 
 class ReferencedEnergy(Energy):
@@ -61,5 +67,30 @@ class ReferencedEnergy(Energy):
         path = resources.files("vgs_rl.envs") / "reference" / f"{self.reference_name()}.npz"
         if not path.is_file():
             raise NotImplementedError(f"{type(self).__name__} has no file {path.name}")
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return file[key]
+        return load_array(path, key)
+
+
+def load_array(path: Traversable | Path, key: str) -> Any:
+    """One entry of NumPy's archive; nothing in it is executed.
+
+    Raises:
+        ValueError: if the file is damaged, or its entry claims more than it can hold.
+    """
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            entry = archive.getinfo(f"{key}.npy")
+            with archive.open(entry) as packed:
+                major, _ = np.lib.format.read_magic(packed)
+                read = np.lib.format.read_array_header_1_0
+                shape, _, dtype = (read if major == 1 else np.lib.format.read_array_header_2_0)(
+                    packed
+                )
+            size, most = math.prod(shape) * dtype.itemsize, SPARE + EXPANSION * entry.compress_size
+            if size > entry.file_size or entry.file_size > most:
+                raise ValueError(f"{key} expands to {max(size, entry.file_size):,} bytes")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return file[key]
+    except Exception as error:  # NumPy and its archives raise many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged: {reason}") from error

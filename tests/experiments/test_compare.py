@@ -10,7 +10,7 @@ import pytest
 import tiny as tiny_config
 import torch
 import yaml
-from commands import ROOT, call, load, run_until_ctrl_c, without_pictures
+from commands import ROOT, call, load, run, run_until_ctrl_c, without_pictures
 
 from vgs_rl import (
     MDPConfig,

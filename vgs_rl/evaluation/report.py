@@ -123,7 +123,10 @@ class Report:
         Raises:
             ValueError: if the text is not a report, naming what is missing or unknown.
         """
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("not a report: it is nested too deep") from error
         if not isinstance(content, dict):
             raise ValueError(f"a report must be a JSON object, got {type(content).__name__}")
         names = {f.name for f in fields(cls)}
@@ -131,6 +134,9 @@ class Report:
         unknown = sorted(content.keys() - names)
         if missing or unknown:
             raise ValueError(f"not a report: missing keys {missing}, unknown keys {unknown}")
+        for name, kinds in _KINDS.items():
+            if not _is(content.get(name, {}), *kinds):
+                raise ValueError(f"not a report: {name} is {content[name]!r:.80}")
         content["metrics"] = {
             name: _metric_from(name, entry) for name, entry in content["metrics"].items()
         }
@@ -147,7 +153,7 @@ class Report:
         path = Path(path)
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"report {path} is damaged or no report: {error}") from error
 
     def to_table(self, *, markdown: bool = False) -> str:
@@ -241,12 +247,41 @@ def format_comparison(reports: Mapping[str, Report], *, markdown: bool = False) 
     return f"**{title}**\n\n{table}" if markdown else f"{title}\n{table}"
 
 
+# What a report's file holds.
+_KINDS: dict[str, tuple[type | None, ...]] = {
+    "target": (str,),
+    "agent": (str,),
+    "seed": (int, None),
+    "n_samples": (int,),
+    "train_seconds": (float, int, None),
+    "env_steps": (int,),
+    "energy_evaluations": (int,),
+    "metrics": (dict,),
+    "details": (dict,),
+}
+
+
+def _is(value: Any, *kinds: type | None) -> bool:
+    """Whether a value of JSON has one of these types; true is no number."""
+    found: type | None = None if value is None else type(value)
+    return found in kinds
+
+
 def _metric_from(name: str, entry: Any) -> Metric:
     if not isinstance(entry, dict) or not {"value", "ideal", "n"} <= entry.keys():
         raise ValueError(f"metric {name} must have the keys value, ideal and n, got {entry!r}")
     details = {key: entry[key] for key in entry.keys() - {"value", "ideal", "n", "note"}}
     value = math.nan if entry["value"] is None else entry["value"]
     note = entry.get("note", "")
+    errors = [details.get(key) for key in ("standard_error", "std", "ideal_std")]
+    if not (
+        all(_is(each, float, int, None) for each in (value, entry["ideal"], *errors))
+        and _is(entry["n"], int)
+        and _is(note, str)
+        and _is(repeats := details.get("repeats", 1), int)
+        and repeats > 0
+    ):
+        raise ValueError(f"metric {name} has no numbers, but {entry!r:.80}")
     return Metric(value=value, ideal=entry["ideal"], n=entry["n"], note=note, details=details)
 
 

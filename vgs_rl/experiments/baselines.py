@@ -202,7 +202,7 @@ def run_baseline(
     settings = {"env": target_name, "agent": run.name, "seed": run.seed, **limits}
     folder.hyper_parameters(settings, finished=True)
     drawn.save(folder.path / "samples.pt")
-    report.save(folder.path / "report.json")  # the last file: with it, the run is finished
+    folder.finish(report)
     return report, drawn
 
 

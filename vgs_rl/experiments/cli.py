@@ -56,17 +56,20 @@ class Mistake(ValueError):
 
 
 def command(main: Main) -> Main:
-    """A `main` whose user's mistakes are one line and exit code 2."""
+    """A `main` whose user's mistakes are one line and exit code 2; SIGTERM is Ctrl-C."""
 
     @functools.wraps(main)
     def guarded(arguments: list[str]) -> int:
+        from vgs_rl.training.loop import handling, interrupt
+
         output = sys.stdout
         for stream in (output, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows `?` for the rest
                 stream.reconfigure(errors="replace")
         sys.stdout = _Output(output)
         try:
-            return main(arguments)
+            with handling(interrupt):
+                return main(arguments)
         except SystemExit as end:
             if end.code is None or isinstance(end.code, int):
                 return end.code or 0

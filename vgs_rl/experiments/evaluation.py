@@ -15,6 +15,8 @@ from vgs_rl.evaluation.evaluate import Report, evaluate
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.experiments.automatic.result import MappedSampler
 from vgs_rl.experiments.config import RunConfig
+from vgs_rl.files.unfinished import NAME as UNFINISHED
+from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.policies import Drift
 from vgs_rl.plots.particles import (
@@ -35,6 +37,7 @@ from vgs_rl.training.config import (
 )
 from vgs_rl.training.folder import IDEAL, RunFolder, write_ideal_run
 from vgs_rl.training.identity import identity_details, shown_settings
+from vgs_rl.training.resume import run_digest
 
 
 def evaluate_agent(
@@ -89,9 +92,21 @@ def finish(
     *,
     progress_bar: bool = False,
 ) -> Report:
-    """Evaluates, draws, writes samples.pt and, last of all, report.json."""
+    """Evaluates, draws, writes samples.pt and, last of all, report.json.
+
+    A run that is ended meanwhile goes on with the samples that it has drawn.
+    """
     evaluated: list[Samples] = []
-    report = evaluate_agent(config, agent, on_samples=evaluated.append, progress_bar=progress_bar)
+    sampler = agent.sampler()
+    identity = run_digest(folder.path, agent.checkpoint)
+    unfinished = sampler.unfinished = Unfinished(folder.path / UNFINISHED, identity)
+    report = evaluate_agent(
+        config,
+        agent,
+        sampler=sampler,
+        on_samples=evaluated.append,
+        progress_bar=progress_bar,
+    )
     evaluated[0].save(folder.path / "samples.pt")
     step = agent.counters.env_steps
     report.to_tensorboard(folder.writer, step)
@@ -109,7 +124,8 @@ def finish(
     folder.draw(
         lambda: final_figures(config, target, agent, folder, evaluated[0].x), step, keep=True
     )
-    report.save(folder.path / "report.json")  # the last file: with it, the run is finished
+    unfinished.remove()
+    folder.finish(report)
     return report
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import json
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,10 +23,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from tqdm import tqdm
 
 from vgs_rl.training.config import BudgetConfig
-from vgs_rl.training.loop import handling, interrupt, interruptible
+from vgs_rl.training.loop import PATIENCE, handling, interrupt, interruptible, press_ctrl_c
 
 STOP, END = "stop", "end"  # what the parent says to a process, besides jobs
 PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+MARGIN = 1.0  # seconds to write a checkpoint, after those in which a run ends by itself
 
 
 class Job(Protocol):
@@ -93,8 +94,9 @@ def run_all(
         What went wrong, by the names of the jobs.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the runs have written their checkpoints;
-            a second one does not wait for them.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the runs have ended at a checkpoint. One
+            that does not within seconds is killed, and goes on from an earlier one. A second
+            Ctrl-C does not wait at all.
     """
     waiting = [job for job in jobs if not job.finished]
     done, failed = len(jobs) - len(waiting), dict[str, str]()
@@ -146,12 +148,14 @@ def run_all(
                 for child in children:
                     child.say(STOP)
                     child.say(END)
-                for child in children:
-                    child.process.join()
+                deadline = time.monotonic() + PATIENCE + MARGIN
+                for child in children:  # one that does not hear it in time is killed below
+                    child.process.join(max(0.0, deadline - time.monotonic()))
                 raise KeyboardInterrupt
         finally:
             for child in children:
                 child.process.kill()
+                child.process.join()
     return failed | {job.name: "it waited for a run that failed" for job in waiting}
 
 
@@ -256,10 +260,8 @@ def _listen(line: Connection, inbox: SimpleQueue[Any]) -> None:
             word = line.recv()
             if word != STOP:
                 inbox.put(word)
-            elif hasattr(signal, "pthread_kill"):  # which ends a sleep, too
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             else:
-                _thread.interrupt_main()
+                press_ctrl_c()
     except (EOFError, OSError):
         os._exit(1)
 

@@ -79,12 +79,7 @@ def load_pretrained(
         FileNotFoundError: if there is none of that name.
         ValueError: if the file is damaged or does not fit, or names foreign code without `trust`.
     """
-    path = FOLDER / f"{name}.pt" if str(name) in shipped_samplers() else Path(name)
-    if not path.exists():
-        known = ", ".join(shipped_samplers()) or "none"
-        raise FileNotFoundError(
-            f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
-        )
+    path = sampler_file(name)
     state = load_checkpoint(path, kind="sampler")
     with fitting(str(path)):
         explored = state.pop("explored", None)
@@ -107,6 +102,21 @@ def load_pretrained(
         load_module(agent.mdp, state["mdp"], "mdp")
         report = Report.from_json(state["report"])
     return config, agent, report
+
+
+def sampler_file(name: str | Path) -> Path:
+    """The file of a shipped sampler, by its name, or the file that is named.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = FOLDER / f"{name}.pt" if str(name) in shipped_samplers() else Path(name)
+    if not path.exists():
+        known = ", ".join(shipped_samplers()) or "none"
+        raise FileNotFoundError(
+            f"no trained sampler {str(name)!r}: no such file, and shipped are {known}"
+        )
+    return path
 
 
 def counters_of(report: Report) -> Counters:

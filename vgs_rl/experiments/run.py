@@ -10,6 +10,7 @@ import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registe
 from vgs_rl.agents.automatic.explored import chain_energy
 from vgs_rl.agents.automatic.settings import KEPT, When
 from vgs_rl.agents.base import Agent
+from vgs_rl.agents.distilled.agent import DistilledConfig
 from vgs_rl.agents.target import Origin, needs_exploration
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.energy import Energy
@@ -171,7 +172,7 @@ def train(
             resume,
             config.to_yaml(),
             identity=identity,
-            resume_at=agent.counters.updates if started else -1,
+            resume_at=agent.counters.updates or -1,  # nothing is recorded before all of update 0
             lock=lock,
         )
         notice(f"going on in {resume} at update {agent.counters.updates:,}")
@@ -219,12 +220,19 @@ def _load_last(config: RunConfig, path: Path, agent: Agent) -> bool:
     """Puts the last state of a run into the agent; False where there is none yet."""
     file = last_checkpoint(path)
     if file is None:
+        if isinstance(config.agent, DistilledConfig):
+            raise ConfigError(
+                f"{path} has no checkpoint yet, and a student's first one holds its teacher's "
+                "states: start it again, with --overwrite true"
+            )
         notice(f"{path} has no checkpoint yet: it starts from the beginning")
         return False
     _load(config, path, file.stem, agent)
     best = path / "checkpoints" / "best.pt"
     if best.is_file():  # how far into the budget it was chosen: into today's budget
-        agent.best_progress = config.budget.fraction(counters_in(best))
+        counters = counters_in(best)
+        if counters["updates"] <= agent.counters.updates:  # else it is chosen once more
+            agent.best_progress = config.budget.fraction(counters)
     return True
 
 

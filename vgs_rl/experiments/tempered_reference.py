@@ -18,6 +18,7 @@ from vgs_rl.exploration.affine import AffineMap
 from vgs_rl.exploration.mapped import MappedEnergy
 from vgs_rl.exploration.reference import GaussianReference
 from vgs_rl.exploration.tempered import Island, tempered_smc
+from vgs_rl.files.unfinished import Work
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.weights import log_mean_weight
 
@@ -78,7 +79,7 @@ class Reference:
 
 
 def tempered_reference(
-    energy: ReferencedEnergy, recipe: TemperedRecipe, generator: torch.Generator
+    energy: ReferencedEnergy, recipe: TemperedRecipe, generator: torch.Generator, work: Work
 ) -> Reference:
     """Runs the recipe.
 
@@ -86,14 +87,18 @@ def tempered_reference(
         energy: the target, on R^D.
         recipe: the settings.
         generator: source of randomness.
+        work: keeps runs that are done.
     """
     start = time.perf_counter()
     zeros = torch.zeros(energy.dim, dtype=torch.float64)
     near = laplace_approximation(energy) if recipe.laplace else AffineMap(zeros, zeros + 1)
     coordinates = AffineMap(near.shift, recipe.std * near.factor)
     finite = FiniteEnergy(MappedEnergy(energy, coordinates, dtype=torch.float64))
-    islands, draws = [], []
-    for run in range(recipe.runs):
+    islands = [Island(**each["island"]) for each in work.done]
+    if work.done:
+        finite.evaluations = work.done[-1]["energy_evaluations"]
+        generator.set_state(work.done[-1]["generator"])
+    for run in range(len(islands), recipe.runs):
         island = tempered_smc(
             finite,
             GaussianReference(zeros, zeros + 1),
@@ -104,10 +109,11 @@ def tempered_reference(
             forgotten=recipe.forgotten,
         )
         islands.append(island)
-        draws.append(coordinates.to_x(island.x))
+        state = {"island": vars(island), "energy_evaluations": finite.evaluations}
+        work.add(state | {"generator": generator.get_state()})
         seconds = time.perf_counter() - start
         print(f"run {run + 1}: log Z {island.log_z:.3f} after {seconds:.0f} s", flush=True)
-    x = torch.stack(draws)  # (runs, particles, D)
+    x = torch.stack([coordinates.to_x(each.x) for each in islands])  # (runs, particles, D)
     bridged = _bridged(energy, x, generator)
     if isinstance(energy, Phi4):
         signs = torch.randint(2, x.shape[:2], generator=generator).unsqueeze(-1)

@@ -14,6 +14,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -28,7 +29,7 @@ _LINE = b"vgs_rl sha256 %s\n"
 _LINE_SIZE = len(_LINE % (b"0" * 64))
 _CHUNK = 2**20
 
-Kind = Literal["checkpoint", "agent", "sampler", "samples", "features"]
+Kind = Literal["checkpoint", "agent", "sampler", "samples", "features", "pieces"]
 # What a file of another kind is, and who reads it.
 _READERS: dict[str, str] = {
     "checkpoint": "a checkpoint of a training; load_run and evaluate.py take the run folder that "
@@ -37,6 +38,7 @@ _READERS: dict[str, str] = {
     "sampler": "an exported sampler; load_sampler and evaluate.py --pretrained read it",
     "samples": "drawn samples; Samples.load reads them",
     "features": "features of pictures, kept by the package",
+    "pieces": "part of a work that was not finished; the command that began it goes on with it",
 }
 
 # What torch.save writes for tensors and nothing else.
@@ -55,29 +57,42 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
     """
     path = path_of(path)
     temporary: str | None = None
+    with writing(path):
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            mode = 0o666 & ~_umask()
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except BaseException:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+class Unwritable(OSError):
+    """A file that cannot be written; the message names it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever fails here names the file that was to be written.
+
+    Raises:
+        Unwritable: for every other OSError.
+    """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        mode = 0o666 & ~_umask()
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _named(path, error) from error
+        yield
+    except Unwritable:
         raise
-
-
-def _named(path: Path, error: OSError) -> OSError:
-    """The error of a write, with the path that was to be written in its message."""
-    gone = "" if path.parent.is_dir() else f" (the folder {path.parent} is gone)"
-    named = OSError(f"{path} cannot be written: {error.strerror or error}{gone}")
-    named.errno = error.errno
-    return named
+    except OSError as error:
+        gone = "" if path.parent.is_dir() else f" (the folder {path.parent} is gone)"
+        named = Unwritable(f"{path} cannot be written: {error.strerror or error}{gone}")
+        named.errno = error.errno
+        raise named from error
 
 
 def remove_temporaries(*folders: Path) -> None:
@@ -245,7 +260,7 @@ def _without_digest(file: BinaryIO, path: Path) -> str:
     if head.startswith(b"PK"):
         try:
             return _other_version(path, _version(_operations(file)))
-        except (zipfile.BadZipFile, ValueError, KeyError, IndexError, NotImplementedError, OSError):
+        except Exception:  # archives and pickles raise many kinds where they are damaged
             return f"checkpoint {path} is truncated or damaged"
     try:
         head.decode()
@@ -292,7 +307,7 @@ def _check_archive(file: BinaryIO, path: Path, size: int) -> None:
             entries = archive.infolist()
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         names = {arg for op, arg in _operations(file) if op in ("GLOBAL", "STACK_GLOBAL", "INST")}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except Exception as error:  # archives and pickles raise many kinds where they are damaged
         raise ValueError(f"checkpoint {path} is damaged: {_one_line(error)}") from error
     if not stored or sum(entry.file_size for entry in entries) > size:
         raise ValueError(f"checkpoint {path} is damaged: it expands to more than its size")
@@ -303,5 +318,5 @@ def _check_archive(file: BinaryIO, path: Path, size: int) -> None:
             )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -23,7 +23,7 @@ class FolderLock:
     """The operating system's lock on a file in a folder, held from here to :meth:`release`.
 
     Nothing stays locked when the process ends, by ``kill -9`` or by a power cut. The file says who
-    holds it.
+    holds it; where it is left over from a process that has ended, a note says so.
 
     Args:
         folder: an existing folder.
@@ -40,9 +40,9 @@ class FolderLock:
             try:
                 _lock(self._descriptor)
             except BlockingIOError:
-                holder = os.pread(self._descriptor, 200, 0) if hasattr(os, "pread") else b""
+                holder = self._holder()
                 os.close(self._descriptor)
-                raise FolderInUse(folder, holder.decode(errors="replace").strip()) from None
+                raise FolderInUse(folder, holder) from None
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     os.close(self._descriptor)
@@ -51,8 +51,16 @@ class FolderLock:
             if self._is_current():
                 break
             os.close(self._descriptor)  # its last holder has removed it meanwhile
+        if left := self._holder():
+            print(f"note: {folder} was in use by {left}, which has ended", file=sys.stderr)
         os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def _holder(self) -> str:
+        """What the file says."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return os.read(self._descriptor, 200).decode(errors="replace").strip()
 
     def _is_current(self) -> bool:
         try:

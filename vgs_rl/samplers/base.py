@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,109 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vgs_rl.checks import count_of, generator_of
-from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.samplers.formats import as_arviz, write_npz, write_xyz
 from vgs_rl.samplers.memory import keep_freed_memory
 from vgs_rl.samplers.program import export_program
-from vgs_rl.threads import map_in_threads
+from vgs_rl.samplers.samples import Samples
+from vgs_rl.threads import counted_here, map_in_threads
 from vgs_rl.transitions import CoordinateMap, Policy
 from vgs_rl.trust import Trust
 from vgs_rl.weights import (
     cleaned,
     dead_paths,
-    effective_share,
     log_z_estimate,
     systematic_resample,
 )
 
-
-@dataclass(kw_only=True)
-class Samples:
-    """What a sampler returns.
-
-    Attributes:
-        x: states, shape (n, D).
-        log_weight: log w with E[w] = Z, shape (n,), or None where the sampler has no weights. NaN
-            does not occur: a weight that is not known is 0.
-        energy_evaluations: states at which E or ∇E was evaluated to draw them.
-        temperature: tau of the density exp(-E/tau)/Z that they are samples of.
-        independent: whether each row is a separate path. If not, as after resampling, the mean
-            weight is unbiased for Z still, but E[log w] and effective sample sizes mean nothing.
-    """
-
-    x: Tensor
-    log_weight: Tensor | None
-    energy_evaluations: int
-    temperature: float = 1.0
-    independent: bool = True
-
-    def save(self, path: Path | str) -> None:
-        """Writes them to a file for :meth:`load`."""
-        save_checkpoint(path, vars(self), kind="samples")
-
-    @classmethod
-    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Samples:
-        """Samples from a file.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or holds something else.
-        """
-        state = load_checkpoint(path, device, kind="samples")
-        if state.keys() != cls.__dataclass_fields__.keys():
-            raise ValueError(f"{path} holds no samples, but {', '.join(state)}")
-        return cls(**state)
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size as a fraction of n; NaN without weights."""
-        return math.nan if self.log_weight is None else float(effective_share(self.log_weight))
-
-    def to_npz(self, path: Path | str) -> None:
-        """Writes NumPy's archive: `x` (n, D), `log_weight` (n,) if there are weights.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        write_npz(self, Path(path))
-
-    def to_xyz(self, path: Path | str, n_particles: int, element: str = "Ar") -> None:
-        """Writes the XYZ format of molecular viewers, a frame a sample.
-
-        Args:
-            path: the file.
-            n_particles: particles of a state, which has D / n_particles coordinates for each.
-            element: the symbol that viewers show for them.
-
-        Raises:
-            ValueError: if D is not that of so many particles in at most three dimensions.
-            OSError: if the file cannot be written.
-        """
-        write_xyz(self, Path(path), n_particles, element)
-
-    def to_arviz(self) -> Any:
-        """An ArviZ DataTree with `posterior.x` and `sample_stats.log_weight`; one chain.
-
-        Raises:
-            ModuleNotFoundError: if ArviZ is not installed, with the extra that has it.
-        """
-        return as_arviz(self)
-
-    def plot(self) -> Any:
-        """A matplotlib figure of the states, the areas by weight."""
-        plot_states = importlib.import_module("vgs_rl.plots.results").plot_states
-        return plot_states(self.x, self.log_weight)
-
-    def __repr__(self) -> str:
-        n, dim = self.x.shape
-        shown = "unweighted"
-        if self.log_weight is not None:
-            shown = f"weighted, ESS {self.ess:.1%}" if self.independent else "resampled"
-        return f"Samples({n:,} of {dim} dimensions, {shown})"
-
-    def _repr_html_(self) -> str:
-        return f"<code>{self!r}</code>"
+__all__ = ["ChainSampler", "DrawnSampler", "Sampler", "Samples", "load_sampler", "pilot_generator"]
 
 
 class Sampler(ABC):
@@ -136,6 +49,10 @@ class Sampler(ABC):
         has_reverse_weights: whether :meth:`reverse_log_weight` works.
         chunk_size: most samples drawn at once.
         progress_bar: whether to show one over the chunks.
+        keeps_chunks: whether a chunk depends on nothing but the generator, so that a draw that was
+            ended can go on.
+        unfinished: where such chunks are kept while more are drawn. A draw of equal arguments then
+            goes on with them and gives the same numbers; whoever has written these removes them.
     """
 
     device: torch.device = torch.device("cpu")
@@ -144,6 +61,8 @@ class Sampler(ABC):
     has_reverse_weights: bool = False
     chunk_size: int = 16_384
     progress_bar: bool = False
+    keeps_chunks: bool = False
+    unfinished: Unfinished | None = None
 
     @abstractmethod
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
@@ -155,9 +74,33 @@ class Sampler(ABC):
         weights = "weights" if self.has_weights else "no weights"
         return f"{type(self).__name__}({of}{weights}, on {self.device})"
 
-    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
-        for size in sizes:
+    def _draw_chunks(
+        self, sizes: list[int], generator: torch.Generator, first: int, state: Tensor | None
+    ) -> Generator[Samples, None, None]:
+        """Chunks from `first` on, where `state` is the generator's after the one before."""
+        if state is not None:
+            generator.set_state(state)
+        for size in sizes[first:]:
             yield self._draw(size, generator)
+
+    def _all_chunks(
+        self, sizes: list[int], generator: torch.Generator
+    ) -> Generator[Samples, None, None]:
+        """Chunks that an earlier call has kept, then the others, which are kept as well."""
+        if self.unfinished is None or not self.keeps_chunks or len(sizes) == 1:
+            with closing(self._draw_chunks(sizes, generator, 0, None)) as chunks:
+                yield from chunks
+            return
+        start = bytes(generator.get_state().tolist()).hex()
+        with self.unfinished.work(f"{type(self).__name__} {sizes} {start}") as work:
+            state = None
+            for piece in work.done:
+                state = piece.pop("generator")
+                yield Samples(**{name: _placed(each, self.device) for name, each in piece.items()})
+            with closing(self._draw_chunks(sizes, generator, len(work.done), state)) as chunks:
+                for chunk in chunks:
+                    work.add(vars(chunk) | {"generator": generator.get_state()})
+                    yield chunk
 
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
@@ -195,12 +138,13 @@ class Sampler(ABC):
         total = n * oversample if resample else n
         sizes = [min(self.chunk_size, total - i) for i in range(0, total, self.chunk_size)]
         chunks = []
-        with tqdm(
-            total=total, unit="sample", leave=False, disable=not self.progress_bar
-        ) as progress:
-            for chunk in self._draw_chunks(sizes, generator):
+        with (
+            tqdm(total=total, unit="sample", leave=False, disable=not self.progress_bar) as bar,
+            closing(self._all_chunks(sizes, generator)) as drawn,  # its threads end here, too
+        ):
+            for chunk in drawn:
                 chunks.append(chunk)
-                progress.update(len(chunk.x))
+                bar.update(len(chunk.x))
         samples = Samples(
             x=torch.cat([chunk.x for chunk in chunks]),
             log_weight=_concatenate([chunk.log_weight for chunk in chunks]),
@@ -255,6 +199,10 @@ class DrawnSampler(Sampler):
         )
 
 
+def _placed(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     return cleaned(torch.cat(present)) if present else None
@@ -279,6 +227,8 @@ class ChainSampler(Sampler):
             is meant for gives states of too little energy, which some published tables report.
         coordinates: of the target that is sampled, where the MDP has others.
     """
+
+    keeps_chunks = True
 
     def __init__(
         self,
@@ -310,7 +260,9 @@ class ChainSampler(Sampler):
         x = rollout.x if self.coordinates is None else self.coordinates.to_x(rollout.x)
         return Samples(x=x, log_weight=log_weight, energy_evaluations=0)
 
-    def _draw_chunks(self, sizes: list[int], generator: torch.Generator) -> Iterator[Samples]:
+    def _draw_chunks(
+        self, sizes: list[int], generator: torch.Generator, first: int, state: Tensor | None
+    ) -> Generator[Samples, None, None]:
         """On a CPU, each of torch's threads draws whole chunks: one is too small to be shared.
 
         Every chunk has a separate generator, so the samples do not depend on the threads. The
@@ -319,22 +271,25 @@ class ChainSampler(Sampler):
         calling thread altogether.
         """
         if len(sizes) == 1 or self.device.type != "cpu":
-            yield from super()._draw_chunks(sizes, generator)
+            yield from super()._draw_chunks(sizes, generator, first, state)
             return
         keep_freed_memory()
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
 
         def draw(chunk: tuple[int, int]) -> Samples:
             size, seed = chunk
+            used = counted_here()  # the MDP's counter is of all threads
             with torch.no_grad():  # which is a thread's own
-                return self._episodes(size, torch.Generator().manual_seed(seed))
+                drawn = self._episodes(size, torch.Generator().manual_seed(seed))
+            return replace(drawn, energy_evaluations=counted_here() - used)
 
         safe = self.mdp.energy.thread_safe or getattr(self.policy, "thread_safe", False)
-        with self.mdp.uncounted() as used:
-            chunks = map_in_threads(draw, list(zip(sizes, seeds, strict=True)), alone=not safe)
-            for i, chunk in enumerate(chunks, 1):
-                # Threads share the MDP's counter, so only the sum is known, at the end.
-                yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
+        chunks = list(zip(sizes, seeds, strict=True))[first:]
+        with (
+            self.mdp.uncounted(),
+            closing(map_in_threads(draw, chunks, alone=not safe)) as drawn,
+        ):
+            yield from drawn
 
     def export(self, path: Path | str, *, weights: bool = True) -> None:
         """Writes the chain as a program of `torch.export`, which runs without this package.

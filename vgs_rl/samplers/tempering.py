@@ -9,12 +9,15 @@ invariant (Geyer, 1991; Neal, arXiv:1206.1901 for the trajectories).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
+from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.samplers.kernels import FiniteEnergy, Point, hamiltonian
 from vgs_rl.samplers.mala import evaluations_each
@@ -28,6 +31,11 @@ def geometric_ladder(count: int, hottest: float, coldest: float = 1.0) -> Tensor
         raise ValueError(f"hottest must be at least coldest = {coldest}, got {hottest}")
     exponents = torch.linspace(0, 1, count, dtype=torch.float64)
     return coldest * (hottest / coldest) ** exponents
+
+
+# What a kernel's sweeps change.
+_STATE = [*("x", "value", "gradient", "step_size", "accepted", "swapped", "round_trips", "sweeps")]
+_STATE += ["_from_hot", "_parity"]
 
 
 class _Replicas:
@@ -158,6 +166,24 @@ class TemperingKernel:
         self.round_trips += self._from_hot[0].sum()
         self._from_hot[0] = False
         self._from_hot[-1] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """States, step sizes and counts: what a kernel of the same target goes on from."""
+        state = {name: getattr(self, name) for name in _STATE}
+        copied = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        return copied | {"energy_evaluations": self.energy.evaluations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it is of other chains.
+        """
+        check_like(state, self.state_dict(), "kernel")
+        for name in _STATE:
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+        self.energy.evaluations = state["energy_evaluations"]
 
     def acceptance_rates(self) -> Tensor:
         """Mean acceptance of trajectories at each temperature, shape (K,)."""

@@ -89,7 +89,8 @@ class EvaluationConfig:
             ones are forgotten then. Early in training a high ELBO can mean lost mass.
         validate_every: updates between validations.
         log_every: updates between scalar records.
-        figures_every: validations between pictures in TensorBoard; 0 draws at the end only.
+        figures_every: validations between pictures in TensorBoard; 0 draws at the end only. Of long
+            runs ever fewer are drawn, so that event files stay small.
         save_seconds: most seconds between checkpoints: what a killed run loses at most. There is
             one at every validation, too.
     """

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vgs_rl.files.checkpoint import write_atomically
+from vgs_rl.files.checkpoint import write_atomically, writing
 
 SESSION = "events.out.tfevents.0.session"
 IDEALS = "events.out.tfevents.0.ideals"
@@ -48,7 +48,8 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._file = open(folder / f"events.out.tfevents.{stamp}{suffix}", "ab")  # noqa: SIM115
+        self.path = folder / f"events.out.tfevents.{stamp}{suffix}"
+        self._file = open(self.path, "ab")  # noqa: SIM115
         self._records, self._event = RecordWriter(self._file), Event
         self._flushed = time.monotonic()
         self._write(file_version="brain.Event:2")
@@ -78,18 +79,21 @@ class EventFile:
 
     def _write(self, **content: Any) -> None:
         event = self._event(wall_time=time.time(), **content)
-        self._records.write(event.SerializeToString())
+        with writing(self.path):
+            self._records.write(event.SerializeToString())
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is buffered."""
-        self._file.flush()
+        with writing(self.path):
+            self._file.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
 
 def write_summaries(file: Path, summaries: Iterable[tuple[int, Any]]) -> None:

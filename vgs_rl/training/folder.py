@@ -24,18 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgs_rl.evaluation.report import Report
 from vgs_rl.files.checkpoint import (
     load_checkpoint,
     remove_temporaries,
     save_checkpoint,
     write_atomically,
     write_text,
+    writing,
 )
 from vgs_rl.files.lock import NAME as LOCK
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.plots.plots import Drawing, rendered, try_picture
 from vgs_rl.training.events import EventFile, write_ideals, write_session
-from vgs_rl.training.states import drop_states, keep_states
+from vgs_rl.training.states import COUNTERS, drop_states, keep_states
 
 HISTOGRAM_LIMIT = 9e19  # TensorBoard's bins end at 1e20
 
@@ -81,7 +83,8 @@ class RunFolder:
         self.records: list[dict[str, Any]] = []
         make_folders(self.path)
         with ExitStack() as opened:
-            opened.callback((lock or FolderLock(self.path)).release)
+            held = lock or FolderLock(self.path)
+            opened.callback(held.release)
             remove_temporaries(
                 *(self.path / name for name in ("", "checkpoints", "figures", "states"))
             )
@@ -114,7 +117,11 @@ class RunFolder:
         for record in self.records:
             self._add_to_axes(record)
         self._metrics = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        opened.callback(self._metrics.close)
+        opened.callback(self._close_metrics)
+
+    def _close_metrics(self) -> None:
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.close()
 
     def _drop_records_after(self, updates: int) -> None:
         found = read_records(self.path)
@@ -141,7 +148,8 @@ class RunFolder:
         # Strict JSON has no NaN: a figure that is not finite is null.
         finite = {name: v if math.isfinite(v) else None for name, v in scalars.items()}
         self.records.append({**counters, **finite})
-        self._metrics.write(json.dumps(self.records[-1]) + "\n")
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(self.records[-1]) + "\n")
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, env_steps)
         for name in ("updates", "energy_evaluations", "seconds"):
@@ -223,11 +231,17 @@ class RunFolder:
         """The run's entry in TensorBoard's HParams view; its figures are the scalars report/*."""
         write_session(self.path, settings, finished=finished)
 
+    def finish(self, report: Report) -> None:
+        """Writes report.json, the last file: with it the run is finished, and all else is there."""
+        self.flush()
+        report.save(self.path / "report.json")
+
     def flush(self) -> None:
         """Writes what is buffered."""
         self.writer.flush()
         self._axes.flush()
-        self._metrics.flush()
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.flush()
 
     def close(self) -> None:
         """Flushes and closes the files, and lets the folder go."""
@@ -241,12 +255,20 @@ class RunFolder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run folder's metrics.jsonl; those that a crash cut short are left out."""
+    """The lines of a run folder's metrics.jsonl, without those that are damaged or cut short."""
     file, records = path / "metrics.jsonl", []
     for line in file.read_bytes().splitlines() if file.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    return [record for record in records if _is_record(record)]
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line holds what :meth:`RunFolder.record` writes: finite numbers, and null."""
+    if not isinstance(record, dict) or any(record.get(name) is None for name in COUNTERS):
+        return False
+    numbers = [value for value in record.values() if value is not None]
+    return all(isinstance(each, int | float) and abs(each) < 1e308 for each in numbers)
 
 
 def write_ideal_run(

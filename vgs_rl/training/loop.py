@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,8 @@ from tqdm import tqdm
 
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.folder import RunFolder
+
+PATIENCE = 3.0  # seconds in which what is asked to end may end by itself
 
 Scalars = Mapping[str, Tensor]
 Callback = Callable[[Scalars], bool | None]
@@ -48,7 +52,7 @@ class Learner(Protocol):
 class Loop:
     """Updates until a budget is used up, Ctrl-C is pressed or a callback returns False.
 
-    A context: within it the first Ctrl-C is a flag, and the bar is shown.
+    A context: within it the first Ctrl-C is a flag (:func:`interruptible`), and the bar is shown.
 
     Attributes:
         interrupted: whether Ctrl-C has been pressed.
@@ -187,18 +191,38 @@ class Checkpoints:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, read between updates.
 
-    The second one is a KeyboardInterrupt. A SIGHUP that is ignored (``nohup``) stays ignored.
+    The second one is a KeyboardInterrupt, and so is the first one where nobody has read the flag
+    after :data:`PATIENCE` seconds: whatever takes that long is cut off. A SIGHUP that is ignored
+    (``nohup``) stays ignored.
     """
-    pressed = False
+    pressed, waiting = False, threading.Timer(PATIENCE, press_ctrl_c)
+    waiting.daemon = True
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
         pressed = True
+        waiting.start()
+
+    def heard() -> bool:
+        if pressed:
+            waiting.cancel()
+        return pressed
 
     with handling(on_signal):
-        yield lambda: pressed
+        try:
+            yield heard
+        finally:
+            waiting.cancel()
+
+
+def press_ctrl_c() -> None:
+    """From another thread: SIGINT for the main one."""
+    if hasattr(signal, "pthread_kill"):  # which ends a sleep, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 @contextmanager

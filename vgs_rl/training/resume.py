@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vgs_rl.files.checkpoint import load_checkpoint
+from vgs_rl.files.unfinished import digest_of
 from vgs_rl.training.config import BudgetConfig, ConfigError
 from vgs_rl.training.identity import differences, identity_of, settings_of
+from vgs_rl.training.states import COUNTERS
 
 # Sections and fields that change what is done with a trained agent, not how it is trained.
 NOT_TRAINING = {
@@ -114,6 +116,17 @@ def chosen_checkpoint(path: Path, name: str | None = None) -> str:
     raise FileNotFoundError(f"{path} has no {wanted} yet: train on with --resume {path}")
 
 
+def run_digest(path: Path, checkpoint: str | None) -> str:
+    """A digest of what a run's sampler is made from.
+
+    Args:
+        path: the run folder.
+        checkpoint: the name of the checkpoint that was loaded; by default the chosen one.
+    """
+    name = checkpoint or chosen_checkpoint(path)
+    return digest_of(path / "config.yaml", path / "checkpoints" / f"{name}.pt")
+
+
 def check_identity(file: Path, state: Mapping[str, Any], config: Any) -> None:
     """Compares a checkpoint with the configuration next to it.
 
@@ -132,6 +145,8 @@ def counters_in(file: Path) -> dict[str, Any]:
         ValueError: if it is damaged or has none.
     """
     counters = load_checkpoint(file).get("counters")
-    if not isinstance(counters, dict):
+    if not isinstance(counters, dict) or any(
+        not isinstance(counters.get(name), int | float) for name in COUNTERS
+    ):
         raise ValueError(f"{file} is no checkpoint of a training: it has no counters")
     return counters

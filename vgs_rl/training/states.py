@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vgs_rl.evaluation.metrics import evenly_spaced_rows
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint
+from vgs_rl.files.restore import check_like, check_rows
 
 FOLDER = "states"
 ROWS = 256  # states of one validation
@@ -32,6 +33,29 @@ class ValidationStates:
     counters: Mapping[str, float]
 
 
+def is_kept(index: int, first: int = FILES) -> bool:
+    """Whether what this validation could show is kept: all of the first, then ever fewer.
+
+    Their number grows as the logarithm of the number of validations.
+
+    Args:
+        index: which validation it is, from 0.
+        first: how many are kept before every second one, and then every fourth, is left.
+
+    Example:
+        >>> [index for index in range(20) if is_kept(index, first=4)]
+        [0, 1, 2, 3, 4, 6, 8, 12, 16]
+    """
+    return index % _stride(index, first) == 0
+
+
+def _stride(index: int, first: int) -> int:
+    stride = 1
+    while index >= first * stride:
+        stride *= 2
+    return stride
+
+
 def keep_states(path: Path, x: Tensor, record: Mapping[str, Any], index: int) -> None:
     """Writes states/<index>.pt, unless this validation is between those that are kept.
 
@@ -41,9 +65,7 @@ def keep_states(path: Path, x: Tensor, record: Mapping[str, Any], index: int) ->
         record: the validation's record, whose counters are kept.
         index: which validation it is, from 0.
     """
-    stride = 1
-    while index >= FILES * stride:
-        stride *= 2
+    stride = _stride(index, FILES)
     if index % stride:
         return
     folder = path / FOLDER
@@ -71,6 +93,10 @@ def load_states(path: Path) -> list[ValidationStates]:
         ValueError: if a file is damaged, naming it.
     """
     found = [load_checkpoint(file, torch.device("cpu")) for _, file in _numbered(path / FOLDER)]
+    like = {"x": None, "counters": dict.fromkeys(COUNTERS, 0)}
+    for each in found:
+        check_like(each, like, path.name)
+        check_rows(each, {"x": 2}, path.name)
     return [ValidationStates(x=each["x"], counters=each["counters"]) for each in found]
 
 

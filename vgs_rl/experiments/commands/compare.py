@@ -18,6 +18,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments.cli import (
     Mistake,
     Parser,
@@ -29,7 +30,13 @@ from vgs_rl.experiments.cli import (
     whole,
 )
 from vgs_rl.experiments.comparison.board import write_board, write_layout
-from vgs_rl.experiments.comparison.jobs import budget_name, check_jobs, make_jobs, parse_budget
+from vgs_rl.experiments.comparison.jobs import (
+    Job,
+    budget_name,
+    check_jobs,
+    make_jobs,
+    parse_budget,
+)
 from vgs_rl.experiments.comparison.pictures import draw_comparison
 from vgs_rl.experiments.comparison.report import (
     as_json,
@@ -47,8 +54,8 @@ from vgs_rl.experiments.tables import (
     write_section,
 )
 from vgs_rl.files.checkpoint import write_text
+from vgs_rl.files.lock import FolderLock
 from vgs_rl.training.config import TRUST_HELP
-from vgs_rl.training.loop import handling, interrupt
 
 
 @command
@@ -56,8 +63,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
     try:
-        with handling(interrupt):
-            return _compare(options)
+        return _compare(options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -79,6 +85,18 @@ def _compare(options: Namespace) -> int:
     others = read_reports(options.reports, jobs)
     check_jobs(jobs)
     root.mkdir(parents=True, exist_ok=True)
+    with FolderLock(root):
+        return _run(options, jobs, budget, root, others)
+
+
+def _run(
+    options: Namespace,
+    jobs: list[Job],
+    budget: dict[str, float | int],
+    root: Path,
+    others: list[Report],
+) -> int:
+    """Runs what is not finished, and writes what is shown of all."""
     processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
     size = machine(options.threads)
     print_machine(size)

@@ -15,13 +15,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from vgs_rl.agents import Agent, DistilledAgent
-from vgs_rl.agents.distilled.distill import (
-    STATES,
-    UPDATES,
-    Plan,
-    plan,
-)
+from vgs_rl.agents import Agent, DistilledAgent, DistilledConfig
+from vgs_rl.agents.distilled.agent import require_distillable
+from vgs_rl.agents.distilled.distill import STATES, UPDATES, Plan, plan
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
     Mistake,
@@ -39,11 +35,20 @@ from vgs_rl.experiments.cli import (
 )
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.evaluation import evaluate_agent
-from vgs_rl.experiments.pretrained import export_sampler, load_pretrained, shipped_samplers
+from vgs_rl.experiments.pretrained import (
+    export_sampler,
+    load_pretrained,
+    sampler_file,
+    shipped_samplers,
+)
 from vgs_rl.experiments.run import load_run, open_run, train
 from vgs_rl.fields import nearest
+from vgs_rl.files.unfinished import NAME as UNFINISHED
+from vgs_rl.files.unfinished import Unfinished, digest_of
+from vgs_rl.mdp import MDPConfig
 from vgs_rl.training.config import TRUST_HELP, BudgetConfig
-from vgs_rl.training.loop import handling, interrupt
+from vgs_rl.training.folder import occupied
+from vgs_rl.training.resume import last_checkpoint, run_digest
 
 
 def make_parser() -> Parser:
@@ -71,26 +76,30 @@ def make_parser() -> Parser:
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status."""
     options = make_parser().read(arguments)
-    config, teacher = _teacher(options)
-    with handling(interrupt):
-        drawn = teacher.sampler()
-        drawn.progress_bar = options.progress
-        planned = plan(
-            drawn, teacher.mdp.energy, options.steps, seed=options.seed, states=options.states
-        )
+    config, teacher, identity = _teacher(options)
+    energy = teacher.mdp.energy
+    require_distillable(energy, options.steps)
+    folder = _folder(options, config)
+    drawn = teacher.sampler()
+    drawn.progress_bar = options.progress
+    drawn.unfinished = Unfinished(folder / UNFINISHED, identity)  # until the student is done
+    try:
+        planned = plan(drawn, energy, options.steps, seed=options.seed, states=options.states)
         student = student_config(config, planned, options)
-        print(f"distilling {options.teacher} into {student.folder}")
+        print(f"distilling {options.teacher} into {folder}")
         report = train(
             student,
-            overwrite=options.overwrite,
+            overwrite=options.overwrite or _holds_nothing(folder),
             progress_bar=options.progress,
             trust=options.trust,
             begin=lambda agent: begin(planned, agent),
         )
-    if report is None:
-        begun = (student.folder / "config.yaml").is_file()
-        again = f"stopped; go on with: {called('train')} --resume {student.folder}"
-        print(again if begun else "stopped", file=sys.stderr)
+        if report is None:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        begun = last_checkpoint(folder) is not None
+        again = f"go on with: {called('train')} --resume {folder}"
+        print(f"stopped; {again if begun else 'the same command goes on'}", file=sys.stderr)
         return 130
     calls = "1 call" if options.steps == 1 else f"{options.steps} calls"
     columns = {calls: report}
@@ -134,20 +143,48 @@ def student_config(teacher: RunConfig, planned: Plan, options: Any) -> RunConfig
     )
 
 
-def _teacher(options: Namespace) -> tuple[RunConfig, Agent]:
-    """The run or exported sampler to learn from."""
+def _folder(options: Namespace, teacher: RunConfig) -> Path:
+    """The student's run folder, known before anything is drawn.
+
+    Raises:
+        FileExistsError: if it holds a student that is not to be replaced.
+    """
+    student = RunConfig(
+        env=teacher.env,
+        mdp=MDPConfig(num_steps=options.steps),
+        agent=DistilledConfig(),
+        seed=options.seed,
+        output=options.output,
+    )
+    folder = student.folder
+    if options.overwrite or not occupied(folder) or _holds_nothing(folder):
+        return folder
+    raise FileExistsError(
+        f"run folder {folder} is not empty: go on with {called('train')} --resume {folder}, "
+        "replace it with --overwrite true, or choose another --output or --seed"
+    )
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether it is that of a run which was ended before its first checkpoint."""
+    return (folder / "config.yaml").is_file() and last_checkpoint(folder) is None
+
+
+def _teacher(options: Namespace) -> tuple[RunConfig, Agent, str]:
+    """The run or exported sampler to learn from, and a digest of it."""
     source = Path(options.teacher)
     if options.teacher not in shipped_samplers() and source.is_dir():
-        return open_run(source, options.checkpoint, options.device, trust=options.trust)
+        config, agent = open_run(source, options.checkpoint, options.device, trust=options.trust)
+        return config, agent, run_digest(source, agent.checkpoint)
     if options.checkpoint is not None:
         raise Mistake("--checkpoint is for run folders, an exported sampler has but one")
     if options.teacher not in shipped_samplers() and not source.exists():
         hint = nearest(options.teacher, shipped_samplers())
         raise Mistake(f"no run folder or sampler is called {options.teacher!r}; {hint}")
-    config, agent, _ = load_pretrained(
+    config, exported, _ = load_pretrained(
         options.teacher, options.device or "auto", trust=options.trust
     )
-    return config, agent
+    return config, exported, digest_of(sampler_file(options.teacher))
 
 
 def _teacher_report(

@@ -7,6 +7,8 @@ vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped
 vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
 vgs-rl evaluate RUN --export my_sampler.pt2    a program of torch.export, without this package
 vgs-rl evaluate RUN [RUN ...] [--split validation]     detectors of vgs-rl train-ebm
+
+A long draw that was ended goes on where it was, with the same command.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +46,14 @@ from vgs_rl.experiments.evaluation import ceilings, evaluate_agent, evaluate_smc
 from vgs_rl.experiments.pretrained import Exported, counters_of, export_sampler, load_pretrained
 from vgs_rl.experiments.run import open_run
 from vgs_rl.files.checkpoint import write_text
+from vgs_rl.files.lock import FolderLock
+from vgs_rl.files.unfinished import NAME as UNFINISHED
+from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.samplers.base import Sampler
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
+from vgs_rl.training.resume import run_digest
 
 FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget")
 
@@ -65,7 +72,10 @@ def main(arguments: list[str]) -> int:
         samplers = {run.title: _checked(options, run) for run in loaded}
         columns = {}
         for run in loaded:
-            columns |= _judge(options, run, samplers[run.title])
+            with ExitStack() as held:
+                if options.budget and run.folder is not None:
+                    held.enter_context(FolderLock(run.folder))
+                columns |= _judge(options, run, samplers[run.title])
         if options.ceiling:
             columns |= ceilings(loaded[-1].config)
     text = json.dumps([json.loads(report.as_json()) for report in columns.values()], indent=2)
@@ -216,6 +226,10 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
 def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Report]:
     """The run's columns; exports it, too, if that is asked for."""
     config, agent = run.config, run.agent
+    unfinished = None
+    if run.folder is not None:
+        identity = f"{run_digest(run.folder, agent.checkpoint)} {options.compiled}"
+        unfinished = sampler.unfinished = Unfinished(run.folder / UNFINISHED, identity)
     report = evaluate_agent(
         config,
         agent,
@@ -249,6 +263,8 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         export_sampler(yaml, agent, report, options.export)
     if options.smc:
         columns[f"{run.title}, SMC"] = evaluate_smc(config, agent, n=options.n)
+    if unfinished is not None:
+        unfinished.remove()
     return columns
 
 

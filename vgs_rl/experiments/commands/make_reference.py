@@ -4,6 +4,8 @@ Of a particle system by parallel tempering, of others by tempered SMC, which est
 
 vgs-rl make-reference --target LJ13 --out envs/reference/lj13.npz [--seed 0]
 vgs-rl make-reference --target Phi4L8 --out envs/reference/phi4_8_disordered.npz
+
+After Ctrl-C or a kill the same command goes on, and the numbers are those of an undisturbed call.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from vgs_rl.experiments.cli import Mistake, Parser, command, one_of, output_file
 from vgs_rl.experiments.tempered_reference import METHOD as TEMPERED_METHOD
 from vgs_rl.experiments.tempered_reference import TemperedRecipe, tempered_reference
 from vgs_rl.files.checkpoint import write_atomically
+from vgs_rl.files.unfinished import NAME as UNFINISHED
+from vgs_rl.files.unfinished import Unfinished, Work
 from vgs_rl.registry import find
 from vgs_rl.samplers.tempering import TemperingKernel, geometric_ladder
 
@@ -153,7 +157,7 @@ def summary(draws: Tensor) -> dict[str, float]:
 
 
 def run_chains(
-    energy: ParticleEnergy, recipe: Recipe, generator: torch.Generator
+    energy: ParticleEnergy, recipe: Recipe, generator: torch.Generator, work: Work
 ) -> tuple[TemperingKernel, Tensor, Tensor]:
     """Runs all chains; returns the kernel, kept states (C, S, D) and their energies (C, S)."""
     kernel = TemperingKernel(
@@ -163,20 +167,41 @@ def run_chains(
         leapfrog_steps=recipe.leapfrog_steps,
         step_size=0.02,
     )
-    start = time.perf_counter()
-    for sweep in range(recipe.burn_in):
-        kernel.sweep(generator, adapt=sweep < recipe.burn_in // 2)
-    print(f"burn-in done after {time.perf_counter() - start:.0f} s", flush=True)
-    kernel.reset_counts()
-    states, energies = [], []
-    for draw in range(recipe.draws):
+    start, burned = time.perf_counter(), 0
+    kept: list[tuple[Tensor, Tensor]] = []  # states and energies of a draw
+    new = list(kept)
+    for piece in work.done:
+        burned = piece["burned"]
+        kept += zip(piece["x"], piece["energies"], strict=True)
+    if work.done:
+        kernel.load_state_dict(work.done[-1]["kernel"])
+        generator.set_state(work.done[-1]["generator"])
+        print(f"going on after {burned} sweeps of burn-in and {len(kept)} draws", flush=True)
+
+    def keep() -> None:
+        if work.due:
+            state = {"burned": burned, "kernel": kernel.state_dict()}
+            drawn = {"x": [x for x, _ in new], "energies": [energy for _, energy in new]}
+            work.add(state | drawn | {"generator": generator.get_state()})
+            new.clear()
+
+    while burned < recipe.burn_in:
+        kernel.sweep(generator, adapt=burned < recipe.burn_in // 2)
+        burned += 1
+        if burned == recipe.burn_in:
+            print(f"burn-in done after {time.perf_counter() - start:.0f} s", flush=True)
+            kernel.reset_counts()
+        keep()
+    while len(kept) < recipe.draws:
         for _ in range(recipe.thin):
             kernel.sweep(generator, adapt=False)
-        states.append(kernel.x[0].clone())
-        energies.append(kernel.value[0].clone())
-        if (draw + 1) % 10 == 0:
+        new.append((kernel.x[0].clone(), kernel.value[0].clone()))
+        kept.append(new[-1])
+        if len(kept) % 10 == 0:
             seconds = time.perf_counter() - start
-            print(f"draw {draw + 1} of {recipe.draws} after {seconds:.0f} s", flush=True)
+            print(f"draw {len(kept)} of {recipe.draws} after {seconds:.0f} s", flush=True)
+        keep()
+    states, energies = zip(*kept, strict=True)
     return kernel, torch.stack(states, 1), torch.stack(energies, 1)
 
 
@@ -220,15 +245,18 @@ def make(target: str, recipe: Recipe | TemperedRecipe, seed: int, out: Path) -> 
     """Makes one file; returns its diagnostics."""
     energy = find(target).make_energy()
     generator = torch.Generator().manual_seed(seed)
+    unfinished = Unfinished(out.with_name(f".{out.name}{UNFINISHED}"), f"{target} {recipe} {seed}")
     if isinstance(recipe, Recipe):
         assert isinstance(energy, ParticleEnergy)
-        kernel, x, energies = run_chains(energy, recipe, generator)
+        with unfinished.work("chains") as work:
+            kernel, x, energies = run_chains(energy, recipe, generator, work)
         diagnostics = diagnose(energy, kernel, x, energies, recipe)
         split = recipe.validation_chains
         validation, test = (packed(part, energy, generator) for part in (x[:split], x[split:]))
     else:
         assert isinstance(energy, ReferencedEnergy)
-        found = tempered_reference(energy, recipe, generator)
+        with unfinished.work("runs") as work:
+            found = tempered_reference(energy, recipe, generator, work)
         diagnostics = found.diagnostics
         validation, test = (np.asarray(part.float()) for part in (found.validation, found.test))
     definition = type(energy).__mro__[1] if isinstance(energy, ParticleEnergy) else type(energy)
@@ -250,6 +278,7 @@ def make(target: str, recipe: Recipe | TemperedRecipe, seed: int, out: Path) -> 
         diagnostics=np.array(json.dumps(diagnostics)),
     )
     write_atomically(out, save)
+    unfinished.remove()
     return diagnostics
 
 

@@ -9,6 +9,9 @@ An energy is explored and learned first, without any setting, and a verdict says
 .json file of the same name holds the verdict, the evidence and every choice made; --repeat does the
 same again, as often as it was done there, and the same machine gives the same numbers.
 
+After Ctrl-C or a kill the same command goes on, and loses a minute of drawing at most. The numbers
+are those of an undisturbed call. Until then a folder .OUTPUT.unfinished holds what was drawn.
+
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
 """
@@ -34,13 +37,15 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
-from vgs_rl.experiments.pretrained import load_pretrained, shipped_samplers
+from vgs_rl.experiments.pretrained import load_pretrained, sampler_file, shipped_samplers
 from vgs_rl.experiments.run import load_run
 from vgs_rl.fields import nearest
+from vgs_rl.files.unfinished import NAME as UNFINISHED
+from vgs_rl.files.unfinished import Unfinished, digest_of
 from vgs_rl.registry import find, registered
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.training.config import TRUST_HELP, resolve_device
-from vgs_rl.training.loop import handling, interrupt
+from vgs_rl.training.resume import run_digest
 from vgs_rl.weights import log_z_estimate
 
 FORMATS = (".npz", ".pt")
@@ -83,13 +88,15 @@ def main(arguments: list[str]) -> int:
             if not Path(options.source).exists():
                 find(options.source)  # which refuses, with the nearest names
             raise Mistake(f"--{name} is for an energy's name, got {options.source!r}")
-    sampler = _load(options)
+    sampler, identity = _load(options)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {options.source} has none")
     sampler.progress_bar = True
-    with handling(interrupt):
-        samples = sampler.sample(options.n, options.seed, resample=options.resample)
+    place = options.output.with_name(f".{options.output.name}{UNFINISHED}")
+    unfinished = sampler.unfinished = Unfinished(place, identity)
+    samples = sampler.sample(options.n, options.seed, resample=options.resample)
     _write(options, samples, options.seed)
+    unfinished.remove()
     if samples.log_weight is not None:
         print(f"log Z     {float(log_z_estimate(samples.log_weight)):.4f}")
     return 0
@@ -119,16 +126,15 @@ def _sample_energy(options: Namespace) -> int:
     for name in ("resample", "checkpoint"):
         if getattr(options, name):
             raise Mistake(f"--{name} is for what has been trained, got the energy {options.source}")
-    with handling(interrupt):
-        result = sample(
-            options.source,
-            options.n,
-            seed=options.seed,
-            seconds=options.seconds or 240.0,
-            device=str(resolve_device(options.device or "auto")),
-            repeat=_settings(options.repeat),
-            log_dir=options.logdir,
-        )
+    result = sample(
+        options.source,
+        options.n,
+        seed=options.seed,
+        seconds=options.seconds or 240.0,
+        device=str(resolve_device(options.device or "auto")),
+        repeat=_settings(options.repeat),
+        log_dir=options.logdir,
+    )
     print(result)
     _write(options, result.samples, result.settings["seed"])
     report = options.output.with_suffix(".json")
@@ -153,23 +159,24 @@ def _settings(file: Path | None) -> dict[str, Any] | None:
         return None
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise Mistake(f"--repeat: {file} is no report of samples of an energy")
     return settings
 
 
-def _load(options: Namespace) -> Sampler:
-    """The sampler of a run folder, a shipped name or a file."""
+def _load(options: Namespace) -> tuple[Sampler, str]:
+    """The sampler of a run folder, a shipped name or a file, and a digest of it."""
     source = Path(options.source)
     if options.source not in shipped_samplers() and source.is_dir():
         run = load_run(source, options.checkpoint, options.device, trust=options.trust)
-        return run.sampler()
+        return run.sampler(), run_digest(source, run.checkpoint)
     if options.checkpoint is not None:
         raise Mistake("--checkpoint is for run folders, an exported sampler has but one")
     if options.source not in shipped_samplers() and not source.exists():
         hint = nearest(options.source, shipped_samplers())
         raise Mistake(f"no run folder or sampler is called {options.source!r}; {hint}")
     device = options.device or "auto"
-    return load_pretrained(options.source, device, trust=options.trust)[1].sampler()
+    agent = load_pretrained(options.source, device, trust=options.trust)[1]
+    return agent.sampler(), digest_of(sampler_file(options.source))

@@ -30,7 +30,6 @@ from vgs_rl.experiments.run import settled, train
 from vgs_rl.registry import find
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import ConfigError, ConfigParser, resumed
-from vgs_rl.training.loop import handling, interrupt
 
 
 def make_parser() -> ConfigParser:
@@ -78,14 +77,13 @@ def main(arguments: list[str]) -> int:
                     f"configuration {tuned}: {called('train')} {tuned}",
                     file=out,
                 )
-        with handling(interrupt):  # SIGTERM while samples are evaluated is Ctrl-C, too
-            report = train(
-                config,
-                resume=options.resume,
-                overwrite=options.overwrite,
-                progress_bar=options.progress,
-                trust=options.trust,
-            )
+        report = train(
+            config,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress_bar=options.progress,
+            trust=options.trust,
+        )
         if report is None:
             raise KeyboardInterrupt
         columns = {"this run": report}

@@ -36,7 +36,6 @@ from vgs_rl.experiments.tables import machine, write_json
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.training.config import ConfigError, ConfigParser, resumed
 from vgs_rl.training.folder import clear, make_folders, write_config
-from vgs_rl.training.loop import handling, interrupt
 from vgs_rl.training.resume import require_same_run
 from vgs_rl.trust import names_of
 
@@ -80,7 +79,7 @@ def main(arguments: list[str]) -> int:
         size = machine(1)
         jobs = make_jobs(config, trust=trust)
         make_folders(folder, "experiment")
-        with FolderLock(folder), handling(interrupt):
+        with FolderLock(folder):
             if was is None:
                 clear(folder, overwrite=options.overwrite, what="experiment")
             else:
