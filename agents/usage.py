@@ -162,7 +162,8 @@ class Usable(ABC):
         Returns:
             The report; printing it shows the table.
         """
-        chosen, energy = self.target_at(named_condition(condition, parameters))
+        condition = named_condition(condition, parameters)
+        chosen, energy = self.target_at(condition)
         sampler = sampler or (self.sampler() if chosen is None else self.sampler().at(chosen))
         sampler.progress_bar = progress_bar
         drawn: list[Samples] = []
@@ -178,7 +179,7 @@ class Usable(ABC):
             n,
             seed=seed,
             resample=resample,
-            target_name=self.target_name,
+            target_name=self.target_name + written(self.mdp, condition),
             agent_name=type(self.config).name,
             training_seed=self.seed,
             train_seconds=self.counters.seconds,
@@ -187,20 +188,21 @@ class Usable(ABC):
             protocol=protocol,
             on_samples=seen,
         )
-        if chosen is not None and self.mdp.conditions is not None:
-            at = self.mdp.conditions.tensor(chosen).tolist()
-            report.details["condition"] = dict(zip(self.mdp.conditions.names, at, strict=True))
+        if chosen is not None:
+            report.details["condition"] = self.mdp.named(chosen)
         report.details |= self.report_details() | self.judged(sampler, drawn[0], seed)
         return report
 
     def plot(self, seed: int = 0) -> Figure:
         """The chain over the target's density, and energies of samples; of two dimensions best.
 
-        Of a sampler that is no chain, its samples.
+        Of a sampler that is no chain, its samples; of an energy with parameters those that
+        :meth:`evaluate` looks at.
         """
         sampler = self.sampler()
-        if not isinstance(sampler, ChainSampler):
-            return plot_states(sampler.sample(2_000, seed).x)
+        chosen = self.target_at()[0]
+        if chosen is not None or not isinstance(sampler, ChainSampler):
+            return plot_states(sampler.sample(2_000, seed, condition=chosen).x)
         return plot_summary(
             self.mdp, sampler.policy, self.mdp.generator(seed), title=self.picture_title
         )
@@ -307,3 +309,10 @@ def named_condition(
     if condition is not None and parameters:
         raise ValueError(f"condition must be left out beside {', '.join(parameters)}")
     return parameters or condition
+
+
+def written(mdp: SamplingMDP, condition: ConditionLike | None) -> str:
+    """A value of the parameters as it follows the name of a target; nothing where none is given."""
+    if condition is None:
+        return ""
+    return "".join(f", {name} {value:.6g}" for name, value in mdp.named(condition).items())

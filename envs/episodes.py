@@ -10,6 +10,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vgs_rl.envs.observation import Observation
 from vgs_rl.mdp import SamplingMDP
@@ -165,19 +166,21 @@ class Episodes:
         array = np.require(actions, np.float32, ["C", "W"])
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-        control = torch.from_numpy(array.reshape(self.n, self.mdp.dim))
-        return control.to(self.mdp.device, self.mdp.dtype)
+        moving = self.mdp.geometry.moving
+        control = torch.from_numpy(array.reshape(self.n, moving))
+        control = control.to(self.mdp.device, self.mdp.dtype)
+        return control if moving == self.mdp.dim else pad(control, (0, self.mdp.dim - moving))
 
     @torch.no_grad()
-    def reset(self, rows: Array | None = None) -> None:
-        """Restarts all rows, or those of a mask."""
+    def reset(self, rows: Array | None = None, condition: Tensor | None = None) -> None:
+        """Restarts all rows, or those of a mask; with parameters at a value, or random ones."""
         assert self.generator is not None
         if rows is None or rows.all():
-            self.x, self.t = self.mdp.reset(self.n, self.generator).x, 0
+            self.x, self.t = self.mdp.reset(self.n, self.generator, condition).x, 0
             self.log_weight = self.mdp.initial_log_weight(self.x)
             return
         index = self._index(rows)
-        x = self.mdp.reset(len(index), self.generator).x
+        x = self.mdp.reset(len(index), self.generator, condition).x
         self.x = self.x.index_copy(0, index, x)
         self.log_weight = self.log_weight.index_copy(0, index, self.mdp.initial_log_weight(x))
         self._set_t(np.where(rows, 0, self.t))

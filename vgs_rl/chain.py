@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import seed_of
-from vgs_rl.conditional.conditions import Conditions
+from vgs_rl.conditional.conditions import ConditionLike, Conditions
 from vgs_rl.fields import settle
 from vgs_rl.geometry import Geometry
 from vgs_rl.transitions import Policy
@@ -203,6 +203,13 @@ class Noising:
             return x
         c = self.conditions.draw(len(x), generator, x.dtype)
         return torch.cat([x[:, : self.geometry.moving], c], -1)
+
+    def named(self, condition: ConditionLike) -> dict[str, float]:
+        """A value of the parameters, by name; empty where there are none."""
+        if self.conditions is None:
+            return {}
+        numbers = self.conditions.tensor(condition).tolist()
+        return dict(zip(self.conditions.names, numbers, strict=True))
 
     def levelled(self, x: Tensor, log_weight: Tensor) -> Tensor:
         """Log-weights (B,) of rows, less an estimate of log Z(c): see :class:`Conditions`."""

@@ -365,6 +365,8 @@ class ValueGradientAgent(TargetAgent):
     def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
         """The chain over the density (of particles: as clusters); up to 2-D the value and drift."""
         mdp, policy = self.mdp, self.policy
+        if mdp.conditions is not None:
+            return {}  # of one value of the parameters after the other
         pictures: dict[str, Drawing] = {
             "chain": lambda: plot_episodes(mdp, policy, 2000, generator)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -52,3 +53,26 @@ def draw_log_z(axes: Axes, curve: LogZCurve, *, less_estimate: bool = False) -> 
         style = {"color": draw.INK, "ls": "", "marker": "x", "ms": 4.5}
         axes.plot(at, column(list(curve.exact)), label="exact", **style)
     axes.set(xlabel=curve.names[0], ylabel="log Z  [nats]")
+
+
+def plot_range(curve: LogZCurve, alone: Sequence[float]) -> Figure:
+    """ELBO gaps of one sampler of a range and of samplers of one value each, and log Z.
+
+    Args:
+        curve: of the sampler of the range, with exact values of log Z.
+        alone: ELBO of the others, in the curve's order.
+    """
+    at = [condition[0] for condition in curve.conditions]
+    exact = np.array([math.nan if z is None else z for z in curve.exact])
+    with rc_context(draw.STYLE):
+        figure = Figure(figsize=(6.6, 2.7), layout="constrained")
+        gaps, bounds = figure.subplots(1, 2)
+        gaps.plot(at, exact - curve.elbos, "o-", color=draw.SAMPLER, ms=4, label="one for all")
+        gaps.plot(at, exact - alone, "s", color=draw.ACCENTS[1], ms=5, label="one for each")
+        gaps.set(xlabel=curve.names[0], ylabel="log Z − ELBO  [nats]", ylim=(0, None))
+        draw_log_z(bounds, curve, less_estimate=True)
+        bounds.set_ylabel("log Z less the estimate  [nats]")
+        parts = [axes.get_legend_handles_labels() for axes in (gaps, bounds)]
+        handles, labels = ([*a, *b] for a, b in zip(*parts, strict=True))
+        figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    return figure
