@@ -147,7 +147,7 @@ class GaussianMixture(Energy):
         wide = GaussianMixture(self.means, torch.ones_like(self.means), shares)
         wide.eigenvalues, wide.eigenvectors = self.eigenvalues / beta, self.eigenvectors
         most = max(0.0, beta - 1) * math.log(len(self.means))
-        kept, count = [], 0
+        kept, count = list[Tensor](), 0
         while count < n:
             x = wide.sample(max(n, 64), generator)
             parts = self._components(x, 1.0, 0.0)[0]

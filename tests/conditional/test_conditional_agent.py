@@ -12,7 +12,15 @@ from gymnasium.utils.env_checker import check_env
 from torch.distributions import Normal
 
 import vgs_rl
-from vgs_rl import PIS, VGS, ConditionalEnergy, MDPConfig, SamplingMDP, StartConfig
+from vgs_rl import (
+    PIS,
+    VGS,
+    ConditionalEnergy,
+    MDPConfig,
+    SamplingMDP,
+    ScheduleConfig,
+    StartConfig,
+)
 from vgs_rl.agents import TD0, ClusterNetwork, GradientMatching, MLPNetwork
 from vgs_rl.conditional.start import ConditionalStart
 from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv
@@ -49,7 +57,8 @@ def disturbed(agent: VGS, seed: int = 1) -> VGS:
             random.manual_seed(seed)
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
-        agent.mdp.rho.copy_(0.6 + 0.4 * torch.rand(agent.mdp.rho.shape, generator=random))
+        # Not so narrow that the weights' variance would be infinite.
+        agent.mdp.rho.copy_(0.8 + 0.2 * torch.rand(agent.mdp.rho.shape, generator=random))
         x = 2 * torch.randn(4_000, agent.mdp.dim, generator=random)
         rows = agent.mdp.with_conditions(x, random)
         rows[:, 0] *= (
@@ -60,11 +69,17 @@ def disturbed(agent: VGS, seed: int = 1) -> VGS:
 
 
 def small(
-    target: object = "GMM9", start: str = "mixture", chain: str = "vp", **options: object
+    target: object = "GMM9",
+    start: str = "mixture",
+    chain: str = "vp",
+    scale: float = 2.0,
+    **options: object,
 ) -> VGS:
-    kind = {"schedule": vgs_rl.ScheduleConfig(total_noise=0.9 if chain == "vp" else 9.0)}
     mdp = MDPConfig(
-        chain=chain, num_steps=6, start=StartConfig(kind=start, scale=2.0, components=3), **kind
+        chain=chain,
+        num_steps=6,
+        schedule=ScheduleConfig(total_noise=0.9 if chain == "vp" else 9.0),
+        start=StartConfig(kind=start, scale=scale, components=3),
     )
     options = {"temperature": (0.5, 2.0)} | options
     return VGS(target, mdp=mdp, device="cpu", **(SMALL | options))
@@ -87,10 +102,9 @@ def test_log_weights_are_those_of_the_kernels_written_down(
     for t in range(mdp.num_steps):
         a, s = float(mdp.chain.a[t]), float(mdp.chain.s[t])
         rho = float((hats * mdp.rho[t]).sum())
-        value = torch.autograd.functional.jacobian(
-            lambda z, t=t: agent.average.value(z, t).sum(), rows.states[t]
-        )
-        mean = a * (x[t] - s**2 * value[:, :2].double())
+        leaf = rows.states[t].clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(agent.average.value(leaf, t).sum(), leaf)
+        mean = a * (x[t] - s**2 * slope[:, :2].double())
         log_w = log_w + Normal(x[t + 1] / a, s).log_prob(x[t]).sum(-1)
         log_w = log_w - Normal(mean, rho * a * s).log_prob(x[t + 1]).sum(-1)
     assert torch.allclose(rows.log_weight.double(), log_w, atol=2e-3, rtol=1e-4)
@@ -107,8 +121,8 @@ def test_weights_are_unbiased_for_z_at_every_temperature(start: str, tau: float)
 
 
 def test_weights_backwards_are_unbiased_for_one_over_z() -> None:
-    energy, tau = Gaussian((0.5, -0.5), ((1.0, 0.4), (0.4, 0.8))), 0.7
-    agent = disturbed(small(energy, "gaussian"))
+    energy, tau = Gaussian((0.2, 0.0), (1.0, 0.9)), 0.8
+    agent = small(energy, "gaussian", scale=1.0)
     x = energy.sample_at(20_000, tau, generator())
     log_weight = agent.sampler().at(tau).reverse_log_weight(x, generator(1)).double()
     ratio = (energy.log_z_at(tau) - log_weight).exp()
@@ -122,13 +136,13 @@ def test_a_start_is_a_density_of_x_at_every_value(start: str) -> None:
     grid = torch.cartesian_prod(axis, axis)
     for tau in (0.5, 0.77, 2.0):
         rows = torch.cat([grid, torch.full((len(grid), 1), tau)], -1)
-        mass = agent.mdp.start.log_prob(rows).double().exp().sum() * 0.2**2
+        mass = agent.mdp.start.log_prob(rows).detach().double().exp().sum() * 0.2**2
         assert float(mass) == pytest.approx(1.0, abs=1e-3)
         assert isinstance(agent.mdp.start, ConditionalStart)
         x = agent.mdp.at(tau).start.sample(4_000, generator())
         inside = (x[:, :2].norm(dim=-1) < 2).double().mean()
         near = grid.norm(dim=-1) < 2
-        share = agent.mdp.start.log_prob(rows).double().exp()[near].sum() * 0.2**2
+        share = agent.mdp.start.log_prob(rows).detach().double().exp()[near].sum() * 0.2**2
         assert abs(float(inside - share)) < 0.05
 
 
@@ -145,7 +159,8 @@ def test_the_networks_gradient_is_that_of_its_value_and_none_along_the_parameter
 
 def test_a_run_that_was_saved_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = small(seed=3).learn(updates=24, progress_bar=False)
-    part = small(seed=3).learn(updates=12, progress_bar=False)
+    part = small(seed=3)
+    part.learn(updates=24, progress_bar=False, callback=lambda it: it.counters.updates < 12)
     part.save(tmp_path / "agent.pt")
     loaded = VGS.load(tmp_path / "agent.pt", device="cpu")
     loaded.learn(updates=24, progress_bar=False)

@@ -78,7 +78,9 @@ class Baseline:
         """
         if self.mdp.conditions is not None:
             names = ", ".join(self.mdp.conditions.names)
-            raise ValueError(f"{self.name} draws from one energy, got one with parameters ({names})")
+            raise ValueError(
+                f"{self.name} draws from one energy, got one with parameters ({names})"
+            )
         return BASELINES[self.name](self, budget)
 
     @property

@@ -158,7 +158,7 @@ def log_z_curve(
         if not values:
             raise ValueError("conditions must be values or how many, got none")
     each = 1 - (1 - confidence) / len(values)
-    certificates, elbos, exact = [], [], []
+    certificates, elbos, exact = list[Certificate](), list[float](), list[float | None]()
     states = np.random.SeedSequence([seed, 2]).generate_state(3 * len(values), np.uint64)
     for i, value in enumerate(values):
         draw, target, back = (

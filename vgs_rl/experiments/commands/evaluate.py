@@ -51,8 +51,10 @@ from vgs_rl.samplers.base import Sampler
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 
-FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget")
-FOR_SAMPLERS += ("temperature", "condition", "curve")
+FOR_SAMPLERS = (
+    *("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget"),
+    *("temperature", "condition", "curve"),
+)
 
 
 @command
