@@ -328,7 +328,7 @@ class NoiseScales(Noising):
         """
         estimates = []
         dim = self.geometry.effective_dim
-        for t in range(self.num_steps):
+        for t in range(self.chain.num_steps):
             if not self.geometry.linear:
                 x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
                 gap = push - self.control(policy, x_t, t)

@@ -50,8 +50,8 @@ def log_z_of_four_in_the_plane(
     pair_energy: Callable[[Tensor], Tensor],
     *,
     reach: float,
-    distances: int = 160,
-    step: float = 0.08,
+    distances: int = 80,
+    step: float = 0.12,
 ) -> float:
     """Log ∫ exp(-Σ_{i<j} u(r_ij)) over four particles in the plane whose mean is the origin.
 

@@ -170,7 +170,8 @@ class Conditions:
         ridge = 1e-6 * len(c) / self.count
         gram.diagonal().add_(ridge)
         mean = values.double().mean()
-        return (mean + torch.linalg.solve(gram, hats.T @ (values.double() - mean))).to(values)
+        around: Tensor = torch.linalg.solve(gram, hats.T @ (values.double() - mean))
+        return (mean + around).to(values)
 
     def levelled(self, c: Tensor, log_weight: Tensor) -> Tensor:
         """Log-weights (B,) less an estimate of log Z(c), at values c (B, C).
@@ -196,7 +197,7 @@ def check_range(name: str, ends: object, least: float = -math.inf) -> None:
     """
     pair = list(ends) if isinstance(ends, tuple | list) else []
     fine = len(pair) == 2 and all(
-        isinstance(end, numbers.Real) and not isinstance(end, bool) and math.isfinite(end)
+        isinstance(end, numbers.Real) and type(end) is not bool and math.isfinite(end)
         for end in pair
     )
     if not (fine and least < pair[0] < pair[1]):

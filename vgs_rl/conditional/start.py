@@ -63,7 +63,9 @@ class ScaledStart(ConditionalStart):
 
     def _log_scale(self, c: Tensor) -> Tensor:
         """Log s_0 at values c (B, C): shape (B,)."""
-        scales = [start.log_scale for start in self.starts if isinstance(start, GaussianStart)]
+        scales: list[Tensor] = [
+            start.log_scale for start in self.starts if isinstance(start, GaussianStart)
+        ]
         return self.conditions.hats(c) @ torch.stack(scales)
 
     def sample_at(self, c: Tensor, generator: torch.Generator) -> Tensor:

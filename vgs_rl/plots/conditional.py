@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -50,7 +51,7 @@ def draw_log_z(axes: Axes, curve: LogZCurve, *, less_estimate: bool = False) -> 
     axes.plot(at, low, color=draw.SAMPLER, lw=0.8, ls=":", label="lower bound")
     axes.plot(at, column(list(curve.log_z)), color=draw.SAMPLER, lw=1.3, label="estimate")
     if any(each is not None for each in curve.exact):
-        style = {"color": draw.INK, "ls": "", "marker": "x", "ms": 4.5}
+        style: dict[str, Any] = {"color": draw.INK, "ls": "", "marker": "x", "ms": 4.5}
         axes.plot(at, column(list(curve.exact)), label="exact", **style)
     axes.set(xlabel=curve.names[0], ylabel="log Z  [nats]")
 
