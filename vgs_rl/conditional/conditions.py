@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,9 +195,9 @@ def check_range(name: str, ends: object, least: float = -math.inf) -> None:
     Raises:
         ValueError: naming the parameter.
     """
-    pair = list(ends) if isinstance(ends, tuple | list) else []
+    pair: list[Any] = list(ends) if isinstance(ends, tuple | list) else []
     fine = len(pair) == 2 and all(
-        isinstance(end, numbers.Real) and type(end) is not bool and math.isfinite(end)
+        isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
         for end in pair
     )
     if not (fine and least < pair[0] < pair[1]):
