@@ -64,14 +64,21 @@ class Agent(Usable):
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         finished: whether the last call of :meth:`learn` used its budget up.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
+        conditional: whether it learns energies with parameters.
     """
 
     IN_VAIN: ClassVar[str] = "were skipped: their loss or gradient was not finite"
 
     saved: ClassVar[tuple[str, ...]] = ()
+    conditional: ClassVar[bool] = False
     finished: bool = False
 
     def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
+        if mdp.conditions is not None and not self.conditional:
+            raise ValueError(
+                f"{type(self).__name__} learns one energy, got one with parameters "
+                f"({', '.join(mdp.conditions.names)}): VGS learns those"
+            )
         self.mdp, self.seed = mdp, seed_of(seed)
         self.generator = mdp.generator(seed)
         self.counters = Counters()

@@ -14,6 +14,7 @@ from torch import Tensor
 from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
 from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
+from vgs_rl.conditional.energy import ConditionalEnergy, JointEnergy
 from vgs_rl.energy import Energy
 from vgs_rl.envs.configured import EnvironmentConfig, tuned_config
 from vgs_rl.fields import nearest, settle
@@ -32,7 +33,7 @@ from vgs_rl.training.config import (
 from vgs_rl.training.folder import RunFolder
 
 # An id or import path, an energy, a function (B, D) -> (B,), an MDP, or an environment around one.
-TargetLike = str | Energy | Callable[[Tensor], Tensor] | SamplingMDP | Any
+TargetLike = str | Energy | ConditionalEnergy | Callable[[Tensor], Tensor] | SamplingMDP | Any
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -63,6 +64,8 @@ class TargetAgent(Agent):
         seed: of everything random in training.
         dim: D of a function's states.
         mdp: the chain; by default the target's.
+        temperature: tau in place of the chain's; a range, such as (0.5, 2.0), for one agent of
+            every tau in it.
         device: `auto`, `cpu` or `cuda`; an MDP and an environment have theirs.
         one_step: whether a student is made at the end of learning, which draws with one network
             call (:meth:`distill`); it learns with the settings of that method.
@@ -89,13 +92,22 @@ class TargetAgent(Agent):
         seed: int = 0,
         dim: int | None = None,
         mdp: MDPConfig | None = None,
+        temperature: float | tuple[float, float] | None = None,
         device: str = "auto",
         one_step: bool = False,
         **settings: Any,
     ) -> None:
-        chosen = config is not None or mdp is not None or not settings.keys() <= set(KEPT)
+        given = any(each is not None for each in (config, mdp, temperature))
+        chosen = given or not settings.keys() <= set(KEPT)
         chain, config, self.origin = prepare(
-            target, config, self.config_type, dim=dim, mdp=mdp, device=device, settings=settings
+            target,
+            config,
+            self.config_type,
+            dim=dim,
+            mdp=mdp,
+            temperature=temperature,
+            device=device,
+            settings=settings,
         )
         always = self.explores and not chosen and needs_exploration(target, chain.energy)
         self.exploration = ExplorationConfig(when="always" if always else "never")
@@ -142,6 +154,7 @@ def prepare(
     *,
     dim: int | None = None,
     mdp: MDPConfig | None = None,
+    temperature: float | tuple[float, float] | None = None,
     device: str = "auto",
     settings: Mapping[str, Any],
 ) -> tuple[SamplingMDP, C, Origin]:
@@ -156,6 +169,7 @@ def prepare(
         kind: its class.
         dim: dimensions of a function's states.
         mdp: the chain; None takes the target's, or the default.
+        temperature: in place of the chain's, if given.
         device: `auto`, `cpu` or `cuda`; an MDP and an environment have theirs.
         settings: fields of the configuration that replace what is there.
 
@@ -164,7 +178,7 @@ def prepare(
     """
     found: Any = getattr(getattr(target, "unwrapped", None), "mdp", target)
     if isinstance(found, SamplingMDP):
-        for name, value in (("dim", dim), ("mdp", mdp)):
+        for name, value in (("dim", dim), ("mdp", mdp), ("temperature", temperature)):
             if value is not None:
                 raise ValueError(f"{name} must be left out where an MDP is given, got {value}")
         origin = Origin(type(found.energy).__name__)
@@ -175,10 +189,14 @@ def prepare(
         origin = Origin(find(found).name, found, shipped.env_args if shipped else {})
         mdp = mdp or (shipped.mdp if shipped else copy.deepcopy(find(found).mdp))
     else:
-        origin = Origin(getattr(found, "__name__", type(energy).__name__))
+        of = energy.conditional if isinstance(energy, JointEnergy) else energy
+        origin = Origin(getattr(found, "__name__", type(of).__name__))
     if config is None and shipped is not None and isinstance(shipped.agent, kind):
         config = shipped.agent
-    chain = SamplingMDP(energy, mdp or MDPConfig(), device=resolve_device(device))
+    mdp = mdp or MDPConfig()
+    if temperature is not None:
+        mdp = dataclasses.replace(mdp, temperature=temperature)
+    chain = SamplingMDP(energy, mdp, device=resolve_device(device))
     return chain, replaced(config or kind(), settings), origin
 
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from matplotlib.figure import Figure
 
+from vgs_rl.conditional.conditions import ConditionLike
+from vgs_rl.conditional.energy import JointEnergy
 from vgs_rl.energy import Energy
+from vgs_rl.evaluation.conditional.curve import LogZCurve, log_z_curve
 from vgs_rl.evaluation.evaluate import evaluate
 from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.evaluation.report import Report
@@ -94,15 +97,56 @@ class Usable(ABC):
         own, other = asdict(self.counters), asdict(self.student.counters)
         return replace(self.counters, **{name: own[name] + other[name] for name in own})
 
-    def sample(self, n: int, seed: int = 0, *, resample: bool = False) -> Samples:
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        resample: bool = False,
+        condition: ConditionLike | None = None,
+        **parameters: float,
+    ) -> Samples:
         """Draws n samples; see :meth:`vgs_rl.Sampler.sample`.
 
         Args:
             n: number of samples.
             seed: of this draw.
             resample: draw more and keep n by their weights: asymptotically exact samples.
+            condition: a value of the parameters of a conditional energy.
+            **parameters: the same by name, such as ``temperature=0.7``.
+
+        Raises:
+            ValueError: as :meth:`vgs_rl.Sampler.sample`.
         """
-        return self.drawing.sample(n, seed, resample=resample)
+        condition = named_condition(condition, parameters)
+        return self.drawing.sample(n, seed, resample=resample, condition=condition)
+
+    def target_at(
+        self, condition: ConditionLike | None = None
+    ) -> tuple[ConditionLike | None, Energy]:
+        """What is evaluated: a value of the parameters, and the target there.
+
+        Args:
+            condition: by default the energy's own choice; None where there are no parameters.
+
+        Raises:
+            ValueError: if there are no parameters, or it is out of their range.
+        """
+        energy = self.energy
+        if not isinstance(energy, JointEnergy):
+            if condition is not None:
+                self.mdp.condition_of(condition)  # says what is wrong with it
+            return None, energy
+        of = energy.conditional
+        chosen = of.default if condition is None else of.conditions.tensor(condition)
+        return chosen, of.at(chosen)
+
+    def log_z_curve(self, conditions: Any = 11, n: int = 4_000, **options: Any) -> LogZCurve:
+        """Log Z(c) over the range of the parameters, with bounds.
+
+        Arguments are those of :func:`vgs_rl.evaluation.conditional.curve.log_z_curve`.
+        """
+        return log_z_curve(self.sampler(), self.energy, conditions, n, **options)
 
     def evaluate(
         self,
@@ -114,6 +158,8 @@ class Usable(ABC):
         protocol: ParticleProtocol | None = None,
         on_samples: Callable[[Samples], None] | None = None,
         progress_bar: bool = False,
+        condition: ConditionLike | None = None,
+        **parameters: float,
     ) -> Report:
         """Every metric that agent and target admit; see :func:`vgs_rl.evaluate`.
 
@@ -125,11 +171,16 @@ class Usable(ABC):
             protocol: repeats and sample counts of particle metrics; all of it by default.
             on_samples: told what was drawn.
             progress_bar: whether to show one while it draws.
+            condition: a value of the parameters of a conditional energy; by default temperature 1,
+                or the middle of their range.
+            **parameters: the same by name, such as ``temperature=0.7``.
 
         Returns:
             The report; printing it shows the table.
         """
-        sampler = sampler or self.drawing
+        condition = named_condition(condition, parameters)
+        chosen, energy = self.target_at(condition)
+        sampler = sampler or (self.drawing if chosen is None else self.sampler().at(chosen))
         sampler.progress_bar = progress_bar
         used = self.used
         drawn: list[Samples] = []
@@ -141,11 +192,11 @@ class Usable(ABC):
 
         report = evaluate(
             sampler,
-            self.energy,
+            energy,
             n,
             seed=seed,
             resample=resample,
-            target_name=self.target_name,
+            target_name=self.target_name + written(self.mdp, condition),
             agent_name=self.config.name,
             training_seed=self.seed,
             train_seconds=used.seconds,
@@ -154,17 +205,21 @@ class Usable(ABC):
             protocol=protocol,
             on_samples=seen,
         )
+        if chosen is not None:
+            report.details["condition"] = self.mdp.named(chosen)
         report.details |= self.report_details() | self.judged(sampler, drawn[0], seed)
         return report
 
     def plot(self, seed: int = 0) -> Figure:
         """The chain over the target's density, and energies of samples; of two dimensions best.
 
-        Of a sampler that is no chain, its samples.
+        Of a sampler that is no chain, its samples; of an energy with parameters those that
+        :meth:`evaluate` looks at.
         """
         sampler = self.drawing
-        if not isinstance(sampler, ChainSampler):
-            return plot_states(sampler.sample(2_000, seed).x)
+        chosen = self.target_at()[0]
+        if chosen is not None or not isinstance(sampler, ChainSampler):
+            return plot_states(sampler.sample(2_000, seed, condition=chosen).x)
         return plot_summary(
             self.mdp, sampler.policy, self.mdp.generator(seed), title=self.picture_title
         )
@@ -258,3 +313,23 @@ class Usable(ABC):
     def __repr__(self) -> str:
         used = f"{self.counters.updates:,} updates" + (", one step" if self.student else "")
         return f"{type(self).__name__}({self.target_name}, seed={self.seed}, {used})"
+
+
+def named_condition(
+    condition: ConditionLike | None, parameters: dict[str, float]
+) -> ConditionLike | None:
+    """A value of the parameters that is given as one, or by name.
+
+    Raises:
+        ValueError: if it is given twice.
+    """
+    if condition is not None and parameters:
+        raise ValueError(f"condition must be left out beside {', '.join(parameters)}")
+    return parameters or condition
+
+
+def written(mdp: SamplingMDP, condition: ConditionLike | None) -> str:
+    """A value of the parameters as it follows the name of a target; nothing where none is given."""
+    if condition is None:
+        return ""
+    return "".join(f", {name} {value:.6g}" for name, value in mdp.named(condition).items())

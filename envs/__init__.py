@@ -19,7 +19,7 @@ from vgs_rl.envs.targets.gaussian import (
     TwoModes,
 )
 from vgs_rl.envs.targets.heavy_tails import StudentMixture, StudentT
-from vgs_rl.envs.targets.lattice import Phi4
+from vgs_rl.envs.targets.lattice import ConditionalPhi4, Phi4
 from vgs_rl.envs.targets.many_well import ManyWell, ManyWell32
 from vgs_rl.envs.targets.particles import (
     DW4,
@@ -93,6 +93,7 @@ for _name, _energy, _arguments in (
     ("Phi4L8Broken", Phi4, {"side": 8, "kappa": 0.3}),
     ("Phi4L16", Phi4, {"side": 16, "kappa": 0.2}),
     ("Phi4L16Broken", Phi4, {"side": 16, "kappa": 0.3}),
+    ("Phi4L8Coupling", ConditionalPhi4, {"side": 8, "kappa": (0.2, 0.3)}),
 ):
     register(f"vgs_rl/{_name}-v0", energy=_energy, energy_args=_arguments)
 register(
@@ -119,6 +120,7 @@ __all__ = [
     "BrownianMotion",
     "CheckError",
     "CheckReport",
+    "ConditionalPhi4",
     "CoxProcess",
     "DoubleWellCluster",
     "EBMEnv",

@@ -10,6 +10,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vgs_rl.envs.observation import Observation
 from vgs_rl.mdp import SamplingMDP
@@ -207,20 +208,22 @@ class Episodes:
         return array.reshape(self.n, -1)
 
     def control(self, actions: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-        """As :meth:`checked`, in the MDP's type and on its device."""
+        """As :meth:`checked`, in the MDP's type and on its device; what never moves gets none."""
         control = torch.from_numpy(np.require(self.checked(actions, name, shape), None, ["W"]))
-        return control.to(self.mdp.device, self.mdp.dtype)
+        control = control.to(self.mdp.device, self.mdp.dtype)
+        still = self.mdp.dim - self.mdp.geometry.moving
+        return pad(control, (0, still)) if still else control
 
     @torch.no_grad()
-    def reset(self, rows: Array | None = None) -> None:
-        """Restarts all rows, or those of a mask."""
+    def reset(self, rows: Array | None = None, condition: Tensor | None = None) -> None:
+        """Restarts all rows, or those of a mask; with parameters at a value, or random ones."""
         assert self.generator is not None
         if rows is None or rows.all():
-            self.x, self.t = self.mdp.reset(self.n, self.generator).x, 0
+            self.x, self.t = self.mdp.reset(self.n, self.generator, condition).x, 0
             self.log_weight = self.mdp.initial_log_weight(self.x)
             return
         index = self._index(rows)
-        x = self.mdp.reset(len(index), self.generator).x
+        x = self.mdp.reset(len(index), self.generator, condition).x
         self.x = self.x.index_copy(0, index, x)
         self.log_weight = self.log_weight.index_copy(0, index, self.mdp.initial_log_weight(x))
         self._set_t(np.where(rows, 0, self.t))

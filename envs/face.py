@@ -15,6 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgs_rl.conditional.conditions import ConditionLike
+from vgs_rl.conditional.energy import ConditionalEnergy, as_energy
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, NoEpisode
 from vgs_rl.envs.observation import Feature
@@ -31,7 +33,7 @@ RENDER: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
 
 def make_mdp(
-    target: str | Energy | SamplingMDP,
+    target: str | Energy | ConditionalEnergy | SamplingMDP,
     energy_args: dict[str, Any] | None,
     mdp: MDPConfig | None,
     num_steps: int | None,
@@ -51,13 +53,14 @@ def make_mdp(
         if energy_args or mdp or num_steps or max_episode_steps:
             raise ValueError("a ready-made SamplingMDP takes no energy_args, mdp or num_steps")
         return target
-    if isinstance(target, Energy):
+    if isinstance(target, Energy | ConditionalEnergy):
         if energy_args:
             raise ValueError(
                 f"energy_args need a target's name, got {energy_args} for a ready-made "
                 f"{type(target).__name__}"
             )
-        energy, settings = target, mdp or MDPConfig()
+        energy: Energy = as_energy(target)
+        settings = mdp or MDPConfig()
     elif isinstance(target, str):
         found = find(target)
         energy, settings = found.make_energy(**(energy_args or {})), mdp or found.mdp
@@ -89,7 +92,7 @@ def default_action_bound(mdp: SamplingMDP) -> float:
     rounded up to a tenth, is one that at most a hundredth of all paths exceed in any entry:
     b = √(2 log(200 T D)). It holds for the push itself, the action where `noise` is off, as well.
     """
-    entries = mdp.num_steps * mdp.dim
+    entries = mdp.num_steps * mdp.geometry.moving
     return math.ceil(10 * math.sqrt(2 * math.log(200 * entries))) / 10
 
 
@@ -100,7 +103,7 @@ def make_action_space(mdp: SamplingMDP, action_bound: float | None) -> spaces.Bo
     if not (math.isfinite(action_bound) and action_bound > 0):
         raise ValueError(f"action_bound must be a positive, finite number, got {action_bound}")
     bound = float(action_bound)
-    return spaces.Box(-bound, bound, (mdp.dim,), np.float32)
+    return spaces.Box(-bound, bound, (mdp.geometry.moving,), np.float32)
 
 
 def parse_render_mode(render_mode: str | None) -> str | None:
@@ -153,6 +156,16 @@ class Face:
             self._renderer = Renderer(self.mdp)
         self._renderer.value = self.value
         return self._renderer
+
+
+def condition_in(mdp: SamplingMDP, options: dict[str, Any] | None) -> Tensor | None:
+    """The value of the parameters that ``options["condition"]`` of a reset asks for, shape (C,).
+
+    Raises:
+        ValueError: if the energy has no parameters, or it is out of their range.
+    """
+    condition: ConditionLike | None = (options or {}).get("condition")
+    return None if condition is None else mdp.condition_of(condition)
 
 
 def weight_key(episodes: Episodes) -> str:

@@ -20,9 +20,10 @@ DEFAULT_FEATURES: tuple[Feature, ...] = ("x", "t")
 class Observation:
     """Features of (x, t), in the order in which they are asked for.
 
-    `x` is the state, (B, D); `t` is t/T, (B, 1); `energy` is asinh(E(x)/tau), (B, 1), linear near
-    0 and logarithmic far out; `score` is -∇E(x)/tau shrunk to a norm below 10 √D, (B, D). Each
-    observation with `energy` or `score` evaluates E once per state, and the MDP counts it.
+    `x` is the state, (B, D), followed by the values of an energy's parameters if it has some; `t`
+    is t/T, (B, 1); `energy` is asinh(E(x)/tau), (B, 1), linear near 0 and logarithmic far out;
+    `score` is -∇E(x)/tau shrunk to a norm below 10 √D, (B, D). Each observation with `energy` or
+    `score` evaluates E once per state, and the MDP counts it.
 
     Args:
         mdp: the MDP whose states are seen.
@@ -44,11 +45,15 @@ class Observation:
     @property
     def space(self) -> spaces.Box:
         """The space of one observation, float32."""
-        low, high = [], []
+        low, high = list[float](), list[float]()
+        moving, conditions = self.mdp.geometry.moving, self.mdp.conditions
         for feature in self.features:
-            size = self.mdp.dim if feature in ("x", "score") else 1
+            size = moving if feature in ("x", "score") else 1
             low += [0.0 if feature == "t" else -math.inf] * size
             high += [1.0 if feature == "t" else math.inf] * size
+            if feature == "x" and conditions is not None:
+                low += np.nextafter(conditions.low.float().numpy(), -np.inf).tolist()
+                high += np.nextafter(conditions.high.float().numpy(), np.inf).tolist()
         return spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
@@ -60,8 +65,9 @@ class Observation:
         if "score" in self.features:
             energy, gradient = mdp.evaluate_gradient(x)
             # Clamped, so that the squares in its norm are finite.
-            score = (-gradient / mdp.temperature).clamp(-1e15, 1e15)
-            size = score.norm(dim=-1, keepdim=True) / (10 * math.sqrt(mdp.dim))
+            moving = mdp.geometry.moving
+            score = (-gradient[:, :moving] / mdp.temperature).clamp(-1e15, 1e15)
+            size = score.norm(dim=-1, keepdim=True) / (10 * math.sqrt(moving))
             columns["score"] = score / (1 + size)
         elif "energy" in self.features:
             energy = mdp.evaluate_energy(x)

@@ -17,6 +17,10 @@ maximum-entropy RL with entropy coefficient tau and discount 1 maximises tau (EL
 exactly KL minimisation. The info then holds `log_path` in place of `log_weight`, which lacks what
 the environment cannot know: log w = log_path - Σ_t log pi(v_t | x_t, t). Where the start has no
 density, as at noised data, the info holds `log_path` too: it lacks -log pi_0(x_0), for good.
+
+With parameters c (:class:`vgs_rl.ConditionalEnergy`, or a range of temperatures) the MDP is a
+contextual one: x is the row (x, c), so that c is part of the observation, drawn at the reset or
+chosen by ``reset(options={"condition": c})``. The action stays of shape (D,).
 """
 
 from __future__ import annotations
@@ -33,11 +37,13 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgs_rl.conditional.energy import ConditionalEnergy
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, NoEpisode
 from vgs_rl.envs.face import (
     RENDER,
     Face,
+    condition_in,
     make_action_space,
     make_mdp,
     parse_render_mode,
@@ -92,7 +98,7 @@ class SamplingEnv(Face, gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        target: str | Energy | SamplingMDP,
+        target: str | Energy | ConditionalEnergy | SamplingMDP,
         *,
         energy_args: dict[str, Any] | None = None,
         mdp: MDPConfig | None = None,
@@ -111,17 +117,30 @@ class SamplingEnv(Face, gymnasium.Env[Array, Array]):
         self.observation_space = observed.space
         self.action_space = make_action_space(self.mdp, action_bound)
         self._episodes = Episodes(self.mdp, 1, observed, noise=noise)
-        self._shape, self._last = (self.mdp.dim,), self.mdp.num_steps
+        self._shape, self._last = (self.mdp.geometry.moving,), self.mdp.num_steps
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Draws x_0; the same seed gives the same numbers. Returns the observation and {}."""
+        """Draws x_0; the same seed gives the same numbers.
+
+        Args:
+            seed: see there.
+            options: may hold `condition`, a value of the parameters of a conditional energy; by
+                default it is drawn. It is part of the observation, and stays.
+
+        Returns:
+            The observation and {}.
+
+        Raises:
+            ValueError: if the condition is out of range, or the energy has no parameters.
+        """
+        condition = condition_in(self.mdp, options)
         if self._episodes.generator is None:
             self._require_whole_episodes()
         super().reset(seed=seed)
         self._episodes.seed(self.np_random, seed is not None)
-        self._episodes.reset()
+        self._episodes.reset(condition=condition)
         return self._episodes.observation()[0], {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

@@ -13,11 +13,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgs_rl.conditional.energy import ConditionalEnergy
 from vgs_rl.energy import Energy
 from vgs_rl.envs.episodes import Episodes, NoEpisode, Outcome
 from vgs_rl.envs.face import (
     RENDER,
     Face,
+    condition_in,
     make_action_space,
     make_mdp,
     parse_render_mode,
@@ -83,7 +85,7 @@ class SamplingVectorEnv(Face, VectorEnv[Array, Array, Array]):
 
     def __init__(
         self,
-        target: str | Energy | SamplingMDP,
+        target: str | Energy | ConditionalEnergy | SamplingMDP,
         *,
         num_envs: int = 1,
         energy_args: dict[str, Any] | None = None,
@@ -119,22 +121,25 @@ class SamplingVectorEnv(Face, VectorEnv[Array, Array, Array]):
 
         Args:
             seed: seeds the generator that all rows share; the same seed gives the same numbers.
-            options: may hold `reset_mask`, a boolean array of shape (num_envs,), some entry True.
+            options: may hold `reset_mask`, a boolean array of shape (num_envs,), some entry True;
+                and `condition`, a value of the parameters of a conditional energy for all rows that
+                are reset, which by default is drawn for each.
 
         Returns:
             The observations of all rows, and {}.
 
         Raises:
             TypeError: if the mask is not a boolean NumPy array.
-            ValueError: if it has a wrong shape or no True entry.
+            ValueError: if it has a wrong shape or no True entry, or the condition is out of range.
         """
+        condition = condition_in(self.mdp, options)
         # Read, never popped: outer wrappers read it too.
         mask = (options or {}).get("reset_mask")
         if mask is not None:
             self._require_mask(mask)
         super().reset(seed=seed)
         self._episodes.seed(self.np_random, seed is not None)
-        self._episodes.reset(mask)
+        self._episodes.reset(mask, condition)
         return self._episodes.observation(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -152,7 +157,7 @@ class SamplingVectorEnv(Face, VectorEnv[Array, Array, Array]):
             NoEpisode: before the first reset, and in DISABLED mode if some episode has ended.
         """
         episodes = self._episodes
-        control = episodes.control(actions, "actions", (self.num_envs, self.mdp.dim))
+        control = episodes.control(actions, "actions", (self.num_envs, self.mdp.geometry.moving))
         if episodes.any_at(-1):
             raise NoEpisode("step needs a reset first: some environments were never reset")
         going: Array | None = None

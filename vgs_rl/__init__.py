@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from vgs_rl.chain import Chain, ScheduleConfig
+from vgs_rl.conditional.energy import ConditionalEnergy, TemperedEnergy
 from vgs_rl.energy import Energy, Particles
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
-from vgs_rl.samplers.base import ChainSampler, Sampler, Samples, load_sampler
+from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.samplers.program import load_sampler
 from vgs_rl.starts import StartConfig
 
 # Last, since it needs all of the above: registers the targets, so that their names and Gymnasium
@@ -74,6 +76,7 @@ __all__ = [
     "Certificate",
     "Chain",
     "ChainSampler",
+    "ConditionalEnergy",
     "Energy",
     "ErrorBudget",
     "Euclidean",
@@ -90,6 +93,7 @@ __all__ = [
     "ScheduleConfig",
     "Sphere",
     "StartConfig",
+    "TemperedEnergy",
     "TrajectoryBalance",
     "certificate",
     "distill",

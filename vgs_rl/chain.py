@@ -8,6 +8,7 @@ Noised marginal  x_t | x_T ~ N(x_T / A_t, S_t I), A_t = Π_{k≥t} a_k, S_t = s_
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import seed_of
+from vgs_rl.conditional.conditions import ConditionLike, Conditions
 from vgs_rl.fields import settle
 from vgs_rl.geometry import Geometry
+from vgs_rl.transitions import Policy
 
 ChainKind = Literal["vp", "ve"]
 ScheduleKind = Literal["constant", "linear", "quadratic", "sigmoid", "geometric", "auto"]
@@ -167,6 +170,7 @@ class Noising:
 
     chain: Chain
     geometry: Geometry
+    conditions: Conditions | None
     dim: int
     device: torch.device
     dtype: torch.dtype
@@ -179,7 +183,7 @@ class Noising:
         """Standard normal noise on a linear space, shape (n, D)."""
         self.geometry.require_linear("noise that belongs to no state")
         z = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.dtype)
-        return self.geometry.project(z)
+        return self.geometry.tangent(z, z)  # a linear space has the same directions everywhere
 
     def noise_at(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Standard normal noise in the directions that the space has at x, both (B, D)."""
@@ -188,12 +192,37 @@ class Noising:
         z = torch.randn(x.shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.geometry.tangent(z, x)
 
+    def with_conditions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (B, D + C) of states x, whose parameters are drawn; x itself where there are none.
+
+        Args:
+            x: rows whose parameters are anything.
+            generator: source of the parameters' values.
+        """
+        if self.conditions is None:
+            return x
+        c = self.conditions.draw(len(x), generator, x.dtype)
+        return torch.cat([x[:, : self.geometry.moving], c], -1)
+
+    def named(self, condition: ConditionLike) -> dict[str, float]:
+        """A value of the parameters, by name; empty where there are none."""
+        if self.conditions is None:
+            return {}
+        numbers = self.conditions.tensor(condition).tolist()
+        return dict(zip(self.conditions.names, numbers, strict=True))
+
+    def levelled(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """Log-weights (B,) of rows, less an estimate of log Z(c): see :class:`Conditions`."""
+        if self.conditions is None:
+            return log_weight
+        return self.conditions.levelled(x[:, self.geometry.moving :], log_weight)
+
     def _step_back(self, x: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One noising step: x_t, and the push u + rho eps at x_t that leads back to x_{t+1} = x."""
         a, s, sigma = self.chain.a[t], self.chain.s[t], self.chain.sigma[t]
         if self.geometry.linear:
-            before = x / a + s * self.noise(len(x), generator)
-            return before, (x - a * before) / sigma
+            before = self.geometry.shrunk(x, a) + s * self.noise(len(x), generator)
+            return before, (x - self.geometry.scaled(before, a)) / sigma
         before, arriving = self.geometry.geodesic(x, self.noise_at(x, generator), s)
         return before, -arriving
 
@@ -228,7 +257,97 @@ class Noising:
         if isinstance(t, Tensor):
             scale, spread = scale.unsqueeze(-1), spread.unsqueeze(-1)
         z = self.noise(len(x), generator)
-        return x / scale + spread * z, z
+        return self.geometry.shrunk(x, scale) + spread * z, z
+
+
+class NoiseScales(Noising):
+    """The noise scales rho_t of the sampling kernel, and what fits them.
+
+    With parameters they are rho_t(c), interpolated between the knots of their range.
+    """
+
+    rho: Tensor
+
+    # Below, a step of the chain cannot end: what is narrower in every direction needs another one.
+    LEAST_RHO = 1e-4
+
+    @abstractmethod
+    def control(self, policy: Policy, x: Tensor, t: int) -> Tensor:
+        """u_t(x), shape (B, D)."""
+
+    def rho_at(self, x: Tensor, t: int | Tensor, rho: Tensor | None = None) -> Tensor:
+        """Rho_t, one for all rows of x (B, D), or one each, shape (B,).
+
+        Args:
+            x: states, with the parameters' values where there are some.
+            t: one step, or one per row, shape (B,).
+            rho: all noise scales, in place of the own ones.
+        """
+        scales = (self.rho if rho is None else rho)[t]
+        if self.conditions is None:
+            return scales
+        return (self.conditions.hats(x[:, self.geometry.moving :]) * scales).sum(-1)
+
+    def _mean(self, x: Tensor, values: Tensor) -> Tensor:
+        """The mean of values (B,), a scalar; with parameters at their knots, shape (K,)."""
+        if self.conditions is None:
+            return values.mean()
+        return self.conditions.fit(x[:, self.geometry.moving :], values)
+
+    def noise_scale_of_gaussian(self, std: float) -> None:
+        """Sets rho_t to those of the exact sampler of N(0, std² I); linear spaces only.
+
+        The reversed kernel's variance is s_t² B_{t+1} / B_t with B_t = S_t + std²/A_t², so that
+        rho_t² = B_{t+1} / (a_t² B_t).
+        """
+        chain = self.chain
+        variance = chain.S + std**2 / chain.A.square()
+        rho = (variance[1:] / variance[:-1]).sqrt() / chain.a
+        self.rho.copy_(rho if self.rho.ndim == 1 else rho.unsqueeze(-1))
+
+    @torch.no_grad()
+    def fit_noise_scale(
+        self,
+        policy: Policy,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        rate: float = 1.0,
+    ) -> None:
+        """Fits rho_t to the spread of x_{t+1} around the policy's mean on bridge pairs.
+
+        The Gaussian of that spread minimises the EUBO's gap to log Z, the divergence from paths
+        drawn backwards from the target; the ELBO's gap may be least at another one. rho_t is kept
+        within [LEAST_RHO, 1].
+
+        Args:
+            policy: the control whose means are used.
+            x: terminal states distributed as the target (or the best estimate), shape (B, D).
+            generator: source of the bridge noise.
+            rate: weight of the new estimate, 1 replaces the old one.
+        """
+        estimates = []
+        dim = self.geometry.effective_dim
+        for t in range(self.chain.num_steps):
+            if not self.geometry.linear:
+                x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
+                gap = push - self.control(policy, x_t, t)
+                squares = gap.square().sum(-1).mean() / dim
+                estimates.append(squares.sqrt())
+                continue
+            x_next, _ = self.noised_marginal(x, t + 1, generator)
+            z = self.noise(len(x), generator)
+            x_t = self.geometry.shrunk(x_next, self.chain.a[t]) + self.chain.s[t] * z
+            control = self.control(policy, x_t, t)
+            # x_{t+1} lies -sigma_t (z + u) from the mean, and E ‖z‖² is known: what of ‖z + u‖²
+            # varies along with ‖z‖² is taken out, all but nothing where the target is narrow.
+            squares, known = ((z + control).square().sum(-1), z.square().sum(-1))
+            along = known - known.mean()
+            slope = (along * squares).sum() / along.square().sum()
+            mean = self._mean(x, squares) - slope * (self._mean(x, known) - dim)
+            estimates.append((mean / dim).clamp_min(0.0).sqrt())
+        fitted = torch.stack(estimates).clamp(self.LEAST_RHO, 1.0)
+        self.rho.lerp_(fitted.nan_to_num(1.0), rate)
 
 
 def noise_on(

@@ -18,11 +18,17 @@ class Geometry(ABC):
         dim: ambient dimension D, the last axis of every state.
         effective_dim: dimension of the space itself, the D of every formula.
         linear: whether states can be scaled and added.
+        moving: how many coordinates a state has that move, its first; the others are parameters.
     """
 
     dim: int
     effective_dim: int
     linear: bool = True
+
+    @property
+    def moving(self) -> int:
+        """See the class: all of them, except where there are parameters."""
+        return self.dim
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -31,6 +37,14 @@ class Geometry(ABC):
     def tangent(self, v: Tensor, x: Tensor) -> Tensor:
         """Orthogonal projection of v, shape (..., D), onto the directions of the space at x."""
         return self.project(v)
+
+    def scaled(self, x: Tensor, factor: Tensor | float) -> Tensor:
+        """States of a linear space times a factor that is broadcast, shape (..., D)."""
+        return factor * x
+
+    def shrunk(self, x: Tensor, factor: Tensor) -> Tensor:
+        """States of a linear space divided by a factor that is broadcast, shape (..., D)."""
+        return x / factor
 
     def move(self, x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
         """Where a straight walk from x along scale · v ends (the exponential map), (..., D).
@@ -137,3 +151,42 @@ class Sphere(Geometry):
         r = (scale * v).norm(dim=-1, keepdim=True)
         arriving = r.cos() * v - r.sin() * v.norm(dim=-1, keepdim=True) * x
         return self.move(x, v, scale), arriving
+
+
+class Conditioned(Geometry):
+    """Rows (x, c): x in a linear space, c the parameters of an energy, C numbers that stay.
+
+    Noise, controls and gradients have 0 along c, and scaling leaves c. So a chain of rows is the
+    chain of x at a c that is fixed along the path, and every formula counts the dimensions of x.
+
+    Args:
+        space: of x.
+        parameters: C.
+    """
+
+    def __init__(self, space: Geometry, parameters: int) -> None:
+        space.require_linear("a space with parameters")
+        self.space, self.parameters = space, parameters
+        self.dim, self.effective_dim = space.dim + parameters, space.effective_dim
+
+    @property
+    def moving(self) -> int:
+        """D of x."""
+        return self.space.dim
+
+    def project(self, x: Tensor) -> Tensor:
+        """Projects x, and leaves c."""
+        return torch.cat([self.space.project(x[..., : self.moving]), x[..., self.moving :]], -1)
+
+    def tangent(self, v: Tensor, x: Tensor) -> Tensor:
+        """Projects what points along x, and takes out what points along c."""
+        moving = self.space.project(v[..., : self.moving])
+        return torch.nn.functional.pad(moving, (0, self.parameters))
+
+    def scaled(self, x: Tensor, factor: Tensor | float) -> Tensor:
+        """Scales x, and leaves c."""
+        return torch.cat([factor * x[..., : self.moving], x[..., self.moving :]], -1)
+
+    def shrunk(self, x: Tensor, factor: Tensor) -> Tensor:
+        """Divides x, and leaves c."""
+        return torch.cat([x[..., : self.moving] / factor, x[..., self.moving :]], -1)

@@ -25,21 +25,31 @@ A start whose density is unknown (noised data) has no log w: what stands in its 
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from vgs_rl.chain import Chain, ChainKind, Noising, ScheduleConfig
+from vgs_rl.chain import Chain, ChainKind, NoiseScales, ScheduleConfig
+from vgs_rl.conditional.conditions import ConditionLike
+from vgs_rl.conditional.energy import (
+    ConditionalEnergy,
+    JointEnergy,
+    check_temperature,
+    joint_energy,
+)
+from vgs_rl.conditional.start import ConditionalStart, FixedConditions, conditional_start_of
 from vgs_rl.energy import Energy
 from vgs_rl.fields import settle
 from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
-from vgs_rl.starts import StartConfig, start_of
+from vgs_rl.starts import Start, StartConfig, start_of
 from vgs_rl.threads import count_here, leave_if_unwanted
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
 
@@ -56,37 +66,40 @@ class MDPConfig:
         num_steps: T, the length of every episode.
         schedule: the step variances s_t².
         start: the density of x_0.
-        temperature: tau of the target exp(-E/tau)/Z.
+        temperature: tau of the target exp(-E/tau)/Z; a range, such as (0.5, 2.0), is one chain for
+            every tau in it.
     """
 
     chain: ChainKind = "vp"
     num_steps: int = 20
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     start: StartConfig = field(default_factory=StartConfig)
-    temperature: float = 1.0
+    temperature: float | tuple[float, float] = 1.0
 
     def __post_init__(self) -> None:
         settle(self, "mdp")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        self.temperature = check_temperature(self.temperature)
         Chain.build(self.schedule, self.chain, self.num_steps)
 
 
-class SamplingMDP(Noising, nn.Module):
+class SamplingMDP(NoiseScales, nn.Module):
     """The MDP of one target. Rows of a batch never influence each other.
 
     Attributes:
         energy: the target.
         chain: the schedule's constants, on this device and dtype.
         start: pi_0.
-        rho: noise scale per step, shape (T,); 1 is the published kernel.
+        rho: noise scale per step, shape (T,); 1 is the published kernel. With parameters (T, K),
+            at the knots of their range.
+        conditions: the parameters of a conditional energy, or None.
         energy_evaluations: states at which E or ∇E has been evaluated through this MDP so far;
             what checks the energy at construction is not counted.
 
     Args:
-        energy: the target; moved to `device`.
+        energy: the target; moved to `device`. With parameters, or a range as temperature, it becomes
+            one of rows (x, c), a :class:`vgs_rl.conditional.energy.JointEnergy`.
         config: chain, schedule, start and temperature.
         device: where every state lives.
         dtype: floating type of every state.
@@ -97,14 +110,9 @@ class SamplingMDP(Noising, nn.Module):
             fit its geometry.
     """
 
-    rho: Tensor
-
-    # Below, a step of the chain cannot end: what is narrower in every direction needs another one.
-    LEAST_RHO = 1e-4
-
     def __init__(
         self,
-        energy: Energy,
+        energy: Energy | ConditionalEnergy,
         config: MDPConfig | None = None,
         *,
         device: torch.device | str = "cpu",
@@ -113,6 +121,9 @@ class SamplingMDP(Noising, nn.Module):
         super().__init__()
         self.config = config = config or MDPConfig()
         self.device, self.dtype = torch.device(device), dtype
+        if not isinstance(energy, ConditionalEnergy):
+            check_declared(energy)
+        energy = joint_energy(energy, config.temperature)
         check_declared(energy)
         energy.to(self.device)
         # Not a submodule: the target is given, a checkpoint of the MDP does not hold it.
@@ -120,18 +131,18 @@ class SamplingMDP(Noising, nn.Module):
         self.energy: Energy
         self.geometry = energy.geometry
         if not self.geometry.linear and config.chain != "ve":
-            raise ValueError(
-                f"chain must be 've' on a {type(self.geometry).__name__}, where states cannot be "
-                f"scaled, got {config.chain!r}"
-            )
+            where = f"on a {type(self.geometry).__name__}, where states cannot be scaled"
+            raise ValueError(f"chain must be 've' {where}, got {config.chain!r}")
         self.dim = int(energy.dim)
         self.effective_dim = self.geometry.effective_dim
-        self.temperature = config.temperature
+        self.temperature = 1.0 if isinstance(config.temperature, tuple) else config.temperature
+        self.conditions = energy.conditions if isinstance(energy, JointEnergy) else None
         self.num_steps = config.num_steps
         exact = Chain.build(config.schedule, config.chain, config.num_steps)
         self.chain = exact.to(self.device, dtype)
-        self.start = start_of(config.start, energy, exact, dtype=dtype).to(self.device, dtype)
-        self.register_buffer("rho", torch.ones(self.num_steps, dtype=dtype))
+        self.start = self._new_start(1.0)
+        knots = () if self.conditions is None else (self.conditions.count,)
+        self.register_buffer("rho", torch.ones(self.num_steps, *knots, dtype=dtype))
         self.to(self.device)
         self.energy_evaluations = 0
         probe_chain(energy, self.chain, self.start, self.generator(0), dtype)
@@ -139,21 +150,46 @@ class SamplingMDP(Noising, nn.Module):
     def start_as_wide_as(self, prior_std: float) -> None:
         """Makes the start fit N(0, prior_std² I), unless its configuration gives a scale."""
         if self.config.start.scale is None and self.config.start.kind != "data":
-            exact = Chain.build(self.config.schedule, self.chain.kind, self.num_steps)
-            start = start_of(
-                self.config.start, self.energy, exact, prior_std=prior_std, dtype=self.dtype
-            )
-            self.start = start.to(self.device, self.dtype)
+            self.start = self._new_start(prior_std)
 
-    def noise_scale_of_gaussian(self, std: float) -> None:
-        """Sets rho_t to those of the exact sampler of N(0, std² I); linear spaces only.
+    def _new_start(self, prior_std: float) -> Start:
+        """The configured start, unfitted."""
+        exact = Chain.build(self.config.schedule, self.chain.kind, self.num_steps)
+        make = start_of if self.conditions is None else conditional_start_of
+        start = make(self.config.start, self.energy, exact, prior_std=prior_std, dtype=self.dtype)
+        return start.to(self.device, self.dtype)
 
-        The reversed kernel's variance is s_t² B_{t+1} / B_t with B_t = S_t + std²/A_t², so that
-        rho_t² = B_{t+1} / (a_t² B_t).
+    def at(self, condition: ConditionLike) -> SamplingMDP:
+        """The MDP whose episodes all have one value of the parameters; it shares all state.
+
+        Args:
+            condition: the value.
+
+        Raises:
+            ValueError: if there are no parameters, or it is out of their range.
         """
-        chain = self.chain
-        variance = chain.S + std**2 / chain.A.square()
-        self.rho.copy_((variance[1:] / variance[:-1]).sqrt() / chain.a)
+        other = copy.copy(self)
+        value = self.condition_of(condition)
+        fixed = FixedConditions(self._conditional_start, value)
+        vars(other)["_modules"] = self._modules | {"start": fixed}
+        return other
+
+    @property
+    def _conditional_start(self) -> ConditionalStart:
+        start = self.start
+        return start.of if isinstance(start, FixedConditions) else cast(ConditionalStart, start)
+
+    def condition_of(self, condition: ConditionLike) -> Tensor:
+        """One value of the parameters as a tensor of shape (C,), float64.
+
+        Raises:
+            ValueError: if there are none, or it is out of their range, naming it.
+        """
+        if self.conditions is None:
+            named = ", ".join(condition) if isinstance(condition, Mapping) else "condition"
+            of = type(self.energy).__name__
+            raise ValueError(f"{named} must be left out: {of} has no parameters")
+        return self.conditions.tensor(condition)
 
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # samplers draw in several threads
@@ -186,9 +222,12 @@ class SamplingMDP(Noising, nn.Module):
         """-log pi_0 at states x_0 of shape (B, D), or 0 where the start has no density; (B,)."""
         return -self.start.log_prob(x) if self.start.has_density else x.new_zeros(x.shape[0])
 
-    def reset(self, n: int, generator: torch.Generator) -> State:
-        """N states at t = 0, drawn from pi_0."""
-        return State(self.start.sample(n, generator), 0)
+    def reset(
+        self, n: int, generator: torch.Generator, condition: ConditionLike | None = None
+    ) -> State:
+        """N states at t = 0, drawn from pi_0; with parameters, at a value that may be given."""
+        start = self.start if condition is None else self.at(condition).start
+        return State(start.sample(n, generator), 0)
 
     def step(self, state: State, control: Tensor, generator: torch.Generator | None) -> Transition:
         """One transition.
@@ -246,13 +285,14 @@ class SamplingMDP(Noising, nn.Module):
         """
         rho = self.rho if rho is None else rho
         x, t = state
-        a, sigma, log_a, rho = self.chain.a[t], self.chain.sigma[t], self.chain.log_a[t], rho[t]
+        a, sigma, log_a = self.chain.a[t], self.chain.sigma[t], self.chain.log_a[t]
+        rho = self.rho_at(x, t, rho)
         constant = self.effective_dim * (log_a + rho.log())
         spread = 0.5 * self.effective_dim * (rho.square() - 1)
         if isinstance(t, Tensor):
-            a, sigma, rho = a.unsqueeze(-1), sigma.unsqueeze(-1), rho.unsqueeze(-1)
-        push = torch.addcmul(control, rho, eps)
-        x_next = self.geometry.move(a * x, push, sigma)
+            a, sigma = a.unsqueeze(-1), sigma.unsqueeze(-1)
+        push = torch.addcmul(control, rho.unsqueeze(-1) if rho.ndim else rho, eps)
+        x_next = self.geometry.move(self.geometry.scaled(x, a), push, sigma)
         cost = 0.5 * control.square().sum(-1) + (spread - constant)
         if self.temperature != 1.0:
             cost = cost * self.temperature
@@ -314,6 +354,8 @@ class SamplingMDP(Noising, nn.Module):
         log_weight = self.initial_log_weight(x)
         cost = torch.zeros_like(log_weight)
         states = [x]
+        if self.conditions is not None and isinstance(noise_scale, Tensor):
+            noise_scale = noise_scale.reshape(-1, 1)
         rho = self.rho * noise_scale
         for t in range(self.num_steps):
             leave_if_unwanted()
@@ -350,50 +392,9 @@ class SamplingMDP(Noising, nn.Module):
                 step = self._pushed(State(x, t), push, density, policy.tangent)
                 log_weight = log_weight + step.log_ratio
                 continue
-            eps = (push - self.control(policy, x, t)) / self.rho[t]
-            constant = self.effective_dim * (self.chain.log_a[t] + self.rho[t].log())
+            rho = self.rho_at(x, t)
+            scale = rho.unsqueeze(-1) if rho.ndim else rho
+            eps = (push - self.control(policy, x, t)) / scale
+            constant = self.effective_dim * (self.chain.log_a[t] + rho.log())
             log_weight = log_weight + 0.5 * (eps.square() - push.square()).sum(-1) + constant
         return log_weight - self.start.log_prob(x)
-
-    @torch.no_grad()
-    def fit_noise_scale(
-        self,
-        policy: Policy,
-        x: Tensor,
-        generator: torch.Generator,
-        *,
-        rate: float = 1.0,
-    ) -> None:
-        """Fits rho_t to the spread of x_{t+1} around the policy's mean on bridge pairs.
-
-        The Gaussian of that spread minimises the EUBO's gap to log Z, the divergence from paths
-        drawn backwards from the target; the ELBO's gap may be least at another one. rho_t is kept
-        within [LEAST_RHO, 1].
-
-        Args:
-            policy: the control whose means are used.
-            x: terminal states distributed as the target (or the best estimate), shape (B, D).
-            generator: source of the bridge noise.
-            rate: weight of the new estimate, 1 replaces the old one.
-        """
-        estimates = []
-        for t in range(self.num_steps):
-            if not self.geometry.linear:
-                x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
-                gap = push - self.control(policy, x_t, t)
-                squares = gap.square().sum(-1).mean() / self.effective_dim
-                estimates.append(squares.sqrt())
-                continue
-            x_next, _ = self.noised_marginal(x, t + 1, generator)
-            z = self.noise(len(x), generator)
-            x_t = x_next / self.chain.a[t] + self.chain.s[t] * z
-            control = self.control(policy, x_t, t)
-            # x_{t+1} lies -sigma_t (z + u) from the mean, and E ‖z‖² is known: what of ‖z + u‖²
-            # varies along with ‖z‖² is taken out, all but nothing where the target is narrow.
-            squares, known = ((z + control).square().sum(-1), z.square().sum(-1))
-            along = known - known.mean()
-            slope = (along * squares).sum() / along.square().sum()
-            mean = squares.mean() - slope * (known.mean() - self.effective_dim)
-            estimates.append((mean / self.effective_dim).clamp_min(0.0).sqrt())
-        fitted = torch.stack(estimates).clamp(self.LEAST_RHO, 1.0)
-        self.rho.lerp_(fitted.nan_to_num(1.0), rate)

@@ -131,19 +131,21 @@ def probe_chain(
 
     def normal(n: int) -> Tensor:
         z = torch.randn(n, int(energy.dim), generator=generator, device=device, dtype=dtype)
-        return geometry.project(z)
+        return geometry.tangent(z, z) if geometry.linear else geometry.project(z)
 
     x = start.sample(64, generator)
     if not geometry.linear:
         probe(energy, {"from the start": x}, normal)
         return
-    end = chain.A[0] * (x + chain.S[0].sqrt() * normal(64))  # without a control
-    width = end.square().mean().sqrt()
+    # Without a control.
+    end = geometry.scaled(x + chain.S[0].sqrt() * normal(64), chain.A[0])
+    width = end[:, : geometry.moving].square().mean().sqrt()
     near = {"from the start": x, "from where the untrained chain ends": end}
 
     def far(n: int) -> Tensor:
         reach = torch.logspace(-1, 2, n, device=device, dtype=dtype)
-        return width * reach.unsqueeze(-1) * normal(n)
+        origin = geometry.scaled(x[torch.arange(n, device=device) % len(x)], 0.0)
+        return origin + width * reach.unsqueeze(-1) * normal(n)
 
     probe(energy, near, far)
 

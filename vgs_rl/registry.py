@@ -14,6 +14,7 @@ import gymnasium
 from torch import Tensor
 
 from vgs_rl.chain import ScheduleConfig
+from vgs_rl.conditional.energy import ConditionalEnergy, as_energy
 from vgs_rl.energy import Energy
 from vgs_rl.files.yaml_text import read_mapping
 from vgs_rl.foreign.function_energy import FunctionEnergy
@@ -21,7 +22,7 @@ from vgs_rl.mdp import MDPConfig
 from vgs_rl.starts.base import StartConfig
 from vgs_rl.trust import load, require
 
-EnergyFactory = Callable[..., Energy]
+EnergyFactory = Callable[..., Energy | ConditionalEnergy]
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -68,7 +69,7 @@ class Target:
         return self.id.rpartition(":")[2].rpartition("/")[0]
 
     def make_energy(self, **overrides: Any) -> Energy:
-        """A new energy; `overrides` replace registered arguments.
+        """A new energy; `overrides` replace registered arguments. A conditional one is of rows.
 
         Raises:
             ValueError: if the arguments do not fit, naming the target.
@@ -76,12 +77,13 @@ class Target:
         """
         arguments = {**self.energy_args, **overrides}
         try:
-            energy = self.energy(**arguments)
+            energy = as_energy(self.energy(**arguments))
         except TypeError as error:
             raise ValueError(f"env_args of {self.id}: {error}") from error
         if not isinstance(energy, Energy):
             raise TypeError(f"{self.id} must make a vgs_rl.Energy, got {type(energy).__name__}")
-        return energy
+        made: Energy = energy
+        return made
 
 
 def _mdp_of(content: Mapping[str, Any]) -> MDPConfig:
@@ -110,7 +112,8 @@ def register(
 
     Args:
         id: ``namespace/Name-v0``.
-        energy: an :class:`Energy` class, or a function that returns one.
+        energy: an :class:`Energy` or :class:`~vgs_rl.ConditionalEnergy` class, or a function that
+            returns one.
         energy_args: keyword arguments for `energy`.
         mdp: default chain, schedule and start, or the path of a configuration that has them.
         env: import path of the single environment, for energies that need their own.
@@ -183,7 +186,8 @@ def find(name: str) -> Target:
         module, name = load(name, owner="env")
         if name.isidentifier() and hasattr(module, name):
             energy = getattr(module, name)
-            if not any(target.energy is energy for target in _targets.values()):
+            conditional = isinstance(energy, type) and issubclass(energy, ConditionalEnergy)
+            if not conditional and not any(t.energy is energy for t in _targets.values()):
                 require(energy, Energy, name=full, owner="env")
             return Target(id=full, energy=energy)
     if name in _targets:
@@ -222,9 +226,11 @@ def default_mdp(name: str) -> MDPConfig:
 
 
 def energy_of(
-    target: str | Energy | Callable[[Tensor], Tensor], dim: int | None = None, **arguments: Any
+    target: str | Energy | ConditionalEnergy | Callable[[Tensor], Tensor],
+    dim: int | None = None,
+    **arguments: Any,
 ) -> Energy:
-    """An energy, whatever a target was named by.
+    """An energy, whatever a target was named by; a conditional one as that of rows (x, c).
 
     Args:
         target: a name as :func:`find` takes it, an energy, or a function (B, D) -> (B,).
@@ -239,8 +245,10 @@ def energy_of(
         energy = find(target).make_energy(**arguments)
     elif isinstance(target, Energy):
         energy = target
-    elif isinstance(target, type) and issubclass(target, Energy):
-        energy = target(**arguments)
+    elif isinstance(target, ConditionalEnergy):
+        energy = as_energy(target)
+    elif isinstance(target, type) and issubclass(target, Energy | ConditionalEnergy):
+        energy = as_energy(target(**arguments))
     elif callable(target) and not isinstance(target, type):
         if dim is None:
             raise ValueError("dim must be given with a function: the dimensions of its states")

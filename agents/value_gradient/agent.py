@@ -20,6 +20,7 @@ from vgs_rl.agents.automatic.explored import Explored, ExploredEnergy
 from vgs_rl.agents.automatic.settings import KEPT, ExplorationConfig
 from vgs_rl.agents.base import AgentConfig
 from vgs_rl.agents.target import TargetAgent
+from vgs_rl.agents.value_gradient.conditional import require_conditional
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.energy import Energy
@@ -134,6 +135,7 @@ class ValueGradientAgent(TargetAgent):
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
     config_type = ValueGradientConfig
+    conditional = True
     explores = True
     config: ValueGradientConfig
     explored: Explored | None = None
@@ -143,6 +145,7 @@ class ValueGradientAgent(TargetAgent):
         if isinstance(energy, ExploredEnergy):
             self.explored = energy.explored
             vars(self)["saved"] = (*type(self).saved, "explored")
+        require_conditional(config, self.mdp)
         self.mdp.start_as_wide_as(config.prior_std)
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
@@ -320,7 +323,8 @@ class ValueGradientAgent(TargetAgent):
     def notes(self) -> list[str]:
         """See :meth:`Agent.notes`; also noise scales at their bound, and the objective's notes."""
         notes = [*super().notes(), *self.objective.notes()]
-        bound = self.mdp.rho <= 1.05 * self.mdp.LEAST_RHO
+        rho = self.mdp.rho.reshape(self.mdp.num_steps, -1).amax(-1)
+        bound = rho <= 1.05 * self.mdp.LEAST_RHO
         if bool(bound[-1]) or 2 * int(bound.sum()) > len(bound):
             notes.append(
                 f"rho_t is at its bound {self.mdp.LEAST_RHO:g} in {int(bound.sum())} of "
@@ -357,6 +361,8 @@ class ValueGradientAgent(TargetAgent):
     def figures(self, generator: torch.Generator) -> dict[str, Drawing]:
         """The chain over the density (of particles: as clusters); up to 2-D the value and drift."""
         mdp, policy = self.mdp, self.policy
+        if mdp.conditions is not None:
+            return {}  # of one value of the parameters after the other
         pictures: dict[str, Drawing] = {
             "chain": lambda: plot_episodes(mdp, policy, 2000, generator)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,10 +27,17 @@ class WeightedBuffer:
     Args:
         capacity: rows kept; the oldest go first.
         least_ess: effective sample size to keep, as a fraction of the rows.
+        level: of rows (B, D) and log-weights (B,), the log-weights that draws follow; those
+            themselves if None.
     """
 
-    def __init__(self, capacity: int, least_ess: float) -> None:
-        self.capacity, self.least_ess = capacity, least_ess
+    def __init__(
+        self,
+        capacity: int,
+        least_ess: float,
+        level: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.capacity, self.least_ess, self.level = capacity, least_ess, level
         self.x = self.gradient = self.log_weight = self._edges = torch.empty(0)
         self.dropped = 0
 
@@ -63,16 +71,18 @@ class WeightedBuffer:
 
     def _update(self) -> None:
         log_weight = self.log_weight.double()
+        if self.level is not None:
+            log_weight = self.level(self.x.double(), log_weight)
         for _ in range(10):  # the mean itself is of capped weights, or one outlier would carry it
             cap = log_mean_weight(log_weight) + 0.5 * math.log(len(log_weight))
             log_weight = log_weight.clamp_max(cap)
         weights = temper(log_weight, self.least_ess)
         self._edges = weights.cumsum(0)
 
-    def mean_square(self) -> Tensor:
-        """E‖x‖² by weight, a scalar."""
+    def mean_square(self, dim: int) -> Tensor:
+        """E‖x‖² by weight, a scalar, of the first `dim` coordinates."""
         weights = self._edges.diff(prepend=self._edges.new_zeros(1)) / self._edges[-1]
-        return weights @ self.x.double().square().sum(-1)
+        return weights @ self.x[:, :dim].double().square().sum(-1)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """N rows by weight, with replacement and stratified: x and ∇E, both (n, D), shuffled."""

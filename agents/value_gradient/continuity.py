@@ -29,7 +29,8 @@ class ContinuityTest:
 
     def __init__(self, mdp: SamplingMDP) -> None:
         self.mdp = mdp
-        size = (4, mdp.dim)
+        self.moving = mdp.geometry.moving
+        size = (4, self.moving)
         self.rest, self.variance, self.square = (
             torch.zeros(size, dtype=torch.float64, device=mdp.device) for _ in range(3)
         )
@@ -51,7 +52,8 @@ class ContinuityTest:
         states = 1.0 / float(weight.square().sum())
         if states < self.LEAST_STATES:
             return
-        terms = self._terms(x[finite].double(), gradient[finite].double(), weight)
+        x, gradient = (part[finite, : self.moving].double() for part in (x, gradient))
+        terms = self._terms(x, gradient, weight)
         mean = torch.einsum("b,kbd->kd", weight, terms)
         error = torch.einsum("b,kbd->kd", weight.square(), (terms - mean.unsqueeze(1)).square())
         square = torch.einsum("b,kbd->kd", weight, terms.square())
@@ -74,7 +76,7 @@ class ContinuityTest:
             [torch.zeros_like(u), torch.ones_like(u), 2 * (2 * u).cos(), -2 * (2 * u).sin()]
         )
         # In a subspace a coordinate's own direction is that much shorter.
-        share = self.mdp.effective_dim / self.mdp.dim
+        share = self.mdp.effective_dim / self.moving
         return spread * gradient * g - self.mdp.temperature * share * slope
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class GradientMatchingLearner(ValueLearner):
             std = agent.config.network.untrained_std(agent.config.prior_std)
             mdp.noise_scale_of_gaussian(std)
         self.source: Source = (
-            RefinedSource(config, agent) if config.refine_steps else WeightedSource(config)
+            RefinedSource(config, agent) if config.refine_steps else WeightedSource(config, agent)
         )
         self.targets = ScoreTargets(config, mdp)
         self.continuity = ContinuityTest(mdp)
@@ -79,7 +79,7 @@ class GradientMatchingLearner(ValueLearner):
             error = a * slope - self._mixed(denoising, target_score, mixture)
             error = error * inner.unsqueeze(-1)
         weight = 0.5 * mdp.num_steps * (chain.s[t] / tau).square()
-        loss = (weight * mdp.geometry.project(error).square().sum(-1)).mean()
+        loss = (weight * mdp.geometry.tangent(error, x).square().sum(-1)).mean()
         return loss, {"train/loss": loss.detach(), **self.source.scalars}
 
     @property
@@ -102,7 +102,7 @@ class GradientMatchingLearner(ValueLearner):
         if drawn is not None and self.config.targets == "auto":
             self.continuity.add(*drawn)
         config, generator = self.config, agent.generator
-        mean_square = float(self.source.rows.mean_square())
+        mean_square = float(self.source.rows.mean_square(agent.mdp.geometry.moving))
         agent.narrow(math.sqrt(mean_square / agent.mdp.effective_dim))
         if self.refreshes % config.start_every == 0:
             agent.refit_start(self.source.draw(config.start_size, generator)[0], rate=0.3)

@@ -67,9 +67,9 @@ class RefinedBuffer:
         self.step_size = kernel.step_size
         self.mdp.energy_evaluations += kernel.energy_evaluations
 
-    def mean_square(self) -> Tensor:
-        """E‖x‖², a scalar."""
-        return self.x.square().sum(-1).mean()
+    def mean_square(self, dim: int) -> Tensor:
+        """E‖x‖², a scalar, of the first `dim` coordinates."""
+        return self.x[:, :dim].square().sum(-1).mean()
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """N rows, each as often as any other: x and ∇E, both (n, D)."""
@@ -145,7 +145,7 @@ class PosteriorAverage:
         def at(y: Tensor, energy: Tensor, slope: Tensor) -> Point:
             force = truncated(slope / tau, self.max_drift) + precision * (y - centre)
             level = energy / tau + 0.5 * (precision * (y - centre).square()).sum(-1)
-            return Point(y, level, mdp.geometry.project(force), energy, slope)
+            return Point(y, level, mdp.geometry.tangent(force, y), energy, slope)
 
         density = _Posterior(mdp.geometry, lambda y: at(y, *mdp.evaluate_gradient(y)))
         now = at(x_T, energy, gradient)

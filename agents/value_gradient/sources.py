@@ -86,9 +86,10 @@ class WeightedSource(Source):
 
     rows: WeightedBuffer
 
-    def __init__(self, config: GradientMatching) -> None:
+    def __init__(self, config: GradientMatching, agent: ValueGradientAgent) -> None:
         super().__init__(config)
-        self.rows = WeightedBuffer(config.capacity, config.least_ess)
+        level = None if agent.mdp.conditions is None else agent.mdp.levelled
+        self.rows = WeightedBuffer(config.capacity, config.least_ess, level)
 
     def _refresh(self, agent: ValueGradientAgent) -> tuple[Drawn, Tensor]:
         if self.config.first_range > 1 and not len(self.rows):
@@ -103,7 +104,7 @@ class WeightedSource(Source):
             x, log_weight, gradient = rollout.x, rollout.log_weight, rollout.gradient
             self.scalars = rollout_scalars(agent.mdp, rollout)
         self.rows.add(x, gradient, log_weight)
-        return (x, gradient, log_weight), x
+        return (x, gradient, agent.mdp.levelled(x, log_weight)), x
 
     def _first_draws(self, agent: ValueGradientAgent) -> tuple[Tensor, Tensor]:
         """Draws of a mixture of Gaussians of many widths, with minus their log density."""
@@ -116,7 +117,8 @@ class WeightedSource(Source):
         squares = x.square().sum(-1, keepdim=True)
         components = -0.5 * squares * (-2 * log_r).exp() - dim * log_r
         constant = 0.5 * dim * math.log(2 * math.pi) + math.log(len(log_r))
-        return x, constant - torch.logsumexp(components, dim=-1)
+        log_weight = constant - torch.logsumexp(components, dim=-1)
+        return mdp.with_conditions(x, agent.generator), log_weight
 
 
 class RefinedSource(Source):
@@ -136,10 +138,9 @@ class RefinedSource(Source):
         else:
             rollout = agent.rollout(config.refresh_size, with_gradient=True)
             assert rollout.gradient is not None
-            drawn = rollout.x, rollout.gradient, rollout.log_weight
-            x = resample(
-                rollout.x, rollout.log_weight, config.refresh_size, config.least_ess, generator
-            )
+            log_weight = agent.mdp.levelled(rollout.x, rollout.log_weight)
+            drawn = rollout.x, rollout.gradient, log_weight
+            x = resample(rollout.x, log_weight, config.refresh_size, config.least_ess, generator)
             self.rows.dropped += dead_paths(rollout.log_weight)
             self.rows.add(x, config.refine_steps, generator)
             self.scalars = rollout_scalars(agent.mdp, rollout)
@@ -150,7 +151,8 @@ class RefinedSource(Source):
         """The persistent set before MALA moves it, shape (capacity, D)."""
         mdp, scale = agent.mdp, agent.config.prior_std
         if not self.config.first_anneal_steps:
-            return scale * mdp.noise(self.config.capacity, agent.generator)
+            x = scale * mdp.noise(self.config.capacity, agent.generator)
+            return mdp.with_conditions(x, agent.generator)
         sampler = AnnealedSMC(
             mdp.energy,
             self.config.first_anneal_steps,

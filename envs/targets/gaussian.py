@@ -129,6 +129,58 @@ class GaussianMixture(Energy):
             z = torch.einsum("bde,be->bd", self.eigenvectors.to(z)[k], z)
         return self.means.to(z)[k] + z
 
+    def sample_at(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
+        """Exact samples of exp(-E/tau)/Z, by rejection, shape (n, D), on the generator's device.
+
+        With beta = 1/tau and a_k the weighted components, (Σ a_k)^beta is at most Σ a_k^beta for
+        beta ≤ 1, and K^(beta - 1) times that for beta > 1; the latter is a mixture, too.
+
+        Args:
+            n: number of samples.
+            temperature: tau.
+            generator: source of randomness.
+        """
+        beta, device = 1 / temperature, generator.device
+        log_norm = self.log_weights - 0.5 * (2 * math.pi * self.eigenvalues).log().sum(-1)
+        spread = 0.5 * (2 * math.pi / beta * self.eigenvalues).log().sum(-1)
+        shares = torch.softmax(beta * log_norm + spread, 0).clamp_min(1e-300)
+        wide = GaussianMixture(self.means, torch.ones_like(self.means), shares)
+        wide.eigenvalues, wide.eigenvectors = self.eigenvalues / beta, self.eigenvectors
+        most = max(0.0, beta - 1) * math.log(len(self.means))
+        kept, count = list[Tensor](), 0
+        while count < n:
+            x = wide.sample(max(n, 64), generator)
+            parts = self._components(x, 1.0, 0.0)[0]
+            log_share = beta * torch.logsumexp(parts, -1) - torch.logsumexp(beta * parts, -1) - most
+            uniform = torch.rand(len(x), generator=generator, device=device)
+            kept.append(x[uniform.log() < log_share])
+            count += len(kept[-1])
+        return torch.cat(kept)[:n]
+
+    def log_z_at(self, temperature: float) -> float | None:
+        """Log ∫ exp(-E/tau), closed for one component, by quadrature in two dimensions; else None.
+
+        Args:
+            temperature: tau.
+        """
+        assert self.log_z is not None
+        beta = 1 / temperature
+        if len(self.means) == 1:
+            spread = float(0.5 * (2 * math.pi * self.eigenvalues[0]).log().sum())
+            return (1 - beta) * spread - 0.5 * self.dim * math.log(beta) + beta * self.log_z
+        if self.dim > 2:
+            return None
+        reach = 12 * float(self.eigenvalues.max().sqrt()) * max(1.0, temperature**0.5)
+        step = 0.2 * float(self.eigenvalues.min().sqrt()) * min(1.0, temperature**0.5)
+        least, most = (ends.values.tolist() for ends in (self.means.min(0), self.means.max(0)))
+        axes = [
+            torch.arange(low - reach, high + reach, step, dtype=torch.float64)
+            for low, high in zip(least, most, strict=True)
+        ]
+        grid = torch.cartesian_prod(*axes).reshape(-1, self.dim).to(self.means.device)
+        levels = torch.cat([-beta * self.energy(part) for part in grid.split(65_536)])
+        return float(torch.logsumexp(levels, 0)) + self.dim * math.log(step)
+
     def mode_indicators(self, x: Tensor) -> Tensor:
         """Posterior probability of each component, shape (B, K); their exact means are w_k."""
         return torch.softmax(self._components(x, 1.0, 0.0)[0], dim=-1)

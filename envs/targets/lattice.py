@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of, require_at_least, require_positive
+from vgs_rl.conditional.conditions import ConditionLike
+from vgs_rl.conditional.energy import ConditionalEnergy
+from vgs_rl.energy import Energy
 from vgs_rl.envs.targets.references import ReferencedEnergy
 
 
@@ -83,3 +88,48 @@ class Phi4(ReferencedEnergy):
     def mode_indicators(self, x: Tensor) -> Tensor:
         """1 where the field's mean is positive, shape (B, 1); its exact mean is ½."""
         return (x.mean(-1, keepdim=True) > 0).to(x.dtype)
+
+
+class ConditionalPhi4(ConditionalEnergy):
+    """φ⁴ over its coupling κ: E(φ; κ) of :class:`Phi4`, from the disordered to the broken phase.
+
+    At the couplings that :class:`Phi4` is shipped for, its samples and log Z are known.
+
+    Args:
+        side: L.
+        kappa: the least and the greatest κ.
+        lam: λ.
+    """
+
+    thread_safe = True
+
+    def __init__(
+        self, side: int = 8, kappa: Sequence[float] = (0.2, 0.3), lam: float = 0.022
+    ) -> None:
+        super().__init__()
+        self.ranges = {"kappa": tuple(kappa)}
+        self.free = Phi4(side, 0.0, lam)
+        self.dim = self.free.dim
+
+    def energy(self, x: Tensor, c: Tensor) -> Tensor:
+        """See :meth:`ConditionalEnergy.energy`."""
+        return self.free.energy(x) - 2 * c[:, 0] * self._bonds(x)[0]
+
+    def energy_and_gradient(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed form."""
+        energy, slope = self.free.energy_and_gradient(x)
+        with torch.no_grad():
+            bonds, pull = self._bonds(x)
+            return energy - 2 * c[:, 0] * bonds, slope - 2 * c * pull
+
+    def _bonds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_x Σ_μ φ_x φ_{x+μ}, shape (B,), and its gradient, shape (B, D)."""
+        field = x.unflatten(-1, (self.free.side, self.free.side))
+        forward = field.roll(-1, -1) + field.roll(-1, -2)
+        backward = field.roll(1, -1) + field.roll(1, -2)
+        return (field * forward).sum((-1, -2)), (forward + backward).flatten(-2)
+
+    def at(self, condition: ConditionLike) -> Energy:
+        """The lattice at one κ, with what is known there."""
+        (kappa,) = self.conditions.tensor(condition).tolist()
+        return Phi4(self.free.side, kappa, self.free.lam)

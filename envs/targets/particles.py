@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Particles
+from vgs_rl.envs.targets.quadrature import log_z_of_four_in_the_plane
 from vgs_rl.envs.targets.references import ReferencedEnergy
 from vgs_rl.geometry import CentreOfMassFree
 from vgs_rl.networks.pairs import pair_differences
@@ -169,6 +170,20 @@ class DoubleWellCluster(ParticleEnergy):
         if not a > 0:
             raise ValueError(f"a must be positive, got {a}: the density cannot be normalised")
         self.a, self.b, self.d0 = a, b, d0
+
+    def log_z_at(self, temperature: float) -> float | None:
+        """Log ∫ exp(-E/tau) of four particles in the plane, by quadrature; else None.
+
+        Args:
+            temperature: tau.
+        """
+        if (self.geometry.n_particles, self.geometry.n_dims) != (4, 2):
+            return None
+        depth = max(-self.b, 0.0) / (2 * self.a)  # of the wells: squared distance from the top
+        reach = self.d0 + math.sqrt(depth + math.sqrt(depth**2 + 60 * temperature / self.a))
+        return log_z_of_four_in_the_plane(
+            lambda r: self.pair_potential(r) / temperature, reach=reach
+        )
 
     def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
         r = square.sqrt()

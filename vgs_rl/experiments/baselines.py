@@ -76,6 +76,11 @@ class Baseline:
         Raises:
             ValueError: if the budget is too small for it.
         """
+        if self.mdp.conditions is not None:
+            names = ", ".join(self.mdp.conditions.names)
+            raise ValueError(
+                f"{self.name} draws from one energy, got one with parameters ({names})"
+            )
         return BASELINES[self.name](self, budget)
 
     @property

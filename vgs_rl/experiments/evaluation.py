@@ -133,19 +133,22 @@ def final_figures(
     config: RunConfig, target: Target, agent: Agent, folder: RunFolder, x: Tensor
 ) -> dict[str, Drawing]:
     """The pictures of a finished run, by name; x (n, D) are the samples that were evaluated."""
-    mdp, energy = agent.mdp, agent.energy
+    mdp, (chosen, energy) = agent.mdp, agent.target_at()
     generator = mdp.generator(config.evaluation.seed + 3)
     pictures = agent.figures(generator)
     log_z = energy.log_z if mdp.temperature == 1.0 else None
     pictures["learning_curves"] = lambda: plot_learning_curves(folder.records, log_z=log_z)
     sampler = agent.sampler()
-    if energy.symmetry is not None and isinstance(sampler, ChainSampler):
+    if mdp.energy.symmetry is not None and isinstance(sampler, ChainSampler):
         return pictures | _cluster_figures(target, sampler, folder, x, generator)
     if energy.can_sample and mdp.temperature == 1.0:
         pictures["energy"] = lambda: plot_energy_histogram(
             energy(x), energy(energy.sample(len(x), generator).to(mdp.dtype))
         )
-    if not isinstance(sampler, ChainSampler):
+    if chosen is not None:
+        few, seed = max(2, config.evaluation.n_samples // 10), config.evaluation.seed
+        pictures["log_z"] = lambda: agent.log_z_curve(n=few, seed=seed).plot()
+    if chosen is not None or not isinstance(sampler, ChainSampler):
         return pictures | {"samples": lambda: plot_states(x)}
     pictures["summary"] = lambda: plot_summary(
         mdp,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgs_rl.chain import Chain
+from vgs_rl.conditional.conditions import Conditions
 from vgs_rl.energy import Energy
 
 
@@ -74,9 +75,13 @@ class TimeConditionedMLP(nn.Module):
     magnitude. `splines` adds Σ_i g_ti(x_i) to V, each g_ti a cubic spline on ±3.5 √B_t, linear
     beyond: what a density has of independent coordinates is learned one coordinate at a time.
 
+    Of rows (x, c) with parameters c, V is a function of x for every c. Features of c shift every
+    layer, as the embedding of the step does, and tilt the last one's weights. The gradient along c
+    is 0.
+
     Args:
         chain: supplies T, A_t and S_t.
-        dim: D.
+        dim: D, without parameters.
         prior_std: standard deviation per coordinate that the target may have, roughly.
         width: units per layer.
         depth: hidden layers.
@@ -84,6 +89,7 @@ class TimeConditionedMLP(nn.Module):
         radii: number of log-radius inputs.
         splines: number of coefficients of each spline.
         temperature: tau.
+        conditions: the parameters, the last coordinates of a state; None where there are none.
         generator: initialises the weights.
     """
 
@@ -109,6 +115,7 @@ class TimeConditionedMLP(nn.Module):
         radii: int = 0,
         splines: int = 0,
         temperature: float = 1.0,
+        conditions: Conditions | None = None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -137,7 +144,12 @@ class TimeConditionedMLP(nn.Module):
         self.offset = nn.Parameter(torch.zeros(chain.num_steps))
         self.mixture_bias = nn.Parameter(torch.zeros(chain.num_steps, dim))
         self.mixture_weight = nn.Parameter(torch.zeros(dim, width))
-        self.radii, self.splines = radii, splines
+        self.radii, self.splines, self.conditions = radii, splines, conditions
+        if conditions is not None:
+            features = FEATURES * conditions.size
+            shifts = torch.randn(features, depth * width, generator=generator)
+            self.condition_shift = nn.Parameter(shifts / math.sqrt(features))
+            self.condition_tilt = nn.Parameter(torch.zeros(features, width))
         if radii:
             # All coordinates but one, in turn; then random halves.
             subset = torch.rand(radii, dim, generator=generator).argsort(-1) < (dim + 1) // 2
@@ -169,6 +181,8 @@ class TimeConditionedMLP(nn.Module):
         self.mixture_bias.copy_(odds.log().unsqueeze(-1).expand_as(self.mixture_bias))
         for learned in (self.readout, self.offset, self.mixture_weight):
             learned.zero_()
+        if self.conditions is not None:
+            self.condition_tilt.zero_()
         if self.splines:
             self.heights.zero_()
 
@@ -186,7 +200,11 @@ class TimeConditionedMLP(nn.Module):
         if isinstance(t, Tensor):
             variance, noise = variance.unsqueeze(-1), noise.unsqueeze(-1)
         spread = variance.sqrt()
-        shifts = torch.split(_rows(self.embedding, t), self.width, dim=-1)
+        shift = _rows(self.embedding, t)
+        if self.conditions is not None:
+            shift = shift + self._features(x) @ self.condition_shift
+            x = x[:, : self.dim]
+        shifts = torch.split(shift, self.width, dim=-1)
         hidden, slopes, radii = x / spread, [], x
         if self.radii:
             radii = noise + x.square() @ self.radius.square().T
@@ -195,6 +213,17 @@ class TimeConditionedMLP(nn.Module):
             hidden, slope = silu_pair(torch.addmm(shift, hidden, weight.T))
             slopes.append(slope)
         return hidden, slopes, spread, radii
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Smooth functions of the parameters of rows (B, D + C), of size about 1: (B, F)."""
+        assert self.conditions is not None
+        return condition_features(self.conditions, x[:, self.dim :])
+
+    def _weights_of(self, x: Tensor) -> Tensor:
+        """The last layer's weights: one set, or one for each row."""
+        if self.conditions is None:
+            return self.readout
+        return self.readout + self._features(x) @ self.condition_tilt
 
     def _spline(self, x: Tensor, t: int | Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """Σ_i g_ti(x_i), shape (B,), and its gradient, shape (B, D)."""
@@ -218,21 +247,30 @@ class TimeConditionedMLP(nn.Module):
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:
         """V_t(x), shape (B,); 0 ≤ t < T, one step or one per row."""
         hidden, _, spread, _ = self._layers(x, t)
-        value = self._prior(x, t) + self.dim * (hidden @ self.readout + self.offset[t])
+        if self.conditions is None:
+            read = hidden @ self.readout
+        else:
+            read = (hidden * self._weights_of(x)).sum(-1)
+        value = self._prior(x, t) + self.dim * (read + self.offset[t])
         if self.splines:
-            value = value + self._spline(x, t, spread)[0]
+            value = value + self._spline(x[:, : self.dim], t, spread)[0]
         return value
 
     def _prior(self, x: Tensor, t: int | Tensor) -> Tensor:
         """What V_t is without the MLP, shape (B,)."""
         variance = self.tail_variance[t]
-        squares = x.square().sum(-1) / variance
+        squares = x[:, : self.dim].square().sum(-1) / variance
         return 0.5 * self.temperature * (squares + self.dim * (2 * math.pi * variance).log())
 
     def _prior_gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Its gradient, shape (B, D)."""
         variance = self.tail_variance[t]
+        x = self._padded(x[:, : self.dim])
         return self.temperature * x / (variance.unsqueeze(-1) if variance.ndim else variance)
+
+    def _padded(self, v: Tensor) -> Tensor:
+        """Numbers along x (B, D) as those of rows, 0 along the parameters."""
+        return v if self.conditions is None else F.pad(v, (0, self.conditions.size))
 
     def gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
         """∇V_t(x), shape (B, D), by one analytic backward sweep that autograd can follow."""
@@ -245,7 +283,7 @@ class TimeConditionedMLP(nn.Module):
         """
         gradient, hidden = self._sweep(x, t)
         odds = hidden.detach() @ self.mixture_weight.T + _rows(self.mixture_bias, t)
-        return gradient, torch.sigmoid(odds)
+        return gradient, torch.sigmoid(self._padded(odds))
 
     def _sweep(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """∇V_t(x) and the last activation."""
@@ -255,17 +293,29 @@ class TimeConditionedMLP(nn.Module):
     def _learned(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """What of ∇V_t(x) is learned, and the last activation."""
         hidden, slopes, spread, radii = self._layers(x, t)
-        flow = self.readout * slopes[-1]
+        flow = self._weights_of(x) * slopes[-1]
         for weight, slope in zip(reversed(self.weights[1:]), reversed(slopes[:-1]), strict=True):
             flow = (flow @ weight) * slope
         flow = flow @ self.weights[0]
         learned = flow[:, : self.dim] / spread
+        x = x[:, : self.dim]
         if self.radii:
             learned = learned + x * ((flow[:, self.dim :] / radii) @ self.radius.square())
         gradient: Tensor = self.dim * learned
         if self.splines:
             gradient = gradient + self._spline(x, t, spread)[1]
-        return gradient, hidden
+        return self._padded(gradient), hidden
+
+
+FEATURES = 5  # of each parameter
+
+
+def condition_features(conditions: Conditions, c: Tensor) -> Tensor:
+    """Smooth functions of parameters c (B, C), of size about 1, shape (B, F)."""
+    u = conditions.unit(c)
+    angle = 0.5 * math.pi * u
+    waves = [wave(k * angle) for k in (1, 2) for wave in (torch.sin, torch.cos)]
+    return torch.cat([u, *waves], -1)
 
 
 def _rows(table: Tensor, t: int | Tensor) -> Tensor:

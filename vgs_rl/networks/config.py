@@ -74,7 +74,7 @@ class MLPNetwork(NetworkConfig):
         """See :meth:`NetworkConfig.build`."""
         return TimeConditionedMLP(
             mdp.chain,
-            mdp.dim,
+            mdp.geometry.moving,
             prior_std=prior_std,
             tail_std=self.tail_std,
             width=self.width,
@@ -83,6 +83,7 @@ class MLPNetwork(NetworkConfig):
             radii=self.radii,
             splines=self.splines,
             temperature=mdp.temperature,
+            conditions=mdp.conditions,
             generator=generator,
         )
 

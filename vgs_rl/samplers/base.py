@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -17,6 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vgs_rl.checks import count_of, generator_of
+from vgs_rl.conditional.conditions import ConditionLike
+from vgs_rl.conditional.start import WithoutParameters
 from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.memory import keep_freed_memory
@@ -24,7 +25,6 @@ from vgs_rl.samplers.program import export_program
 from vgs_rl.samplers.samples import Samples
 from vgs_rl.threads import counted_here, map_in_threads
 from vgs_rl.transitions import CoordinateMap, Policy
-from vgs_rl.trust import Trust
 from vgs_rl.weights import (
     cleaned,
     dead_paths,
@@ -32,7 +32,7 @@ from vgs_rl.weights import (
     systematic_resample,
 )
 
-__all__ = ["ChainSampler", "DrawnSampler", "Sampler", "Samples", "load_sampler", "pilot_generator"]
+__all__ = ["ChainSampler", "DrawnSampler", "Sampler", "Samples", "pilot_generator"]
 
 
 class Sampler(ABC):
@@ -102,6 +102,14 @@ class Sampler(ABC):
                     work.add(vars(chunk) | {"generator": generator.get_state()})
                     yield chunk
 
+    def at(self, condition: ConditionLike) -> Sampler:
+        """The sampler of a conditional energy at one value of its parameters.
+
+        Raises:
+            ValueError: if there are no parameters, or the value is out of range.
+        """
+        raise ValueError(f"condition must be left out: {type(self).__name__} has no parameters")
+
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Log w of paths drawn backwards from exact samples x (B, D); shape (B,)."""
         raise NotImplementedError(f"{type(self).__name__} has no reverse weights")
@@ -114,6 +122,7 @@ class Sampler(ABC):
         *,
         resample: bool = False,
         oversample: int = 4,
+        condition: ConditionLike | None = None,
     ) -> Samples:
         """Draws n samples, in chunks of at most ``chunk_size``.
 
@@ -125,12 +134,17 @@ class Sampler(ABC):
                 carries the same log-weight, the estimate of log Z, which is still unbiased for Z.
                 States of weight 0 are never kept, and a warning says how many there were.
             oversample: see `resample`.
+            condition: a value of the parameters of a conditional energy: samples of x there, with
+                weights whose mean is Z there. Without it, rows (x, c) of random c.
 
         Raises:
-            ValueError: if n or oversample is below 1, the generator is on another device, or
-                `resample` is asked of a sampler without weights, or of weights of which one is
-                infinite or all are 0.
+            ValueError: if n or oversample is below 1, the condition is out of range or there are no
+                parameters, the generator is on another device, or `resample` is asked of a sampler
+                without weights, or of weights of which one is infinite or all are 0.
         """
+        if condition is not None:
+            at = self.at(condition)
+            return at.sample(n, generator, resample=resample, oversample=oversample)
         n, oversample = count_of("n", n), count_of("oversample", oversample)
         generator = generator_of(generator, self.device)
         if resample and not self.has_weights:
@@ -249,6 +263,12 @@ class ChainSampler(Sampler):
         few = min(2048, max(64, 80_000 // mdp.dim))
         self.chunk_size = few if mdp.device.type == "cpu" else 65_536
 
+    def at(self, condition: ConditionLike) -> ChainSampler:
+        """See :meth:`Sampler.at`; it follows later training, too."""
+        mdp = self.mdp.at(condition)
+        x = WithoutParameters(mdp.geometry, mdp.condition_of(condition))
+        return ChainSampler(mdp, self.policy, noise_scale=self.noise_scale, coordinates=x)
+
     def _draw(self, n: int, generator: torch.Generator) -> Samples:
         with self.mdp.uncounted() as used:
             return replace(self._episodes(n, generator), energy_evaluations=used())
@@ -310,7 +330,7 @@ class ChainSampler(Sampler):
         if not (isinstance(self.noise_scale, float) and self.noise_scale == 1.0):
             raise ValueError(f"noise_scale must be 1 in an export, got {self.noise_scale}")
         if self.coordinates is not None:
-            raise ValueError("a chain in the coordinates of an exploration cannot be a program")
+            raise ValueError("a chain in other coordinates than its samples cannot be a program")
         export_program(self.mdp, self.policy, path, weights=weights)
 
     @torch.no_grad()
@@ -322,29 +342,3 @@ class ChainSampler(Sampler):
         with self.mdp.uncounted():
             weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]
         return torch.cat(weights)
-
-
-def load_sampler(
-    name: str | Path, device: str = "auto", *, compiled: bool = False, trust: Trust = False
-) -> Sampler:
-    """A trained sampler that the package ships, or one from an exported file.
-
-    Args:
-        name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
-            of a shipped one (``vgs_rl.experiments.pretrained.shipped_samplers()`` lists them).
-        device: `auto`, `cpu` or `cuda`.
-        compiled: of a particle system: compile the drift at the first call, which takes about a
-            minute and halves what many samples take
-            (:class:`vgs_rl.networks.compiled.CompiledValue`).
-        trust: True imports what the file names, though it is not this package's, such as the
-            module of an energy of your own (:mod:`vgs_rl.trust`); False refuses it.
-
-    Raises:
-        FileNotFoundError: if there is none of that name.
-        ValueError: if the file is damaged, its drift cannot be compiled, or it names foreign code
-            without `trust`.
-    """
-    pretrained = importlib.import_module("vgs_rl.experiments.pretrained")
-    agent = pretrained.load_pretrained(name, device, trust=trust)[1]
-    sampler: Sampler = agent.sampler(compiled=compiled)
-    return sampler

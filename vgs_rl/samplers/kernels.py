@@ -158,7 +158,7 @@ def metropolis_langevin(
     """
     x, h = now.x, step_size
     z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    z = density.geometry.project(z)
+    z = density.geometry.tangent(z, x)
     new = density(x - 0.5 * h * now.slope + h.sqrt() * z)
     back = x - new.x + 0.5 * h * new.slope
     backward = back.square().sum(-1) / (2 * h.squeeze(-1) if h.ndim else 2 * h)
@@ -199,7 +199,8 @@ def hamiltonian(
     Returns:
         As :func:`metropolis_langevin`.
     """
-    momentum = density.geometry.project(torch.empty_like(now.x).normal_(generator=generator))
+    momentum = torch.empty_like(now.x).normal_(generator=generator)
+    momentum = density.geometry.tangent(momentum, now.x)
     uniform = torch.empty_like(now.level).uniform_(generator=generator)
     h = step_size * (1 + JITTER * (2 * uniform - 1)).unsqueeze(-1)
     start = now.level + 0.5 * momentum.square().sum(-1)

@@ -25,7 +25,7 @@ class ExactSampler(Sampler):
         return Samples(x=self.energy.sample(n, generator), log_weight=None, energy_evaluations=0)
 
 
-def require_exact_values(energy: Energy, temperature: float) -> None:
+def require_exact_values(energy: Energy, temperature: float | tuple[float, float]) -> None:
     """Refuses a target that the oracle does not know.
 
     Raises:

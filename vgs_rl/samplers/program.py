@@ -1,12 +1,13 @@
-"""A sampler as a program in PyTorch's own format, which runs without this package."""
+"""Samplers in files: programs in PyTorch's own format, which run without this package, and ours."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from torch.export import Dim
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.transitions import KernelPolicy, Policy, State
+from vgs_rl.trust import Trust
+
+if TYPE_CHECKING:
+    from vgs_rl.samplers.base import Sampler
 
 
 class _Step(nn.Module):
@@ -158,3 +163,29 @@ def _without_aliases(module: Any) -> nn.Module:
     module.recompile()
     traced: nn.Module = module
     return traced
+
+
+def load_sampler(
+    name: str | Path, device: str = "auto", *, compiled: bool = False, trust: Trust = False
+) -> Sampler:
+    """A trained sampler that the package ships, or one from an exported file.
+
+    Args:
+        name: the path of a file that ``scripts/evaluate.py RUN --export FILE`` wrote, or the name
+            of a shipped one (``vgs_rl.experiments.pretrained.shipped_samplers()`` lists them).
+        device: `auto`, `cpu` or `cuda`.
+        compiled: of a particle system: compile the drift at the first call, which takes about a
+            minute and halves what many samples take
+            (:class:`vgs_rl.networks.compiled.CompiledValue`).
+        trust: True imports what the file names, though it is not this package's, such as the
+            module of an energy of your own (:mod:`vgs_rl.trust`); False refuses it.
+
+    Raises:
+        FileNotFoundError: if there is none of that name.
+        ValueError: if the file is damaged, its drift cannot be compiled, or it names foreign code
+            without `trust`.
+    """
+    pretrained = importlib.import_module("vgs_rl.experiments.pretrained")
+    agent = pretrained.load_pretrained(name, device, trust=trust)[1]
+    sampler: Sampler = agent.sampler(compiled=compiled)
+    return sampler

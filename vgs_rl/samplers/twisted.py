@@ -58,6 +58,9 @@ class TwistedSMC(Sampler):
         if pilot < 0 or pilot == 1:
             raise ValueError(f"pilot must be 0 or at least 2, got {pilot}")
         mdp.start.require_density("SMC")
+        if mdp.conditions is not None:
+            names = ", ".join(mdp.conditions.names)
+            raise ValueError(f"SMC resamples paths of one energy, got parameters ({names})")
         self.mdp, self.policy, self.threshold = mdp, policy, threshold
         self.device, self.temperature = mdp.device, mdp.temperature
         self.trust = torch.ones(mdp.num_steps, device=mdp.device, dtype=mdp.dtype)

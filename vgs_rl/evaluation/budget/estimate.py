@@ -143,6 +143,9 @@ def chain_of(sampler: Sampler) -> ChainSampler:
     if sampler.temperature != 1.0:
         raise ValueError(f"an error budget needs temperature 1, got {sampler.temperature}")
     sampler.mdp.geometry.require_linear("an error budget")
+    if sampler.mdp.conditions is not None:
+        names = ", ".join(sampler.mdp.conditions.names)
+        raise ValueError(f"an error budget is of one energy, got one with parameters ({names})")
     # The gap is the same in the chain's own coordinates.
     return sampler if sampler.coordinates is None else ChainSampler(sampler.mdp, sampler.policy)
 

@@ -11,6 +11,7 @@ vgs-rl benchmark distill                          few network calls, and one, by
 vgs-rl benchmark untuned                          targets without settings, and the verdict
 vgs-rl benchmark certificate                      how often intervals of log Z hold, with a picture
 vgs-rl benchmark budget                           what the gap is made of, and predictions
+vgs-rl benchmark conditional                      one sampler of a range of temperatures
 vgs-rl benchmark ebm                              an update of an energy-based model
 vgs-rl benchmark stability                        10,000 of them at three rates
 """
@@ -24,6 +25,7 @@ from jsonargparse import auto_cli
 
 from vgs_rl.experiments.benchmarks.budget import budget
 from vgs_rl.experiments.benchmarks.certificate import certificate
+from vgs_rl.experiments.benchmarks.conditional.temperatures import conditional
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Any] = {
     "untuned": untuned,
     "certificate": certificate,
     "budget": budget,
+    "conditional": conditional,
     "ebm": ebm,
     "stability": stability,
 }

@@ -3,6 +3,9 @@
 vgs-rl evaluate RUN [RUN ...] [--n 100000] [--resample true] [--smc true] [--json -]
 vgs-rl evaluate RUN --certificate 0.05         draws until log Z is bounded to 0.05 nats
 vgs-rl evaluate RUN --budget                   what the gap is made of, and what to buy
+vgs-rl evaluate RUN --temperature 0.7          a run of a range of temperatures, at one of them
+vgs-rl evaluate RUN --condition kappa=0.25     an energy with parameters, at one value
+vgs-rl evaluate RUN --curve                    log Z over the range, with bounds and a picture
 vgs-rl evaluate --pretrained my_sampler.pt     an exported sampler, or a shipped name
 vgs-rl evaluate RUN --export my_sampler.pt     one small file for load_sampler()
 vgs-rl evaluate RUN --export my_sampler.pt2    a program of torch.export, without this package
@@ -55,7 +58,10 @@ from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 from vgs_rl.training.resume import run_digest
 
-FOR_SAMPLERS = ("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget")
+FOR_SAMPLERS = (
+    *("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget"),
+    *("temperature", "condition", "curve"),
+)
 
 
 @command
@@ -115,6 +121,12 @@ def make_parser() -> Parser:
     add("--limit", type=whole(2), default=None, help=most)
     parts = "split EUBO - log Z by its causes; writes budget.json and a picture into the run"
     add("--budget", type=switch, nargs="?", const=True, default=False, help=parts)
+    at = "of a run whose temperature is a range: which one is evaluated; 1 by default"
+    add("--temperature", type=positive, default=None, help=at)
+    at = "NAME=VALUE of a run whose energy has parameters: what is evaluated"
+    add("--condition", action="append", default=[], metavar="NAME=VALUE", help=at)
+    curve = "log Z at so many values over the range; writes log_z.json and a picture into the run"
+    add("--curve", type=whole(2), nargs="?", const=11, default=None, help=curve)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
@@ -130,9 +142,22 @@ def _parse(arguments: list[str]) -> Namespace:
         raise Mistake("give at least one run folder, or --pretrained NAME")
     if options.export is not None and (len(options.runs) != 1 or options.pretrained):
         raise Mistake(f"--export needs exactly one run folder, got {len(options.runs)}")
+    options.condition = _condition(options)
     if options.limit is not None and options.certificate is None:
         raise Mistake(f"--limit is of --certificate, which is not given, got {options.limit:,}")
     return options
+
+
+def _condition(options: Namespace) -> dict[str, float] | None:
+    """The value of an energy's parameters that is asked for, by name."""
+    condition = {} if options.temperature is None else {"temperature": options.temperature}
+    for text in options.condition:
+        name, _, value = text.partition("=")
+        try:
+            condition[name] = float(value)
+        except ValueError:
+            raise Mistake(f"--condition must be NAME=VALUE, got {text!r}") from None
+    return condition or None
 
 
 def _evaluate_detectors(options: Namespace) -> dict[str, Report]:
@@ -210,6 +235,14 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
     sampler: Sampler = agent.sampler()
     if isinstance(agent, ValueGradientAgent) and options.compiled:
         sampler = agent.sampler(compiled=True)
+    chosen, energy = agent.target_at(options.condition)
+    if chosen is None and options.curve is not None:
+        raise Mistake(f"--curve is for energies with parameters, got {run.config.env}")
+    if chosen is not None:
+        for option in ("smc", "budget", "ceiling"):
+            if getattr(options, option):
+                raise Mistake(f"--{option} is for one energy, got one with parameters: {run.title}")
+        sampler = sampler.at(chosen)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {name} has none: {run.folder}")
     if options.smc:
@@ -217,7 +250,7 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
     if options.ceiling:
         require_exact_values(agent.mdp.energy, agent.mdp.temperature)
     if options.certificate is not None:
-        require_backward_paths(sampler, agent.energy)
+        require_backward_paths(sampler, energy)
     if options.budget:
         chain_of(sampler)
     return sampler
@@ -237,11 +270,12 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         resample=options.resample,
         sampler=sampler,
         progress_bar=True,
+        condition=options.condition,
     )
     if options.certificate is not None:
         proven = certify(
             sampler,
-            agent.energy,
+            agent.target_at(options.condition)[1],
             options.certificate,
             n=report.n_samples,
             limit=options.limit or LIMIT,
@@ -252,6 +286,8 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         hold(report, proven, options.certificate)
     if options.budget:
         _split_gap(options, run, sampler, report)
+    if options.curve is not None:
+        _show_curve(options, run)
     columns = {run.title: report}
     exported = options.export
     if exported is not None and exported.suffix == ".pt2" and isinstance(agent, ValueGradientAgent):
@@ -282,3 +318,16 @@ def _split_gap(options: Namespace, run: _Loaded, sampler: Sampler, report: Repor
     picture = run.folder / "figures" / "error_budget.png"
     picture.parent.mkdir(exist_ok=True)
     try_picture("error_budget", lambda: save_figure(budget.plot(), picture))
+
+
+def _show_curve(options: Namespace, run: _Loaded) -> None:
+    """Shows log Z over the range of the parameters, and writes it into the run's folder."""
+    curve = run.agent.log_z_curve(options.curve, seed=run.config.evaluation.seed)
+    if options.json != STANDARD:
+        print(f"log Z of {run.title}\n{curve}\n")
+    if run.folder is None:
+        return
+    write_text(run.folder / "log_z.json", json.dumps(curve.rows(), indent=2) + "\n")
+    picture = run.folder / "figures" / "log_z.png"
+    picture.parent.mkdir(exist_ok=True)
+    try_picture("log_z", lambda: save_figure(curve.plot(), picture))

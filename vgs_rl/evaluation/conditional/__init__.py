@@ -1,0 +1,1 @@
+"""Evaluation of samplers of conditional energies."""

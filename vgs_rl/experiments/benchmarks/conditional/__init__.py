@@ -1,0 +1,1 @@
+"""One sampler of a range of temperatures, next to samplers of one each."""
