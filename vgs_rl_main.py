@@ -28,6 +28,7 @@ COMMANDS = {
     "make-reference": "make the reference samples of a particle system",
     "completion": "print the completion script of bash or zsh",
 }
+TOGETHER = ("train",)  # what several processes of torchrun do together
 HELP = """usage: vgs-rl COMMAND [OPTIONS]
 
 Sampling from unnormalised densities as reinforcement learning.
@@ -93,6 +94,12 @@ def _run(words: list[str]) -> int:
 
 
 def _started(name: str, arguments: list[str], typed: str) -> int:
+    ranks = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if name not in TOGETHER and ranks != "1":
+        print(
+            f"error: {name} runs in one process, got {ranks}: leave torchrun out", file=sys.stderr
+        )
+        return 2
     with ctrl_c_ends_at_once():
         from vgs_rl.experiments.cli import command_named
 

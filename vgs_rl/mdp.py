@@ -40,6 +40,7 @@ from vgs_rl.fields import settle
 from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
 from vgs_rl.starts import StartConfig, start_of
+from vgs_rl.training import parallel
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
 
 _COUNTING = threading.Lock()
@@ -376,7 +377,7 @@ class SamplingMDP(Noising, nn.Module):
                 x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
                 gap = push - self.control(policy, x_t, t)
                 squares = gap.square().sum(-1).mean() / self.effective_dim
-                estimates.append(squares.sqrt())
+                estimates.append(squares)
                 continue
             x_next, _ = self.noised_marginal(x, t + 1, generator)
             z = self.noise(len(x), generator)
@@ -388,6 +389,7 @@ class SamplingMDP(Noising, nn.Module):
             along = known - known.mean()
             slope = (along * squares).sum() / along.square().sum()
             mean = squares.mean() - slope * (known.mean() - self.effective_dim)
-            estimates.append((mean / self.effective_dim).clamp_min(0.0).sqrt())
-        fitted = torch.stack(estimates).clamp(self.LEAST_RHO, 1.0)
+            estimates.append(mean / self.effective_dim)
+        variance = parallel.mean(torch.stack(estimates), len(x))
+        fitted = variance.clamp_min(0.0).sqrt().clamp(self.LEAST_RHO, 1.0)
         self.rho.lerp_(fitted.nan_to_num(1.0), rate)

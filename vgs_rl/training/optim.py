@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vgs_rl.files.restore import check_like
+from vgs_rl.training.parallel import average_gradients
 
 
 class Tally:
@@ -57,6 +58,8 @@ def guarded_step(
 ) -> Tensor:
     """One step down the gradient of a loss, or none where loss or gradient is not finite.
 
+    Ranks that train together make one step, down the mean of their gradients, or none.
+
     Args:
         optimizer: a fused one, which can skip a step without a round trip to the host.
         loss: a scalar that depends on its parameters.
@@ -71,6 +74,9 @@ def guarded_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if wanted is not None:
+        loss = torch.where(wanted, loss, torch.nan)  # which is no step on any rank
+    (loss,) = average_gradients(parameters, loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
         short = norm <= max_norm
