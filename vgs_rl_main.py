@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate trained runs, detectors or exported samplers again",
     "distill": "make a sampler of few network calls, or one, from a trained one",
     "compare": "train agents and run baselines on the same MDP, in one table",
+    "sweep": "search settings of a training by its validation ELBO",
     "sample": "draw from a trained run or a shipped sampler into a file",
     "list": "show targets, agents, configurations and shipped samplers",
     "train-ebm": "train an energy-based model as an anomaly detector",

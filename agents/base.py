@@ -63,6 +63,7 @@ class Agent(Usable):
         counters: updates, transitions, energy evaluations and seconds used.
         progress: fraction of the budget used, in [0, 1]; schedules read it.
         tally: updates in vain so far: those whose loss or gradient was not finite.
+        validation: updates before the last validation, and its ELBO.
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         finished: whether the last call of :meth:`learn` used its budget up.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
@@ -86,6 +87,7 @@ class Agent(Usable):
         self.progress = 0.0
         self.checkpoint: str | None = None
         self.best_elbo, self.best_progress = -float("inf"), 0.0
+        self.validation = (-1, float("nan"))
         self.tally = Tally(mdp.device)
         self._energy_progress: EnergyProgress | None = None
         self._setup()
@@ -300,6 +302,7 @@ class Agent(Usable):
                 f"{self.counters.updates:,}: the energy is -inf there"
             )
         elbo, merit = float(live_elbo(log_weight)), self._merit(log_weight)
+        self.validation = (self.counters.updates, elbo)
         if folder is None:
             self.best_elbo = max(self.best_elbo, merit)
             return elbo

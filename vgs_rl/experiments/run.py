@@ -121,6 +121,7 @@ def train(
     progress_bar: bool = True,
     trust: Trust = False,
     begin: Callable[[Agent], None] | None = None,
+    callback: Callable[[Agent], bool | None] | None = None,
 ) -> Report | None:
     """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
 
@@ -140,6 +141,7 @@ def train(
         progress_bar: whether to show one.
         trust: the user's word for what the resumed folder names (:mod:`vgs_rl.trust`).
         begin: called with the untrained agent of a new run, such as to give it a teacher's states.
+        callback: called after every update; False ends the training, as Ctrl-C does.
 
     Returns:
         The report, or None if training was interrupted (``--resume`` goes on).
@@ -158,10 +160,12 @@ def train(
         if begin is not None:
             begin(agent)
         if not parallel.is_first():
-            return _learn(config, target, agent, None, progress_bar=False)
+            return _learn(config, target, agent, None, progress_bar=False, callback=callback)
         folder = RunFolder(config.folder, config.to_yaml(), identity=identity, overwrite=overwrite)
         with folder:
-            return _learn(config, target, agent, folder, progress_bar=progress_bar)
+            return _learn(
+                config, target, agent, folder, progress_bar=progress_bar, callback=callback
+            )
     was = saved_config(resume, trust=trust)
     require_same_run(was, config, resume)
     target, agent = build(config)
@@ -182,7 +186,7 @@ def train(
                 )
                 return report
         if not parallel.is_first():
-            return _learn(config, target, agent, None, progress_bar=False)
+            return _learn(config, target, agent, None, progress_bar=False, callback=callback)
         folder = RunFolder(
             resume,
             config.to_yaml(),
@@ -192,11 +196,19 @@ def train(
         )
         notice(f"going on in {resume} at update {agent.counters.updates:,}")
         with folder:
-            return _learn(config, target, agent, folder, progress_bar=progress_bar)
+            return _learn(
+                config, target, agent, folder, progress_bar=progress_bar, callback=callback
+            )
 
 
 def _learn(
-    config: RunConfig, target: Target, agent: Agent, folder: RunFolder | None, *, progress_bar: bool
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    folder: RunFolder | None,
+    *,
+    progress_bar: bool,
+    callback: Callable[[Agent], bool | None] | None,
 ) -> Report | None:
     """Trains to the end of the budget, takes the chosen checkpoint and evaluates it.
 
@@ -207,7 +219,11 @@ def _learn(
     if folder is not None:
         folder.hyper_parameters(shown_settings(config))
     agent.learn(
-        config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
+        config.budget,
+        evaluation=config.evaluation,
+        folder=folder,
+        progress_bar=progress_bar,
+        callback=callback,
     )
     report = None
     if agent.finished and folder is not None:

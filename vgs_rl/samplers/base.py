@@ -260,6 +260,11 @@ def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
     return cleaned(torch.cat(present)) if present else None
 
 
+def chunk_seeds(n: int, generator: torch.Generator) -> list[int]:
+    """The seeds of n chunks that a CPU draws one by one, in any order."""
+    return [int(seed) for seed in torch.randint(2**62, (n,), generator=generator)]
+
+
 def pilot_generator(device: torch.device, seed: int = 0) -> torch.Generator:
     """A generator for a pilot run: no draw from `seed`, or from any other, shares its numbers."""
     (stream,) = np.random.SeedSequence(seed).spawn(1)
@@ -322,19 +327,19 @@ class ChainSampler(Sampler):
             yield from super()._draw_chunks(sizes, generator)
             return
         keep_freed_memory()
-        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
-
-        def draw(chunk: tuple[int, int]) -> Samples:
-            size, seed = chunk
-            with torch.no_grad():  # which is a thread's own
-                return self._episodes(size, torch.Generator().manual_seed(seed))
-
+        draws = list(zip(sizes, chunk_seeds(len(sizes), generator), strict=True))
         safe = self.mdp.energy.thread_safe or getattr(self.policy, "thread_safe", False)
         with self.mdp.uncounted() as used:
-            chunks = map_in_threads(draw, list(zip(sizes, seeds, strict=True)), alone=not safe)
+            chunks = map_in_threads(self.draw_chunk, draws, alone=not safe)
             for i, chunk in enumerate(chunks, 1):
                 # Threads share the MDP's counter, so only the sum is known, at the end.
                 yield replace(chunk, energy_evaluations=used() if i == len(sizes) else 0)
+
+    def draw_chunk(self, chunk: tuple[int, int]) -> Samples:
+        """A chunk of a CPU by its size and seed, anywhere the same; what it costs is not known."""
+        size, seed = chunk
+        with torch.no_grad():  # which is a thread's own
+            return self._episodes(size, torch.Generator().manual_seed(seed))
 
     def export(self, path: Path | str, *, weights: bool = True) -> None:
         """Writes the chain as a program of `torch.export`, which runs without this package.

@@ -9,6 +9,8 @@ An energy is explored and learned first, without any setting, and a verdict says
 .json file of the same name holds the verdict, the evidence and every choice made; --repeat does the
 same again, as often as it was done there, and the same machine gives the same numbers.
 
+--launcher ray draws the chunks of a trained sampler over a Ray cluster: the same numbers.
+
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
 """
@@ -34,6 +36,7 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
+from vgs_rl.experiments.launchers import SpreadSampler, add_launcher_options, launcher_of
 from vgs_rl.experiments.pretrained import load_pretrained, shipped_samplers
 from vgs_rl.experiments.run import load_run
 from vgs_rl.fields import nearest
@@ -64,6 +67,7 @@ def make_parser() -> Parser:
     add("--repeat", type=Path, default=None, help="the .json file of an energy's samples")
     add("--logdir", type=output_folder, default=None, help="empty folder for TensorBoard")
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
+    add_launcher_options(parser)
     add("--trust", type=switch, default=False, help=TRUST_HELP)
     return parser
 
@@ -83,7 +87,10 @@ def main(arguments: list[str]) -> int:
             if not Path(options.source).exists():
                 find(options.source)  # which refuses, with the nearest names
             raise Mistake(f"--{name} is for an energy's name, got {options.source!r}")
+    launcher = launcher_of(options)
     sampler = _load(options)
+    if options.launcher != "local":
+        sampler = SpreadSampler(sampler, launcher)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {options.source} has none")
     sampler.progress_bar = True
@@ -116,9 +123,14 @@ def _is_target(options: Namespace) -> bool:
 
 def _sample_energy(options: Namespace) -> int:
     """Explores and learns an energy, writes its samples and prints the verdict."""
-    for name in ("resample", "checkpoint"):
+    for name in ("resample", "checkpoint", "address", "retries"):
         if getattr(options, name):
             raise Mistake(f"--{name} is for what has been trained, got the energy {options.source}")
+    if options.launcher != "local":
+        raise Mistake(
+            f"--launcher {options.launcher} is for what has been trained, got the energy "
+            f"{options.source}"
+        )
     with handling(interrupt):
         result = sample(
             options.source,
