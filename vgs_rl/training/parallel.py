@@ -26,6 +26,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # for the first rank, which validates, saves and draws pictures alone
 
 _joined = False
+_sent = 0
 
 
 class RankLost(OSError):
@@ -98,8 +99,15 @@ def alone() -> Iterator[None]:
         _joined = before
 
 
+def sent() -> int:
+    """Bytes of the tensors that this rank has brought to the meetings so far; no objects."""
+    return _sent
+
+
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _meeting(*brought: Tensor) -> Iterator[None]:
+    global _sent
+    _sent += sum(tensor.nbytes for tensor in brought)
     try:
         yield
     except RuntimeError as error:
@@ -160,7 +168,7 @@ def average_gradients(parameters: Iterable[Tensor], *numbers: Tensor) -> tuple[T
     gradients = [p.grad for p in parameters if p.grad is not None]
     scalars = [number.detach().to(gradients[0]).reshape(1) for number in numbers]
     flat = torch.cat([*(gradient.flatten() for gradient in gradients), *scalars])
-    with _meeting():
+    with _meeting(flat):
         dist.all_reduce(flat)
     flat /= world_size()
     sizes = [gradient.numel() for gradient in gradients]
@@ -183,7 +191,7 @@ def gather_parts(x: Tensor) -> list[Tensor]:
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x.detach()
     parts = [torch.empty_like(padded) for _ in counts]
-    with _meeting():
+    with _meeting(padded):
         dist.all_gather(parts, padded)
     return [part[:n] for part, n in zip(parts, counts, strict=True)]
 
@@ -198,7 +206,7 @@ def mean(x: Tensor, weight: float = 1.0) -> Tensor:
     if world_size() == 1:
         return x
     total = torch.cat([(x * weight).flatten(), x.new_full((1,), weight)])
-    with _meeting():
+    with _meeting(total):
         dist.all_reduce(total)
     return (total[:-1] / total[-1]).view_as(x)
 
@@ -208,7 +216,7 @@ def totals(*numbers: float) -> tuple[float, ...]:
     if world_size() == 1:
         return numbers
     summed = torch.tensor(numbers, dtype=torch.float64)
-    with _meeting():
+    with _meeting(summed):
         dist.all_reduce(summed)
     return tuple(summed.tolist())
 
@@ -240,7 +248,7 @@ def equalise(tensors: Iterable[Tensor]) -> None:
         by_type.setdefault(tensor.dtype, []).append(tensor.detach())
     for alike in by_type.values():
         flat = torch.cat([tensor.flatten() for tensor in alike])
-        with _meeting():
+        with _meeting(flat):
             dist.broadcast(flat, 0)
         for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
             tensor.copy_(part.view_as(tensor))

@@ -3,6 +3,7 @@
 vgs-rl benchmark env                              a step through NumPy, transitions/s
 vgs-rl benchmark libraries                        where SB3's and tianshou's time goes
 vgs-rl benchmark sampling                         samples/s, memory, evaluation time
+vgs-rl benchmark scaling                          time and memory against size, D, T and ranks
 vgs-rl benchmark oracle --configs '[gmm9]'        ceilings of schedule, drift and start
 vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and bounds
 vgs-rl benchmark steps                            T against quality, with a picture
@@ -26,7 +27,7 @@ from vgs_rl.experiments.benchmarks.certificate import certificate
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
-from vgs_rl.experiments.benchmarks.speed import env, sampling
+from vgs_rl.experiments.benchmarks.speed import env, sampling, scaling
 from vgs_rl.experiments.benchmarks.steps import oracle, steps
 from vgs_rl.experiments.benchmarks.students import distill
 from vgs_rl.experiments.benchmarks.untuned import untuned
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Any] = {
     "env": env,
     "libraries": libraries,
     "sampling": sampling,
+    "scaling": scaling,
     "quality": quality,
     "oracle": oracle,
     "steps": steps,
