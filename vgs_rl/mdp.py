@@ -40,6 +40,7 @@ from vgs_rl.fields import settle
 from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
 from vgs_rl.starts import StartConfig, start_of
+from vgs_rl.threads import measured
 from vgs_rl.training import parallel
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
 
@@ -312,7 +313,7 @@ class SamplingMDP(Noising, nn.Module):
         cost = torch.zeros_like(log_weight)
         states = [x]
         rho = self.rho * noise_scale
-        for t in range(self.num_steps):
+        for t in measured(range(self.num_steps), self.device):
             step = self._advance(State(x, t), policy, generator, rho)
             x = step.state.x
             log_weight = log_weight + step.log_ratio

@@ -1,4 +1,9 @@
-"""Work in torch's threads, with a way back to the thread that asked for it.
+"""Work in torch's threads: how many, and a way back to the thread that asked for it.
+
+Threads that share one operation wait for each other at its end. Where another process has taken a
+core, the one that lost it makes all wait until it has one again, at every operation. One thread
+then is many times faster than all. So long loops measure which it is (:func:`measured`), unless
+`OMP_NUM_THREADS` gives the number.
 
 An object of a foreign library often belongs to one thread, or keeps what it computes with. So
 threads that need it ask the thread that waits for them, which calls it, one call at a time.
@@ -6,8 +11,10 @@ threads that need it ask the thread that waits for them, which calls it, one cal
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -18,6 +25,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], bool]
+
+TRIALS, PERIOD = 6, 60  # steps that are measured, of so many
 
 _local = threading.local()
 
@@ -70,6 +79,54 @@ class _Caller:
             job = self._jobs.get()
             if job is not None:
                 job[0].set_exception(RuntimeError("the calling thread has stopped waiting"))
+
+
+def measured(
+    steps: Iterable[Item],
+    device: torch.device,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Item]:
+    """The items, for a loop of alike steps that torch's threads share on a CPU, or one does alone.
+
+    Which is faster is measured: the first steps are done in turns, then the faster way is kept, and
+    tried against the other one again now and then, since a machine gets busy and quiet. What comes
+    out does not depend on it. With one thread, on another device, or where `OMP_NUM_THREADS` is
+    set, nothing is changed.
+
+    Args:
+        steps: what the loop is over.
+        device: where its tensors are.
+        clock: seconds.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        yield from steps
+        return
+    used, trials = threads, list[tuple[float, int]]()
+    try:
+        for number, step in enumerate(steps):
+            place = number % PERIOD
+            if place < TRIALS:
+                used = threads if place % 2 == 0 else 1
+            elif place == TRIALS:
+                used = _faster(trials)
+                trials.clear()
+            torch.set_num_threads(used)
+            began = clock()
+            yield step
+            if place < TRIALS:
+                trials.append((clock() - began, used))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _faster(trials: Sequence[tuple[float, int]]) -> int:
+    """The number of threads whose steps took less time altogether."""
+    times: dict[int, float] = {}
+    for seconds, threads in trials:
+        times[threads] = times.get(threads, 0.0) + seconds
+    return min(times, key=lambda threads: times[threads])
 
 
 def in_callers_thread(function: Callable[..., Result], *arguments: Any) -> Result:

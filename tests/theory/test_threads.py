@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,7 @@ from vgs_rl.envs import (
     check_energy,
 )
 from vgs_rl.samplers.base import Samples
-from vgs_rl.threads import in_callers_thread, map_in_threads
+from vgs_rl.threads import in_callers_thread, map_in_threads, measured
 from vgs_rl.transitions import Policy
 
 N = 5_000  # three chunks
@@ -234,3 +235,50 @@ def test_a_check_calls_an_energy_from_two_threads() -> None:
     assert "made in another thread" in check_energy(Bound()).skipped[name]
     assert name in check_energy(Locked()).passed
     assert name in check_energy(GMM9()).passed
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+
+
+def steps_of(slow: dict[int, float], n: int = 200) -> list[int]:
+    """Numbers of threads that a measured loop takes, where a step takes a time by their number."""
+    times, used = [0.0], []
+    for _ in measured(range(n), torch.device("cpu"), clock=lambda: sum(times)):
+        used.append(torch.get_num_threads())
+        times.append(slow[used[-1]])
+    return used
+
+
+@pytest.mark.parametrize(("slow", "kept"), [({2: 9.0, 1: 1.0}, 1), ({2: 1.0, 1: 1.7}, 2)])
+def test_a_long_loop_takes_the_number_of_threads_that_is_faster(
+    two_threads: None, slow: dict[int, float], kept: int
+) -> None:
+    used = steps_of(slow)
+    assert set(used[:6]) == {1, 2}
+    assert used.count(kept) > 0.9 * len(used)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_loop_follows_a_machine_that_gets_busy(two_threads: None) -> None:
+    times, used = [0.0], []
+    for i in measured(range(300), torch.device("cpu"), clock=lambda: sum(times)):
+        used.append(torch.get_num_threads())
+        times.append({1: 1.7, 2: 1.0 if i < 150 else 50.0}[used[-1]])
+    assert used[100] == 2 and used[-1] == 1
+
+
+def test_a_loop_that_ends_early_leaves_the_threads_as_they_were(two_threads: None) -> None:
+    with contextlib.suppress(ZeroDivisionError):
+        for i in measured(range(10), torch.device("cpu")):
+            1 // (1 - i)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_number_of_threads_that_is_given_stays(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert set(steps_of({2: 9.0, 1: 1.0})) == {2}

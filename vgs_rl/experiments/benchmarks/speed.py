@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from torch.multiprocessing import spawn
 
 from vgs_rl import ChainSampler, MDPConfig, SamplingMDP, registered
@@ -236,6 +235,8 @@ def train_part(
     if not together:
         objective = config.agent.objective
         parts = {each: max(1, getattr(objective, each) // ranks) for each in objective.divided}
+        if "start_size" in parts:  # particles show every step to their network
+            parts["start_size"] = max(parts["start_size"], config.mdp.num_steps)
         config.agent.objective = replace(objective, **parts)
     with parallel.joined("cpu"):
         agent = build(config)[1]
