@@ -159,7 +159,7 @@ def test_chunks_drawn_anywhere_are_the_same_numbers(ray: FakeRay, resample: bool
 def test_only_chains_are_spread() -> None:
     energy = build(named_config("gmm9"))[1].energy
     with pytest.raises(ValueError, match="chunks of a ChainSampler on the CPU, got MALASampler"):
-        SpreadSampler(MALASampler(energy), LocalLauncher())
+        SpreadSampler(MALASampler(energy, 10_000), LocalLauncher())
 
 
 def test_a_folder_travels_whole_and_its_report_last(tmp_path: Path) -> None:
@@ -191,9 +191,11 @@ def test_settings_of_the_other_launcher_are_refused(
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: name != "ray" and found(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "ray" else found(name, *rest),
     )
-    _, error = call("sample", "GMM9", "--launcher", "ray", folder=tmp_path, status=2)
+    _, error = call("sample", "LJ13", "--launcher", "ray", folder=tmp_path, status=2)
     assert "pip install 'vgs-rl[ray]'" in error
 
 

@@ -36,7 +36,7 @@ def test_a_sweep_ends_goes_on_and_leaves_the_best_configuration(tmp_path: Path) 
     words = ("tiny.yaml", "--space", "space.yaml", *SMALL, "--progress", "false")
     with without_pictures():
         out, _ = call("sweep", *words, "--trials", 2, folder=tmp_path)
-        assert out.count("validation ELBO") == 2
+        assert out.count(": validation ELBO") == 2
         out, _ = call("sweep", *words, "--trials", 3, folder=tmp_path)
     assert "trial 2:" in out and "trial 1:" not in out
     folder = tmp_path / "runs" / "sweep" / "space"

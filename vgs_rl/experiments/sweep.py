@@ -233,17 +233,17 @@ class Sweep:
         return study
 
     def table(self, study: Any) -> Table:
-        """A row for each trial, those with the highest validation ELBO first."""
+        """A row for each trial: those that came to their end first, by their validation ELBO."""
         rows = []
         for trial in _done(study):
-            elbo = trial.value if trial.value is not None else math.nan
+            elbo = trial.value if trial.value is not None else -math.inf
             row = {"trial": trial.number, "state": trial.state.name.lower(), "elbo": elbo}
             rows.append({**row, **{name: trial.params[name] for name in self.space}})
-        return sorted(rows, key=lambda row: (math.isnan(row["elbo"]), -row["elbo"]))
+        return sorted(rows, key=lambda row: (row["state"] != "complete", -row["elbo"]))
 
     def write_best(self, table: Table) -> Path | None:
         """Writes best.yaml, the configuration of the best trial; None if no trial was completed."""
-        if not table or math.isnan(table[0]["elbo"]):
+        if not table or table[0]["state"] != "complete":
             return None
         config = self.config({name: table[0][name] for name in self.space})
         file = self.folder / "best.yaml"

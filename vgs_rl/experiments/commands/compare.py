@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(options: Namespace) -> int:
+    launcher = launcher_of(options, default=max(1, (os.cpu_count() or 1) // options.threads))
     budget = parse_budget(options.budget)
     root = options.output / budget_name(budget)
     jobs = make_jobs(
@@ -80,7 +81,6 @@ def _compare(options: Namespace) -> int:
     others = read_reports(options.reports, jobs)
     check_jobs(jobs)
     root.mkdir(parents=True, exist_ok=True)
-    launcher = launcher_of(options, default=max(1, (os.cpu_count() or 1) // options.threads))
     size = machine(options.threads)
     print_machine(size)
     ready = sum(job.finished for job in jobs)

@@ -14,6 +14,7 @@ ones after as many updates is stopped. The same command goes on after Ctrl-C or 
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
         return 130
     print_table("Trials by their best validation ELBO", table)
     write_text(sweep.folder / "table.md", markdown_table(table) + "\n")
-    rows = [{k: None if v != v else v for k, v in row.items()} for row in table]  # JSON has no NaN
+    rows = [{k: None if v == -math.inf else v for k, v in row.items()} for row in table]
     write_json({"trials": rows}, sweep.folder / "table.json")
     best = sweep.write_best(table)
     print(f"table     {sweep.folder / 'table.md'}, {sweep.folder / 'table.json'}")
