@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 from vgs_rl import ChainSampler, MDPConfig, SamplingMDP, registered
 from vgs_rl.agents import ValueGradientConfig
