@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], bool]
 
 TRIALS, PERIOD = 6, 60  # steps that are measured, of so many
+CLEARLY = 3.0  # times slower
 
 _local = threading.local()
 
@@ -103,30 +104,24 @@ def measured(
     if threads == 1 or device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
         yield from steps
         return
-    used, trials = threads, list[tuple[float, int]]()
+    times = {1: 0.0, threads: 0.0}
+    chosen: int | None = None
     try:
         for number, step in enumerate(steps):
             place = number % PERIOD
-            if place < TRIALS:
-                used = threads if place % 2 == 0 else 1
-            elif place == TRIALS:
-                used = _faster(trials)
-                trials.clear()
+            if place == 0:
+                times, chosen = dict.fromkeys(times, 0.0), None
+            used = chosen or (1 if place % 2 == 0 else threads)
             torch.set_num_threads(used)
             began = clock()
             yield step
-            if place < TRIALS:
-                trials.append((clock() - began, used))
+            times[used] += clock() - began
+            less, more = sorted(times.values())
+            # A pair of steps is enough where one of them took far longer.
+            if chosen is None and place % 2 and (place >= TRIALS - 1 or more > CLEARLY * less):
+                chosen = min(times, key=lambda count: times[count])
     finally:
         torch.set_num_threads(threads)
-
-
-def _faster(trials: Sequence[tuple[float, int]]) -> int:
-    """The number of threads whose steps took less time altogether."""
-    times: dict[int, float] = {}
-    for seconds, threads in trials:
-        times[threads] = times.get(threads, 0.0) + seconds
-    return min(times, key=lambda threads: times[threads])
 
 
 def in_callers_thread(function: Callable[..., Result], *arguments: Any) -> Result:

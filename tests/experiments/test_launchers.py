@@ -202,7 +202,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_a_comparison_on_a_cluster_is_the_local_one(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    options = ["FourGauss", "--agents", "pis,mala", "--budget", "updates=20", "--output"]
+    options = ["FourGauss", "--agents", "pis,mala", "--budget", "energies=6e3", "--output"]
     tables = []
     try:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
