@@ -82,10 +82,10 @@ def _dimension(where: str, name: str, content: Any) -> Dimension:
         raise ConfigError(f"{where}: must be {expected}, got {content!r}")
     low, high, step = content["low"], content["high"], content.get("step")
     for key, value in (("low", low), ("high", high), ("step", step)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
         if key == "step" and value is None:
             continue
-        if not number or not math.isfinite(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(float(value or 0))):
             raise ConfigError(f"{where}.{key}: must be a number, got {value!r}")
     log = content.get("log", False)
     if not isinstance(log, bool):
