@@ -18,11 +18,12 @@ from torch.multiprocessing import spawn
 
 from vgs_rl.agents import TD0, GradientMatching, PISConfig, TrajectoryBalanceConfig
 from vgs_rl.agents.base import Agent
-from vgs_rl.agents.ranks import state_of_all
+from vgs_rl.agents.ranks import ranks_of, state_of_all
 from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
 from vgs_rl.agents.value_gradient.sources import WeightedSource
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.run import build, train
+from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.registry import find
 from vgs_rl.training import parallel
@@ -317,8 +318,7 @@ def test_torchrun_trains_stops_in_order_and_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert f"stopped; go on with: python -m vgs_rl train --resume {folder}" in out
-    updates = torch.load(folder / "checkpoints" / "last.pt", weights_only=False)
-    assert len(updates["ranks"]) == 2
+    assert ranks_of(load_checkpoint(folder / "checkpoints" / "last.pt")) == 2
     longer = ["train", "--resume", str(folder), "--budget.updates", "100000"]
     _, error = call("train", *longer[1:], folder=tmp_path, status=2)
     assert "trained by 2 ranks, got 1" in error
