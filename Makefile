@@ -1,9 +1,9 @@
-# make setup | demo | compare | test | check | docs | slow | clean
+# make setup | demo | compare | test | check | docs | slow | release | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo compare test check format docs site slow clean
+.PHONY: setup demo compare test test-lowest test-newest check format docs site slow release clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make test    fast tests (minutes)        make slow    trainings as tests"
 	@echo "make check   format, lint, strict types of the built package"
 	@echo "make docs    build the documentation and serve it on localhost:8000"
+	@echo "make test-lowest, test-newest   the fast tests on the oldest and newest dependencies"
+	@echo "make release audit the dependencies, build wheel and sdist twice, compare their bytes"
 	@echo "make format  rewrite the sources in the project's format"
 
 setup: $(VENV)/.installed
@@ -34,6 +36,25 @@ compare: setup
 # A file of tests is one worker's, so that what its tests share is made once.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+# In an environment of their own under build/: the oldest versions that pyproject.toml allows, and
+# the newest that there are. What an extra needs is left out, and its tests are skipped.
+test-lowest test-newest: test-%:
+	rm -rf build/$*
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(filter lowest,$*),-c constraints-lowest.txt,--upgrade --upgrade-strategy eager) \
+		-e ".[dev]"
+	build/$*/bin/python -m pip list --format freeze
+	OMP_NUM_THREADS=1 build/$*/bin/pytest -n auto --dist loadfile -m "not slow"
+
+# pip-audit knows the reported vulnerabilities of what is installed; it needs the network.
+release: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --local --skip-editable
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python scripts/check_reproducible.py dist
+	$(BIN)/python scripts/check_wheel.py dist
 
 slow: setup
 	$(BIN)/pytest -m slow

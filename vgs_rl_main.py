@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate trained runs, detectors or exported samplers again",
     "distill": "make a sampler of few network calls, or one, from a trained one",
     "compare": "train agents and run baselines on the same MDP, in one table",
+    "sweep": "search settings of a training by its validation ELBO",
     "sample": "draw from a trained run or a shipped sampler into a file",
     "list": "show targets, agents, configurations and shipped samplers",
     "train-ebm": "train an energy-based model as an anomaly detector",
@@ -28,6 +29,7 @@ COMMANDS = {
     "make-reference": "make the reference samples of a particle system",
     "completion": "print the completion script of bash or zsh",
 }
+TOGETHER = ("train",)  # what several processes of torchrun do together
 HELP = """usage: vgs-rl COMMAND [OPTIONS]
 
 Sampling from unnormalised densities as reinforcement learning.
@@ -93,6 +95,12 @@ def _run(words: list[str]) -> int:
 
 
 def _started(name: str, arguments: list[str], typed: str) -> int:
+    ranks = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if name not in TOGETHER and ranks != "1":
+        print(
+            f"error: {name} runs in one process, got {ranks}: leave torchrun out", file=sys.stderr
+        )
+        return 2
     with ctrl_c_ends_at_once():
         from vgs_rl.experiments.cli import command_named
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.ranks import load_own, replicated, require_ranks, state_of_all
 from vgs_rl.agents.usage import Usable
 from vgs_rl.checks import seed_of
 from vgs_rl.evaluation.progress import EnergyProgress
@@ -18,6 +20,7 @@ from vgs_rl.files.restore import check_like, fitting, load_generator, load_modul
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import Sampler
+from vgs_rl.training import parallel
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.training.loop import Checkpoints, Counters, Loop, Recording, Scalars
@@ -57,20 +60,27 @@ class Agent(Usable):
 
     Attributes:
         mdp: the MDP; its start and noise scales belong to the agent's state.
-        generator: source of all randomness in training.
+        generator: source of all randomness in training; each rank has its own.
+        ranks: how many processes train it together.
+        common: source of what is random and the same on all ranks; of one rank, `generator`.
         counters: updates, transitions, energy evaluations and seconds used.
         progress: fraction of the budget used, in [0, 1]; schedules read it.
         tally: updates in vain so far: those whose loss or gradient was not finite.
+        validation: updates before the last validation, and its ELBO.
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         finished: whether the last call of :meth:`learn` used its budget up.
         saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
         conditional: whether it learns energies with parameters.
+        sharded: those of them that each rank has for itself.
+        data_parallel: whether several ranks can train it together.
     """
 
     IN_VAIN: ClassVar[str] = "were skipped: their loss or gradient was not finite"
 
     saved: ClassVar[tuple[str, ...]] = ()
     conditional: ClassVar[bool] = False
+    sharded: ClassVar[tuple[str, ...]] = ()
+    data_parallel: ClassVar[bool] = False
     finished: bool = False
 
     def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
@@ -80,14 +90,22 @@ class Agent(Usable):
                 f"({', '.join(mdp.conditions.names)}): VGS learns those"
             )
         self.mdp, self.seed = mdp, seed_of(seed)
-        self.generator = mdp.generator(seed)
+        require_ranks(self)
+        self.ranks = parallel.world_size()
+        self._seed_generators()
         self.counters = Counters()
         self.progress = 0.0
         self.checkpoint: str | None = None
         self.best_elbo, self.best_progress = -float("inf"), 0.0
+        self.validation = (-1, float("nan"))
         self.tally = Tally(mdp.device)
         self._energy_progress: EnergyProgress | None = None
         self._setup()
+
+    def _seed_generators(self) -> None:
+        self.generator = self.common = self.mdp.generator(parallel.own_seed(self.seed))
+        if parallel.world_size() > 1:
+            self.common = self.mdp.generator(parallel.common_seed(self.seed))
 
     @abstractmethod
     def _setup(self) -> None:
@@ -112,6 +130,7 @@ class Agent(Usable):
             "skipped_updates": self.skipped,
             "checkpoint": self.checkpoint,
             "notes": self.notes(),
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
         }
 
     @property
@@ -151,6 +170,9 @@ class Agent(Usable):
         lets an update or a validation come to its end; one that takes seconds is cut off by a
         KeyboardInterrupt, and training goes on from the last checkpoint.
 
+        Ranks that train together (:mod:`vgs_rl.training.parallel`) call it together. The first one
+        alone has a folder, validates and shows a bar.
+
         Args:
             budget: when to stop; counts include what an earlier call used.
             evaluation: how often to log, validate and save.
@@ -179,7 +201,13 @@ class Agent(Usable):
         evaluation = evaluation or EvaluationConfig()
         self.prepare(budget, progress_bar=progress_bar)
         validated = -1
-        checkpoints = Checkpoints(folder, self.state_dict, evaluation.save_seconds)
+        checkpoints = Checkpoints(
+            folder,
+            lambda: state_of_all(self),
+            evaluation.save_seconds,
+            lambda: self.counters.seconds if parallel.world_size() > 1 else time.monotonic(),
+        )
+        parallel.equalise(replicated(self))
         with Loop(self, budget, progress_bar=progress_bar) as loop:
 
             def show(values: dict[str, float]) -> None:
@@ -194,7 +222,7 @@ class Agent(Usable):
                     loop.tick()
 
             self.progress = loop.fraction()
-            if folder is not None and not folder.records:
+            if parallel.from_first(folder is not None and not folder.records):
                 if self.counters.updates == 0:
                     checkpoints.save()  # what was prepared, such as an exploration
                     self._validate(evaluation, folder, checkpoints, competes=False)
@@ -206,19 +234,21 @@ class Agent(Usable):
                     Recording(folder, self, evaluation.log_every, show),
                     validate,
                     checkpoints,
-                    lambda scalars: None if callback is None else callback(self),
+                    lambda scalars: (
+                        None if callback is None else parallel.all_of(callback(self) is not False)
+                    ),
                 ],
                 on_progress=self._set_progress,
             )
             updates = self.counters.updates
             recorded = folder is not None and folder.validated(updates)
-            if finished and validated != updates and not recorded:
+            if parallel.from_first(finished and validated != updates and not recorded):
                 self._validate(evaluation, folder, checkpoints)
                 loop.tick()
             checkpoints.save()
             if folder is not None:
                 folder.flush()
-            for note in self.notes():
+            for note in self.notes() if parallel.is_first() else ():
                 warnings.warn(note, stacklevel=2)
             self.finished = finished and not loop.interrupted()
             return self
@@ -252,7 +282,7 @@ class Agent(Usable):
         *,
         competes: bool = True,
     ) -> float:
-        """ELBO and friends on fresh samples; saves the best checkpoint and the last.
+        """ELBO and friends on fresh samples of rank 0; saves the best checkpoint and the last.
 
         Best is the highest ELBO. Where paths have weight 0 it is that of the sampler which throws
         them away (:func:`vgs_rl.weights.live_elbo`), so an energy that is infinite here and there
@@ -268,6 +298,9 @@ class Agent(Usable):
         Raises:
             ValueError: if a sample has energy -inf, which would be best for ever.
         """
+        if not parallel.is_first():
+            checkpoints.save()
+            return float("nan")
         # A fixed validation seed: checkpoints are compared on the same noise.
         samples = self.sampler().sample(evaluation.validation_samples, evaluation.seed + 1)
         if samples.log_weight is None:
@@ -282,6 +315,7 @@ class Agent(Usable):
                 f"{self.counters.updates:,}: the energy is -inf there"
             )
         elbo, merit = float(live_elbo(log_weight)), self._merit(log_weight)
+        self.validation = (self.counters.updates, elbo)
         if folder is None:
             self.best_elbo = max(self.best_elbo, merit)
             return elbo
@@ -333,7 +367,7 @@ class Agent(Usable):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`.
+        """Restores :meth:`state_dict`; of a training by as many ranks, each rank's own part.
 
         Raises:
             ValueError: if the state belongs to another agent or another configuration.
@@ -351,6 +385,7 @@ class Agent(Usable):
             for name in ("tally", *self.saved):
                 restore(getattr(self, name), state[name], name)
             load_generator(self.generator, state["generator"])
+            load_own(self, state)
         self.counters = Counters(**state["counters"])
         self.best_elbo, self.best_progress = state["best_elbo"], state["best_progress"]
 

@@ -67,6 +67,8 @@ class Episodes:
         # Of one row, x and what log w gained may be NumPy's and Python's until they are asked for.
         self._array: Array | None = None
         self._gained = 0.0
+        self._x: Tensor
+        self._log_weight: Tensor
         self.x = torch.zeros(n, mdp.dim, device=mdp.device, dtype=mdp.dtype)
         self.log_weight = torch.zeros(n, device=mdp.device, dtype=mdp.dtype)
         self.t: int | Array = -1

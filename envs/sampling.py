@@ -165,7 +165,8 @@ class SamplingEnv(Face, gymnasium.Env[Array, Array]):
             reward, energy = episodes.step_alone(array)
         else:
             outcome = episodes.step(episodes.control(action, "action", self._shape))
-            reward, energy = float(outcome.reward[0]), outcome.energy
+            reward = float(outcome.reward[0])
+            energy = None if outcome.energy is None else torch.from_numpy(outcome.energy)
         info: dict[str, Any] = {}
         if energy is not None:
             info[weight_key(episodes)] = np.float64(episodes.log_weight[0])

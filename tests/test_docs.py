@@ -128,7 +128,8 @@ STUBS = """
 vgs-rl() { python_of_the_test "$@"; }
 make() { python_of_the_test make "$@"; }
 pip() { :; }; git() { :; }; cd() { :; }; source() { :; }; tensorboard() { :; }
-python() { :; }
+python() { :; }; sbatch() { :; }
+torchrun() { while [ "$1" != vgs_rl ]; do shift; done; shift; python_of_the_test "$@"; }
 """
 
 
@@ -174,7 +175,7 @@ def test_commands_and_their_options_exist(page: Path, tmp_path: Path) -> None:
         options = [each.partition("=")[0] for each in arguments if each.startswith("--")]
         if command == "benchmark":
             command = f"benchmark {arguments.pop(0)}"
-        text = help_of(command)
+        text = help_of(command) + (help_of("train") if command == "sweep" else "")
         for option in options:
             agent, _, setting = option.partition("--agent.")
             if not agent and setting and command == "train":

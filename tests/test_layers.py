@@ -14,6 +14,7 @@ SOURCES = sorted(
 # Lowest first. A prefix stands for everything below it that has no prefix of its own.
 LAYERS = [
     ("vgs_rl.checks",),
+    ("vgs_rl.training.parallel",),
     ("vgs_rl.files", "vgs_rl.configs", "vgs_rl.training.optim"),
     ("vgs_rl",),  # the theory's nouns: energy (also foreign), chain, MDP, start, weights, registry
     ("vgs_rl.networks",),

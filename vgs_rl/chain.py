@@ -19,6 +19,7 @@ from vgs_rl.checks import seed_of
 from vgs_rl.conditional.conditions import ConditionLike, Conditions
 from vgs_rl.fields import settle
 from vgs_rl.geometry import Geometry
+from vgs_rl.training import parallel
 from vgs_rl.transitions import Policy
 
 ChainKind = Literal["vp", "ve"]
@@ -332,8 +333,7 @@ class NoiseScales(Noising):
             if not self.geometry.linear:
                 x_t, push = self._step_back(self.noised(x, t + 1, generator), t, generator)
                 gap = push - self.control(policy, x_t, t)
-                squares = gap.square().sum(-1).mean() / dim
-                estimates.append(squares.sqrt())
+                estimates.append(gap.square().sum(-1).mean() / dim)
                 continue
             x_next, _ = self.noised_marginal(x, t + 1, generator)
             z = self.noise(len(x), generator)
@@ -345,8 +345,9 @@ class NoiseScales(Noising):
             along = known - known.mean()
             slope = (along * squares).sum() / along.square().sum()
             mean = self._mean(x, squares) - slope * (self._mean(x, known) - dim)
-            estimates.append((mean / dim).clamp_min(0.0).sqrt())
-        fitted = torch.stack(estimates).clamp(self.LEAST_RHO, 1.0)
+            estimates.append(mean / dim)
+        variance = parallel.mean(torch.stack(estimates), len(x))
+        fitted = variance.clamp_min(0.0).sqrt().clamp(self.LEAST_RHO, 1.0)
         self.rho.lerp_(fitted.nan_to_num(1.0), rate)
 
 

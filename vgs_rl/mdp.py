@@ -98,8 +98,8 @@ class SamplingMDP(NoiseScales, nn.Module):
             what checks the energy at construction is not counted.
 
     Args:
-        energy: the target; moved to `device`. With parameters, or a range as temperature, it becomes
-            one of rows (x, c), a :class:`vgs_rl.conditional.energy.JointEnergy`.
+        energy: the target; moved to `device`. With parameters, or a range as temperature, it is
+            then of rows (x, c), a :class:`vgs_rl.conditional.energy.JointEnergy`.
         config: chain, schedule, start and temperature.
         device: where every state lives.
         dtype: floating type of every state.

@@ -14,6 +14,7 @@ from vgs_rl.agents.automatic.survey import survey
 from vgs_rl.agents.automatic.trials import Rows, Trials
 from vgs_rl.energy import Energy
 from vgs_rl.exploration import Clock, Composed
+from vgs_rl.training import parallel
 from vgs_rl.weights import systematic_resample
 
 EXPLORED = 0.65  # of the time, for exploration; the rest is for the choice of a design
@@ -37,6 +38,24 @@ class Plan:
     rows: Rows
     settings: ExplorationConfig
     evaluations: int
+
+
+def common_plan(
+    energy: Energy,
+    settings: ExplorationConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    progress_bar: bool = True,
+) -> Plan:
+    """The plan of rank 0, which the other ranks make again by its effort; see :func:`make_plan`."""
+    first, plan = parallel.is_first(), None
+    with parallel.alone():
+        if first:
+            plan = make_plan(energy, settings, seed=seed, device=device, progress_bar=progress_bar)
+    decided = parallel.from_first(settings if plan is None else plan.settings)
+    with parallel.alone():
+        return plan or make_plan(energy, decided, seed=seed, device=device, progress_bar=False)
 
 
 def make_plan(

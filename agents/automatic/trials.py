@@ -17,6 +17,7 @@ from vgs_rl.energy import Energy
 from vgs_rl.exploration import Clock, Exploration, MappedEnergy
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Samples, pilot_generator
+from vgs_rl.training import parallel
 from vgs_rl.training.config import EvaluationConfig
 from vgs_rl.weights import cleaned, systematic_resample, temper
 
@@ -63,7 +64,10 @@ class Rows:
         return self.x[systematic_resample(self.log_weight, len(self.x), generator)]
 
     def fill(self, agent: ValueGradientAgent, design: Design) -> None:
-        """Gives an agent the design's mixture as its start, and these states as its buffer."""
+        """Gives an agent the design's mixture as its start, and these states as its buffer.
+
+        Ranks that train together share the states out.
+        """
         agent.mdp.start.become(design.mixture)  # type: ignore[operator]
         learner = agent.objective
         assert isinstance(learner, GradientMatchingLearner)
@@ -71,7 +75,8 @@ class Rows:
         z = design.coordinates.to_z(self.x)
         slope = design.coordinates.pull_back(z, self.gradient)
         rows = (part.to(agent.mdp.dtype) for part in (z, slope, self.log_weight))
-        learner.source.rows.add(*rows)
+        size = parallel.world_size()
+        learner.source.rows.add(*(part[parallel.rank() :: size] for part in rows))
 
 
 @dataclass(kw_only=True)

@@ -67,7 +67,7 @@ class PairGaussians(NamedTuple):
         k = choose_component(self.log_weight, generator).squeeze(1)
         mean, factor = self.mean[rows, k], self.factor[rows, k]
         z = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        moved = torch.linalg.solve_triangular(factor.mT, z.unsqueeze(-1), upper=True)
+        moved: Tensor = torch.linalg.solve_triangular(factor.mT, z.unsqueeze(-1), upper=True)
         return (mean + moved.squeeze(-1)) @ self.basis.T
 
 
@@ -201,5 +201,7 @@ class PairMessages(nn.Module):
 
 def centred_basis(n: int) -> Tensor:
     """An orthonormal basis of the numbers of n particles that sum to 0, shape (n, n - 1)."""
-    full = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.eye(n)[:, :-1]], 1).double())[0]
+    full: Tensor = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.eye(n)[:, :-1]], 1).double())[
+        0
+    ]
     return full[:, 1:].float().contiguous()

@@ -112,8 +112,9 @@ class FlowStudent(nn.Module):
         self.layers.to(mdp.device, mdp.dtype)
         self.to(mdp.device)
 
-    def begin(self, x: Tensor, choice: Choice) -> None:
+    def begin(self, x: Tensor, choice: Choice | None) -> None:
         """Takes coordinates in which states x (n, D) have mean 0 and unit variance."""
+        assert choice is not None
         if choice.coordinates is not None:
             bend = choice.coordinates.inner
             for name in ("parents", "location", "log_scale"):

@@ -23,6 +23,7 @@ from vgs_rl.networks.control import ControlNetwork, ControlPolicy
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing
 from vgs_rl.samplers.base import ChainSampler
+from vgs_rl.training import parallel
 from vgs_rl.training.optim import guarded_step, scheduled_rate, set_rates
 from vgs_rl.transitions import Rollout
 
@@ -32,7 +33,7 @@ class PathConfig(AgentConfig):
     """What agents that learn the control from whole episodes have in common.
 
     Args:
-        batch_size: episodes per update.
+        batch_size: episodes per update, of all ranks together.
         width: units per hidden layer of the control.
         depth: hidden layers.
         energy_term: whether the control sees ∇E(x_t), as published: T more energy evaluations
@@ -77,16 +78,19 @@ class PathAgent(TargetAgent):
     """Learns a control from whole episodes; a subclass writes :meth:`_loss`.
 
     Attributes:
+        batch_size: episodes per update of this rank.
         network: the control.
         policy: it, as a policy of the MDP.
     """
 
     saved: ClassVar[tuple[str, ...]] = ("network", "optimizer")
+    data_parallel: ClassVar[bool] = True
 
     config: PathConfig
 
     def _setup(self) -> None:
         config = self.config
+        self.batch_size = parallel.portion("agent.batch_size", config.batch_size)
         self.mdp.start_as_wide_as(config.prior_std)
         # On the CPU whatever the device: the same seed gives the same initial network.
         initial = torch.Generator().manual_seed(self.seed)
@@ -166,5 +170,5 @@ class PISAgent(PathAgent):
     config_type = PISConfig
 
     def _loss(self) -> tuple[Tensor, Rollout]:
-        rollout = self.mdp.rollout(self.policy, self.config.batch_size, self.generator)
+        rollout = self.mdp.rollout(self.policy, self.batch_size, self.generator)
         return rollout.cost.mean() / self.mdp.temperature, rollout

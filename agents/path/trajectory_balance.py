@@ -23,6 +23,7 @@ from vgs_rl.agents.path.pis import PathAgent, PathConfig
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.control import ControlPolicy
+from vgs_rl.training import parallel
 from vgs_rl.transitions import Rollout
 from vgs_rl.weights import live_elbo
 
@@ -92,7 +93,7 @@ class OffPolicyPathAgent(PathAgent):
         with torch.no_grad():
             rollout = self.mdp.rollout(
                 recorder,
-                self.config.batch_size,
+                self.batch_size,
                 self.generator,
                 noise_scale=self._noise_scale(),
                 keep_states=True,
@@ -124,7 +125,7 @@ class TrajectoryBalanceAgent(OffPolicyPathAgent):
 
     def _loss_of(self, log_w: Tensor) -> Tensor:
         if self.counters.updates == 0:
-            self.normaliser.start_at(live_elbo(log_w.detach()))
+            self.normaliser.start_at(live_elbo(parallel.gather(log_w.detach())))
         return (log_w - self.normaliser.log_z).square().mean()
 
 

@@ -42,6 +42,7 @@ from vgs_rl.plots.panels import View
 from vgs_rl.plots.particles import plot_episodes
 from vgs_rl.plots.plots import Drawing, has_landscape, plot_value
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.training import parallel
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.loop import Counters
 from vgs_rl.training.optim import MovingAverage, guarded_step, scheduled_rate, set_rates
@@ -134,6 +135,8 @@ class ValueGradientAgent(TargetAgent):
     TOO_WIDE = 0.7  # an MLP's Gaussian restarts where states have less than this of its width
 
     saved: ClassVar[tuple[str, ...]] = ("network", "averaged", "optimizer", "objective")
+    sharded: ClassVar[tuple[str, ...]] = ("objective",)
+    data_parallel: ClassVar[bool] = True
     config_type = ValueGradientConfig
     conditional = True
     explores = True
@@ -154,7 +157,7 @@ class ValueGradientAgent(TargetAgent):
         )
         self.averaged = MovingAverage(self.network, config.ema)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
-        self.objective: ValueLearner = config.objective.build(self)
+        self.objective: ValueLearner = config.objective.of_one_rank().build(self)
 
     @property
     def energy(self) -> Energy:
@@ -183,14 +186,14 @@ class ValueGradientAgent(TargetAgent):
             ValueError: if the energy is finite nowhere that was looked, the temperature is not 1,
                 or `exploration.effort` does not repeat.
         """
-        from vgs_rl.agents.automatic.plan import make_plan
+        from vgs_rl.agents.automatic.plan import common_plan
 
         if self.mdp.temperature != 1.0:
             raise ValueError(f"exploration needs mdp.temperature 1, got {self.mdp.temperature}")
         began, device, settings = time.perf_counter(), self.mdp.device, self.exploration
         if seconds is not None:
             settings = ExplorationConfig(when="always", seconds=seconds)
-        plan = make_plan(
+        plan = common_plan(
             self.energy, settings, seed=self.seed, device=device, progress_bar=progress_bar
         )
         chain, config = plan.design.mdp(), plan.design.agent()
@@ -201,13 +204,14 @@ class ValueGradientAgent(TargetAgent):
         self.config = replace(config, **kept)
         self.exploration = plan.settings
         self.mdp = SamplingMDP(plan.explored.energy, chain, device=device, dtype=self.mdp.dtype)
-        self.generator = self.mdp.generator(self.seed)
+        self._seed_generators()
         self._setup()
         plan.rows.fill(self, plan.design)
-        self.counters = Counters(
+        used = Counters(
             energy_evaluations=self.counters.energy_evaluations + plan.evaluations,
             seconds=self.counters.seconds + time.perf_counter() - began,
         )
+        self.counters = parallel.from_first(used)
         return self
 
     def prepare(self, budget: BudgetConfig, *, progress_bar: bool) -> None:
@@ -284,10 +288,13 @@ class ValueGradientAgent(TargetAgent):
         )
 
     def refit_start(self, x: Tensor, *, rate: float) -> None:
-        """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised."""
+        """Fits pi_0, if it is learned, to target-like terminal states x (B, D), noised.
+
+        All ranks have the same states, and the same fit.
+        """
         if self.mdp.config.start.learned:
-            states = x if self.mdp.start.of_target else self.mdp.noised(x, 0, self.generator)
-            self.mdp.start.fit(states, self.generator, rate=rate)
+            states = x if self.mdp.start.of_target else self.mdp.noised(x, 0, self.common)
+            self.mdp.start.fit(states, self.common, rate=rate)
 
     def narrow(self, std: float) -> None:
         """Restarts an MLP at N(0, std² I) where target-like states are that much narrower than it.
@@ -310,13 +317,13 @@ class ValueGradientAgent(TargetAgent):
     def calibrate(self, x: Tensor) -> None:
         """Lets a network that standardises its features see target-like states x (B, D), noised."""
         t = torch.arange(len(x), device=x.device) % self.mdp.num_steps
-        noised = self.mdp.noised(x, t, self.generator)
+        noised = self.mdp.noised(x, t, self.common)
         for network in (self.network, self.average):
             if isinstance(network, ClusterValue | GuidedValue):
                 network.calibrate(noised, t)
 
     def refit_noise_scale(self, x: Tensor, *, rate: float) -> None:
-        """Fits rho_t, if configured, to target-like terminal states x (B, D)."""
+        """Fits rho_t, if configured, to target-like terminal states x (B, D), each rank's own."""
         if self.config.fit_noise_scale:
             self.mdp.fit_noise_scale(self.policy, x, self.generator, rate=rate)
 

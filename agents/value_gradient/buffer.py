@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.files.restore import check_rows
+from vgs_rl.training import parallel
 from vgs_rl.weights import log_mean_weight, refuse_infinite, rows_at, temper
 
 
@@ -20,6 +21,8 @@ class WeightedBuffer:
     the largest beta ≤ 1 that keeps an effective sample size of `least_ess`: exact in the limit,
     stable on the way. The cap (truncated importance sampling, Ionides, JCGS 17, 2008) keeps a few
     outliers from flattening the weights of all others.
+
+    Ranks that train together have a part of the rows each, and weights, cap and beta of all rows.
 
     Attributes:
         dropped: rows so far that were left out, because they were not finite or had weight 0.
@@ -38,7 +41,9 @@ class WeightedBuffer:
         level: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.capacity, self.least_ess, self.level = capacity, least_ess, level
-        self.x = self.gradient = self.log_weight = self._edges = torch.empty(0)
+        self.x = self.gradient = self.log_weight = torch.empty(0)
+        self._edges: Tensor | None = None  # cumulated weights, computed when they are asked for
+        self._masses = [1.0]  # sums of the weights of every rank's rows
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -66,22 +71,37 @@ class WeightedBuffer:
         self.x = x[-self.capacity :]
         self.gradient = gradient[-self.capacity :]
         self.log_weight = log_weight[-self.capacity :]
-        if len(self):
-            self._update()
+        self._edges = None
 
-    def _update(self) -> None:
+    def _weighed(self) -> Tensor:
+        """The cumulated weights of this rank's rows; all ranks ask for them together."""
+        if self._edges is None:
+            self._weigh()
+        assert self._edges is not None
+        return self._edges
+
+    def _weigh(self) -> None:
+        parts = [len(part) for part in parallel.gather_parts(self.log_weight)]
         log_weight = self.log_weight.double()
         if self.level is not None:
             log_weight = self.level(self.x.double(), log_weight)
+        log_weight = parallel.gather(log_weight)
         for _ in range(10):  # the mean itself is of capped weights, or one outlier would carry it
             cap = log_mean_weight(log_weight) + 0.5 * math.log(len(log_weight))
             log_weight = log_weight.clamp_max(cap)
-        weights = temper(log_weight, self.least_ess)
-        self._edges = weights.cumsum(0)
+        weights = temper(log_weight, self.least_ess).split(parts)
+        self._edges = weights[parallel.rank()].cumsum(0)
+        self._masses = [float(each.sum()) for each in weights] if len(parts) > 1 else [1.0]
+
+    def masses(self) -> list[float]:
+        """The weight of every rank's rows, up to a factor."""
+        self._weighed()
+        return self._masses
 
     def mean_square(self, dim: int) -> Tensor:
-        """E‖x‖² by weight, a scalar, of the first `dim` coordinates."""
-        weights = self._edges.diff(prepend=self._edges.new_zeros(1)) / self._edges[-1]
+        """E‖x‖² by weight over the rows of this rank, a scalar, of the first `dim` coordinates."""
+        edges = self._weighed()
+        weights = edges.diff(prepend=edges.new_zeros(1)) / edges[-1]
         return weights @ self.x[:, :dim].double().square().sum(-1)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -89,8 +109,9 @@ class WeightedBuffer:
         device = self.x.device
         strata = torch.arange(n, device=device, dtype=torch.float64)
         jitter = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-        points = (strata + jitter) / n * self._edges[-1]
-        rows = rows_at(self._edges, points)
+        edges = self._weighed()
+        points = (strata + jitter) / n * edges[-1]
+        rows = rows_at(edges, points)
         rows = rows[torch.randperm(n, generator=generator, device=device)]
         return self.x[rows], self.gradient[rows]
 
@@ -112,5 +133,4 @@ class WeightedBuffer:
         check_rows(state, {"x": 2, "gradient": 2, "log_weight": 1}, "buffer")
         self.x, self.gradient = state["x"], state["gradient"]
         self.log_weight, self.dropped = state["log_weight"], state["dropped"]
-        if len(self):
-            self._update()
+        self._edges = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.ranks import replicated
 from vgs_rl.agents.value_gradient.continuity import ContinuityTest
 from vgs_rl.agents.value_gradient.objectives import GradientMatching, ValueLearner
 from vgs_rl.agents.value_gradient.score_targets import ScoreTargets
@@ -17,6 +18,7 @@ from vgs_rl.networks.clusters import ClusterValue
 from vgs_rl.networks.guide import GuidedValue
 from vgs_rl.networks.mixture import MixtureValue
 from vgs_rl.networks.paper import PublishedMLP
+from vgs_rl.training import parallel
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
@@ -39,10 +41,11 @@ class GradientMatchingLearner(ValueLearner):
     def __init__(self, config: GradientMatching, agent: ValueGradientAgent) -> None:
         self.config, mdp = config, agent.mdp
         clusters = isinstance(agent.network, ClusterValue | GuidedValue)
-        if clusters and config.start_size < mdp.num_steps:
+        start_size = config.start_size * parallel.world_size()
+        if clusters and start_size < mdp.num_steps:
             raise ValueError(
                 f"GradientMatching.start_size must be at least mdp.num_steps "
-                f"{mdp.num_steps} for particles, got {config.start_size}"
+                f"{mdp.num_steps} for particles, got {start_size}"
             )
         mdp.geometry.require_linear("GradientMatching")
         mdp.start.require_density("GradientMatching")
@@ -80,6 +83,8 @@ class GradientMatchingLearner(ValueLearner):
             error = error * inner.unsqueeze(-1)
         weight = 0.5 * mdp.num_steps * (chain.s[t] / tau).square()
         loss = (weight * mdp.geometry.tangent(error, x).square().sum(-1)).mean()
+        if parallel.world_size() > 1:
+            loss = loss * self.source.share
         return loss, {"train/loss": loss.detach(), **self.source.scalars}
 
     @property
@@ -97,25 +102,40 @@ class GradientMatchingLearner(ValueLearner):
 
     @torch.no_grad()
     def refresh(self, agent: ValueGradientAgent) -> None:
-        """New states in the source; then start and noise scales follow it."""
+        """New states in the source; then start and noise scales follow it, on all ranks alike."""
         drawn = self.source.refresh(agent)
         if drawn is not None and self.config.targets == "auto":
-            self.continuity.add(*drawn)
+            self.continuity.add(*(parallel.gather(each) for each in drawn))
         config, generator = self.config, agent.generator
-        mean_square = float(self.source.rows.mean_square(agent.mdp.geometry.moving))
+        mean_square = float(self.source.mean_square(agent.mdp.geometry.moving))
         agent.narrow(math.sqrt(mean_square / agent.mdp.effective_dim))
         if self.refreshes % config.start_every == 0:
-            agent.refit_start(self.source.draw(config.start_size, generator)[0], rate=0.3)
+            agent.refit_start(self._of_all(agent), rate=0.3)
         if not self.refreshes:
-            agent.calibrate(self.source.draw(config.start_size, generator)[0])
+            agent.calibrate(self._of_all(agent))
             self._fit_mixture(agent)
             self._fit_guide(agent)
         # A mixture's value is near the target's from the first update on.
         rate = 1.0 if not self.refreshes and isinstance(agent.network, MixtureValue) else 0.3
-        agent.refit_noise_scale(self.source.draw(config.refresh_size, generator)[0], rate=rate)
+        agent.refit_noise_scale(self.source.draw_part(config.refresh_size, generator), rate=rate)
         if config.references and config.posterior_steps:
             self.targets.measure_share(self.source, generator)
+        parallel.equalise(replicated(agent))  # whatever the arithmetic of a rank's machine
         self.refreshes += 1
+
+    def _of_all(self, agent: ValueGradientAgent) -> Tensor:
+        """States of all ranks, `start_size` in sum but for rounding, the same on each."""
+        return parallel.gather(self.source.draw_part(self.config.start_size, agent.generator))
+
+    def _of_all_steps(self, agent: ValueGradientAgent) -> tuple[Tensor, ...]:
+        """Steps t (B,) ascending, x_t and its two targets (B, D): of all ranks, alike on each."""
+        ranks, n = parallel.world_size(), self.config.start_size
+        steps = torch.arange(parallel.rank(), n * ranks, ranks, device=agent.mdp.device)
+        t = steps * agent.mdp.num_steps // (n * ranks)
+        drawn = (t, *self.targets.draw(self.source, t, agent.generator))
+        if ranks == 1:
+            return drawn
+        return tuple(torch.stack(parallel.gather_parts(each), 1).flatten(0, 1) for each in drawn)
 
     def _fit_guide(self, agent: ValueGradientAgent) -> None:
         """Gives what joins a mixture's value its coefficients, from states of every step."""
@@ -124,9 +144,7 @@ class GradientMatchingLearner(ValueLearner):
             network.follow_start()
         if not (networks and networks[0].guided):
             return
-        steps = torch.arange(self.config.start_size, device=agent.mdp.device)
-        t = steps * agent.mdp.num_steps // self.config.start_size
-        x, denoising, target_score = self.targets.draw(self.source, t, agent.generator)
+        t, x, denoising, target_score = self._of_all_steps(agent)
         _, mixture = networks[0].gradient_and_mixture(x, t)
         target = self._mixed(denoising, target_score, mixture)
         for network in networks:
@@ -141,9 +159,7 @@ class GradientMatchingLearner(ValueLearner):
         ]
         if agent.config.drift != "posterior" or not networks or self.denoises_only:
             return
-        steps = torch.arange(self.config.start_size, device=agent.mdp.device)
-        t = steps * agent.mdp.num_steps // self.config.start_size
-        x, denoising, target_score = self.targets.draw(self.source, t, agent.generator)
+        t, x, denoising, target_score = self._of_all_steps(agent)
         apart, error = target_score - denoising, networks[0].gradient(x, t) - denoising
         for network in networks:  # equal so far
             network.fit_mixture(apart, error, t)
@@ -160,7 +176,8 @@ class GradientMatchingLearner(ValueLearner):
 
     def report_details(self) -> dict[str, Any]:
         """Rows that were left out of the buffer because they were not finite."""
-        return {"dropped_rows": self.source.rows.dropped}
+        of_all = self.source.scalars.get("train/dropped_rows")
+        return {"dropped_rows": self.source.rows.dropped if of_all is None else int(of_all)}
 
     def state_dict(self) -> dict[str, Any]:
         """Source, targets and what was found of the density."""

@@ -9,12 +9,13 @@ so that one objective may serve any number of agents.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.training import parallel
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
@@ -53,7 +54,33 @@ class ValueLearner(ABC):
 
 @dataclass(kw_only=True)
 class ValueObjective(ABC):
-    """Base of the objectives: hyper-parameters alone."""
+    """Base of the objectives: hyper-parameters alone.
+
+    Attributes:
+        divided: sizes that are those of all ranks together, where several train one agent.
+    """
+
+    divided: ClassVar[tuple[str, ...]] = ()
+
+    def of_one_rank(self) -> Self:
+        """The same with this rank's part of every size that is divided among the ranks.
+
+        Raises:
+            ValueError: naming a size that cannot be divided, or the objective, if it says of none
+                that it can.
+        """
+        if parallel.world_size() == 1:
+            return self
+        name = type(self).__name__
+        if not self.divided:
+            raise ValueError(
+                f"{name} trains in one process, got {parallel.world_size()} ranks: start it "
+                f"without torchrun, or name its sizes in {name}.divided"
+            )
+        parts = {
+            each: parallel.portion(f"{name}.{each}", getattr(self, each)) for each in self.divided
+        }
+        return replace(self, **parts)
 
     @abstractmethod
     def build(self, agent: ValueGradientAgent) -> ValueLearner:
@@ -106,6 +133,14 @@ class GradientMatching(ValueObjective):
             takes both unless weighted samples show that the density jumps
             (:class:`~vgs_rl.agents.value_gradient.continuity.ContinuityTest`), and says so.
     """
+
+    divided: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "refresh_size",
+        "first_size",
+        "capacity",
+        "start_size",
+    )
 
     batch_size: int = 2048
     refresh_every: int = 50

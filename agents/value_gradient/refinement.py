@@ -14,6 +14,7 @@ from vgs_rl.geometry import Geometry
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.kernels import Point, metropolis_langevin, truncated
 from vgs_rl.samplers.mala import MALAKernel
+from vgs_rl.training import parallel
 from vgs_rl.weights import systematic_resample, temper
 
 
@@ -67,8 +68,12 @@ class RefinedBuffer:
         self.step_size = kernel.step_size
         self.mdp.energy_evaluations += kernel.energy_evaluations
 
+    def masses(self) -> list[float]:
+        """The weight of every rank's rows, up to a factor: their number."""
+        return parallel.each_rank(len(self))
+
     def mean_square(self, dim: int) -> Tensor:
-        """E‖x‖², a scalar, of the first `dim` coordinates."""
+        """E‖x‖² over the rows of this rank, a scalar, of the first `dim` coordinates."""
         return self.x[:, :dim].square().sum(-1).mean()
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.agents.value_gradient.refinement import PosteriorAverage
 from vgs_rl.agents.value_gradient.sources import Source
 from vgs_rl.mdp import SamplingMDP
+from vgs_rl.training import parallel
 
 
 class ScoreTargets:
@@ -72,6 +73,7 @@ class ScoreTargets:
         left, right = _posterior_factors(x, x_T, scale, spread, torch.float64)
         weights = torch.softmax(left @ right.T, dim=-1).to(x.dtype)
         inverse = weights.square().sum(-1).view(steps, 4).mean(-1)  # of the effective number
+        inverse = parallel.mean(inverse)
         self.share = torch.where(inverse < 0.9, 1 - inverse, 0.0)
         self.shared = int((self.share > 0).nonzero().amax()) + 1 if self.share.any() else 0
 

@@ -16,7 +16,8 @@ from vgs_rl.agents.value_gradient.refinement import RefinedBuffer, resample
 from vgs_rl.files.restore import check_rows
 from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.starts import widened
-from vgs_rl.weights import dead_paths
+from vgs_rl.training import parallel
+from vgs_rl.weights import dead_paths, systematic_resample
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
@@ -28,7 +29,9 @@ class Source(ABC):
     """Terminal states distributed as the target.
 
     Attributes:
-        rows: the states.
+        rows: the states, of this rank.
+        share: the weight of this rank's rows relative to the mean over the ranks: what a mean over
+            draws of them counts in the mean over all ranks. 1 with one rank.
         scalars: of the last refresh, to log.
     """
 
@@ -37,6 +40,12 @@ class Source(ABC):
     def __init__(self, config: GradientMatching) -> None:
         self.config = config
         self.scalars: dict[str, Tensor] = {}
+
+    @property
+    def share(self) -> float:
+        """See the class."""
+        masses = self.rows.masses()
+        return masses[parallel.rank()] * len(masses) / sum(masses)
 
     def refresh(self, agent: ValueGradientAgent) -> Drawn | None:
         """Takes in new states of the agent's chain.
@@ -48,7 +57,8 @@ class Source(ABC):
             ValueError: if no state so far has a finite energy and gradient.
         """
         drawn, seen = self._refresh(agent)
-        self.scalars["train/dropped_rows"] = torch.tensor(self.rows.dropped)
+        (dropped,) = parallel.totals(self.rows.dropped)
+        self.scalars["train/dropped_rows"] = torch.tensor(int(dropped))
         if not len(self.rows):
             name = type(agent.mdp.energy).__name__
             raise ValueError(
@@ -63,8 +73,19 @@ class Source(ABC):
         """What :meth:`refresh` returns, and the states that were taken in."""
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """N states with their ∇E, both (n, D)."""
+        """N states of this rank with their ∇E, both (n, D)."""
         return self.rows.draw(n, generator)
+
+    def draw_part(self, n: int, generator: torch.Generator) -> Tensor:
+        """This rank's part of as many states as n for every rank, by the weight of its rows."""
+        masses, here = self.rows.masses(), parallel.rank()
+        edges = [sum(masses[:k]) / sum(masses) for k in (here, here + 1)]
+        first, last = (round(n * len(masses) * edge) for edge in edges)
+        return self.draw(max(last - first, min(n, 2)), generator)[0]
+
+    def mean_square(self, dim: int) -> Tensor:
+        """E‖x‖² over the rows of all ranks, a scalar, of the first `dim` coordinates."""
+        return parallel.mean(self.rows.mean_square(dim), self.share)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and scalars."""
@@ -140,7 +161,9 @@ class RefinedSource(Source):
             assert rollout.gradient is not None
             log_weight = agent.mdp.levelled(rollout.x, rollout.log_weight)
             drawn = rollout.x, rollout.gradient, log_weight
-            x = resample(rollout.x, log_weight, config.refresh_size, config.least_ess, generator)
+            x, log_weight = (parallel.gather(each) for each in (rollout.x, log_weight))
+            n = config.refresh_size * parallel.world_size()
+            x = _part(resample(x, log_weight, n, config.least_ess, agent.common))
             self.rows.dropped += dead_paths(rollout.log_weight)
             self.rows.add(x, config.refine_steps, generator)
             self.scalars = rollout_scalars(agent.mdp, rollout)
@@ -163,4 +186,14 @@ class RefinedSource(Source):
         )
         samples = sampler.sample(self.config.capacity, agent.generator, resample=True, oversample=1)
         mdp.energy_evaluations += samples.energy_evaluations
-        return samples.x.to(mdp.dtype)
+        x = samples.x.to(mdp.dtype)
+        if parallel.world_size() == 1 or samples.log_weight is None:
+            return x
+        # Every rank has an island, whose weight is its estimate of Z.
+        x, log_weight = parallel.gather(x), parallel.gather(samples.log_weight)
+        return _part(x[systematic_resample(log_weight, len(x), agent.common)])
+
+
+def _part(x: Tensor) -> Tensor:
+    """This rank's rows of what is the same on all ranks."""
+    return x[parallel.rank() :: parallel.world_size()]

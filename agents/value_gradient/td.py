@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from vgs_rl.agents.value_gradient.objectives import ValueLearner, ValueObjective
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.files.restore import check_like, check_rows, load_optimizer
 from vgs_rl.starts import GaussianStart, widened
+from vgs_rl.training import parallel
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
@@ -40,6 +41,8 @@ class TrajectoryObjective(ValueObjective):
         start_lr: learning rate of s_0 (Adam).
         energy_clip: upper bound of E(x_T) in targets; None leaves it.
     """
+
+    divided: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     batch_size: int = 128
     passes: int = 1
@@ -233,7 +236,7 @@ class TrajectoryLearner(ValueLearner):
             z = mdp.noise(self.config.batch_size, agent.generator)
             scale.copy_(start.scale)
             # d/d s_0 of E[V_0(s_0 z)] - tau D log s_0
-            slope = (agent.average.gradient(scale * z, 0) * z).sum(-1).mean()
+            slope = parallel.mean((agent.average.gradient(scale * z, 0) * z).sum(-1).mean())
             slope = slope - mdp.temperature * mdp.effective_dim / scale
             scale.grad = slope.nan_to_num(0.0).to(scale)
             self._start_optimizer.step()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import vgs_rl.envs.sampling  # noqa: F401  importing the Gymnasium faces registers the targets
 from vgs_rl.agents.automatic.explored import chain_energy
 from vgs_rl.agents.automatic.settings import KEPT, When
 from vgs_rl.agents.base import Agent
 from vgs_rl.agents.distilled.agent import DistilledConfig
+from vgs_rl.agents.ranks import ranks_of
 from vgs_rl.agents.target import Origin, needs_exploration
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent, ValueGradientConfig
 from vgs_rl.energy import Energy
@@ -21,6 +24,7 @@ from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.lock import FolderLock
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import Target, find
+from vgs_rl.training import parallel
 from vgs_rl.training.config import (
     ConfigError,
     resolve_device,
@@ -118,6 +122,7 @@ def train(
     progress_bar: bool = True,
     trust: Trust = False,
     begin: Callable[[Agent], None] | None = None,
+    callback: Callable[[Agent], bool | None] | None = None,
 ) -> Report | None:
     """Trains, keeps the best checkpoint, evaluates it and writes the run folder.
 
@@ -127,6 +132,9 @@ def train(
     trained no further than its budget: its report is returned as it is, or made again where
     settings of the evaluation differ.
 
+    Ranks that train together (:mod:`vgs_rl.training.parallel`) call it together, and the first one
+    alone writes. A run goes on with as many ranks as it had.
+
     Args:
         config: the run.
         resume: the run folder to go on with, from its last checkpoint.
@@ -134,12 +142,14 @@ def train(
         progress_bar: whether to show one.
         trust: the user's word for what the resumed folder names (:mod:`vgs_rl.trust`).
         begin: called with the untrained agent of a new run, such as to give it a teacher's states.
+        callback: called after every update; False ends the training, as Ctrl-C does.
 
     Returns:
         The report, or None if training was interrupted (``--resume`` goes on).
 
     Raises:
-        ConfigError: if settings that define a resumed run differ, naming each with both values.
+        ConfigError: if settings that define a resumed run differ, naming each with both values, or
+            it had another number of ranks.
         FolderInUse: if another process works in the folder.
         OSError: if the folder holds another run, or cannot be written to.
         ValueError: if a checkpoint is damaged.
@@ -150,24 +160,34 @@ def train(
         target, agent = build(config)
         if begin is not None:
             begin(agent)
+        if not parallel.is_first():
+            return _learn(config, target, agent, None, progress_bar=False, callback=callback)
         folder = RunFolder(config.folder, config.to_yaml(), identity=identity, overwrite=overwrite)
         with folder:
-            return _learn(config, target, agent, folder, progress_bar=progress_bar)
+            return _learn(
+                config, target, agent, folder, progress_bar=progress_bar, callback=callback
+            )
     was = saved_config(resume, trust=trust)
     require_same_run(was, config, resume)
     target, agent = build(config)
-    with FolderLock(resume) as lock:
+    with ExitStack() as opened:
+        lock = opened.enter_context(FolderLock(resume)) if parallel.is_first() else None
         started = _load_last(config, resume, agent)
         report = _finished(was, resume, agent) if started else None
+        parallel.meet()  # before the first rank writes what the others read
         if report is not None:
             refuse_changes_of_finished(was, config, asdict(agent.counters))
             if was.budget == config.budget and _evaluated_alike(was, config):
+                if not parallel.is_first():
+                    return report
                 write_config(resume, config.to_yaml())
                 notice(
                     f"{resume} is finished; with a longer budget it goes on: "
                     f"--resume {resume} {longer(config.budget)}"
                 )
                 return report
+        if not parallel.is_first():
+            return _learn(config, target, agent, None, progress_bar=False, callback=callback)
         folder = RunFolder(
             resume,
             config.to_yaml(),
@@ -177,21 +197,46 @@ def train(
         )
         notice(f"going on in {resume} at update {agent.counters.updates:,}")
         with folder:
-            return _learn(config, target, agent, folder, progress_bar=progress_bar)
+            return _learn(
+                config, target, agent, folder, progress_bar=progress_bar, callback=callback
+            )
 
 
 def _learn(
-    config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
+    config: RunConfig,
+    target: Target,
+    agent: Agent,
+    folder: RunFolder | None,
+    *,
+    progress_bar: bool,
+    callback: Callable[[Agent], bool | None] | None,
 ) -> Report | None:
-    """Trains to the end of the budget, takes the chosen checkpoint and evaluates it."""
+    """Trains to the end of the budget, takes the chosen checkpoint and evaluates it.
+
+    Of several ranks, the first one has the folder and evaluates; all return its report.
+    """
     if isinstance(agent, ValueGradientAgent) and agent.unexplored:
         config = _explored(config, agent, folder, progress_bar=progress_bar)
-    folder.hyper_parameters(shown_settings(config))
+    if folder is not None:
+        folder.hyper_parameters(shown_settings(config))
     agent.learn(
-        config.budget, evaluation=config.evaluation, folder=folder, progress_bar=progress_bar
+        config.budget,
+        evaluation=config.evaluation,
+        folder=folder,
+        progress_bar=progress_bar,
+        callback=callback,
     )
-    if not agent.finished:
-        return None
+    report = None
+    if agent.finished and folder is not None:
+        with parallel.alone():
+            report = _evaluated(config, target, agent, folder, progress_bar=progress_bar)
+    return parallel.from_first(report)
+
+
+def _evaluated(
+    config: RunConfig, target: Target, agent: Agent, folder: RunFolder, *, progress_bar: bool
+) -> Report:
+    """The report of a run's chosen checkpoint."""
     used, skipped = agent.counters, agent.tally.skipped
     chosen = chosen_checkpoint(folder.path)
     if chosen != "best":
@@ -203,13 +248,15 @@ def _learn(
 
 
 def _explored(
-    config: RunConfig, agent: ValueGradientAgent, folder: RunFolder, *, progress_bar: bool
+    config: RunConfig, agent: ValueGradientAgent, folder: RunFolder | None, *, progress_bar: bool
 ) -> RunConfig:
     """Explores the energy; the folder then says what was chosen."""
     agent.prepare(config.budget, progress_bar=progress_bar)
     config = replace(
         config, mdp=agent.mdp.config, agent=agent.config, exploration=agent.exploration
     )
+    if folder is None:
+        return config
     folder.identity = identity_of(config)
     write_config(folder.path, config.to_yaml())
     folder.writer.add_text("config", f"```yaml\n{config.to_yaml()}```")
@@ -227,7 +274,13 @@ def _load_last(config: RunConfig, path: Path, agent: Agent) -> bool:
             )
         notice(f"{path} has no checkpoint yet: it starts from the beginning")
         return False
-    _load(config, path, file.stem, agent)
+    ranks = ranks_of(_load(config, path, file.stem, agent))
+    if ranks != parallel.world_size():
+        start = f"torchrun --nproc-per-node {ranks}" if ranks > 1 else "one process"
+        raise ConfigError(
+            f"{path} was trained by {ranks} ranks, got {parallel.world_size()}: each has its own "
+            f"part of the buffer and its own random numbers; go on with {start}"
+        )
     best = path / "checkpoints" / "best.pt"
     if best.is_file():  # how far into the budget it was chosen: into today's budget
         counters = counters_in(best)
@@ -256,8 +309,8 @@ def _evaluated_alike(one: RunConfig, other: RunConfig) -> bool:
     return same and resolve_device(one.device) == resolve_device(other.device)
 
 
-def _load(config: RunConfig, path: Path, name: str, agent: Agent) -> None:
-    """Puts a checkpoint of a run into its agent."""
+def _load(config: RunConfig, path: Path, name: str, agent: Agent) -> dict[str, Any]:
+    """Puts a checkpoint of a run into its agent; returns it."""
     file = path / "checkpoints" / f"{name}.pt"
     state = load_checkpoint(file, agent.mdp.device)
     check_identity(file, state, config)
@@ -266,6 +319,7 @@ def _load(config: RunConfig, path: Path, name: str, agent: Agent) -> None:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     agent.checkpoint = name
+    return state
 
 
 def _available(device: str) -> str:

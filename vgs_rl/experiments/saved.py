@@ -71,7 +71,7 @@ def _agent_of(
     placed: torch.device,
     trust: Trust,
 ) -> Agent:
-    of_student = {"student": {}} if "student" in state else {}
+    of_student: dict[str, Any] = {"student": {}} if "student" in state else {}
     with fitting(str(path)):
         check_like(state, {"config": "", "target": "", "agent": {}, **of_student}, "agent")
     content = parse_mapping(state["config"], str(path))

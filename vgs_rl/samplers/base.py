@@ -222,6 +222,11 @@ def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
     return cleaned(torch.cat(present)) if present else None
 
 
+def chunk_seeds(n: int, generator: torch.Generator) -> list[int]:
+    """The seeds of n chunks that a CPU draws one by one, in any order."""
+    return [int(seed) for seed in torch.randint(2**62, (n,), generator=generator)]
+
+
 def pilot_generator(device: torch.device, seed: int = 0) -> torch.Generator:
     """A generator for a pilot run: no draw from `seed`, or from any other, shares its numbers."""
     (stream,) = np.random.SeedSequence(seed).spawn(1)
@@ -294,22 +299,21 @@ class ChainSampler(Sampler):
             yield from super()._draw_chunks(sizes, generator, first, state)
             return
         keep_freed_memory()
-        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
-
-        def draw(chunk: tuple[int, int]) -> Samples:
-            size, seed = chunk
-            used = counted_here()  # the MDP's counter is of all threads
-            with torch.no_grad():  # which is a thread's own
-                drawn = self._episodes(size, torch.Generator().manual_seed(seed))
-            return replace(drawn, energy_evaluations=counted_here() - used)
-
+        draws = list(zip(sizes, chunk_seeds(len(sizes), generator), strict=True))[first:]
         safe = self.mdp.energy.thread_safe or getattr(self.policy, "thread_safe", False)
-        chunks = list(zip(sizes, seeds, strict=True))[first:]
         with (
             self.mdp.uncounted(),
-            closing(map_in_threads(draw, chunks, alone=not safe)) as drawn,
+            closing(map_in_threads(self.draw_chunk, draws, alone=not safe)) as drawn,
         ):
             yield from drawn
+
+    def draw_chunk(self, chunk: tuple[int, int]) -> Samples:
+        """A chunk of a CPU by its size and seed, anywhere the same."""
+        size, seed = chunk
+        used = counted_here()  # the MDP's counter is of all threads
+        with torch.no_grad():  # which is a thread's own
+            drawn = self._episodes(size, torch.Generator().manual_seed(seed))
+        return replace(drawn, energy_evaluations=counted_here() - used)
 
     def export(self, path: Path | str, *, weights: bool = True) -> None:
         """Writes the chain as a program of `torch.export`, which runs without this package.

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 from tqdm import tqdm
 
+from vgs_rl.training import parallel
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.folder import RunFolder
 
@@ -53,9 +54,10 @@ class Loop:
     """Updates until a budget is used up, Ctrl-C is pressed or a callback returns False.
 
     A context: within it the first Ctrl-C is a flag (:func:`interruptible`), and the bar is shown.
+    Ranks that train together have one budget, the first one's clock, and stop after one update.
 
     Attributes:
-        interrupted: whether Ctrl-C has been pressed.
+        interrupted: whether Ctrl-C has been pressed, in this process.
         shown: what the bar says, by name.
 
     Args:
@@ -69,7 +71,8 @@ class Loop:
     ) -> None:
         self.learner, self.budget = learner, budget
         self.shown: dict[str, str] = {}
-        self._progress_bar = progress_bar
+        self._progress_bar = progress_bar and parallel.is_first()
+        self._pressed = False  # on any rank
         self._began = time.perf_counter() - learner.counters.seconds
 
     def __enter__(self) -> Self:
@@ -98,8 +101,28 @@ class Loop:
         return self.budget.fraction(asdict(self.learner.counters))
 
     def tick(self) -> None:
-        """Brings the counters' seconds up to date."""
-        self.learner.counters.seconds = time.perf_counter() - self._began
+        """Brings the counters' seconds up to date; with several ranks the next update does."""
+        if parallel.world_size() == 1:
+            self.learner.counters.seconds = time.perf_counter() - self._began
+
+    def _agree(self, before: Counters) -> None:
+        """After an update: what all ranks have used, and whether any has been interrupted."""
+        if parallel.world_size() == 1:
+            self.tick()
+            return
+        now, seconds = self.learner.counters, time.perf_counter() - self._began
+        steps, energies, seconds, pressed = parallel.totals(
+            now.env_steps - before.env_steps,
+            now.energy_evaluations - before.energy_evaluations,
+            seconds if parallel.is_first() else 0.0,
+            self.interrupted(),
+        )
+        now.env_steps = before.env_steps + round(steps)
+        now.energy_evaluations = before.energy_evaluations + round(energies)
+        now.seconds, self._pressed = seconds, pressed > 0
+
+    def _stops(self) -> bool:
+        return self.interrupted() if parallel.world_size() == 1 else self._pressed
 
     def run(
         self,
@@ -121,18 +144,19 @@ class Loop:
             on_progress(fraction)
             if fraction >= 1.0:
                 return True
+            before = replace(self.learner.counters)
             scalars = self.learner.update()
-            self.tick()
+            self._agree(before)
             goes_on = [callback(scalars) is not False for callback in callbacks]
             self._bar.set_postfix(self.shown, refresh=False)
             total = self.budget.updates
             self._bar.update(1 if total else int(100 * self.fraction()) - self._bar.n)
-            if not all(goes_on) or self.interrupted():
+            if not all(goes_on) or self._stops():
                 return False
 
 
 class Recording:
-    """Writes the scalars of every `every`-th update, with the counters.
+    """Writes the scalars of every `every`-th update, means over the ranks, with the counters.
 
     Args:
         folder: where to; None writes nothing.
@@ -153,7 +177,7 @@ class Recording:
     def __call__(self, scalars: Scalars) -> None:
         """After an update."""
         if self.learner.counters.updates % self.every == 0:
-            values = {name: float(value) for name, value in scalars.items()}
+            values = parallel.means({name: float(value) for name, value in scalars.items()})
             if self.folder is not None:
                 self.folder.record(values, **asdict(self.learner.counters))
             self.show(values)
@@ -164,27 +188,36 @@ class Checkpoints:
 
     Args:
         folder: where to; None saves nothing.
-        state: what is saved.
+        state: what is saved. Where the first rank has a folder, all ranks make it.
         seconds: most seconds between two.
+        clock: by which they are counted, the same for all ranks.
     """
 
     def __init__(
-        self, folder: RunFolder | None, state: Callable[[], dict[str, Any]], seconds: float
+        self,
+        folder: RunFolder | None,
+        state: Callable[[], dict[str, Any]],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.state, self.seconds = folder, state, seconds
-        self._saved_at = time.monotonic()
+        self.folder, self.state, self.seconds, self.clock = folder, state, seconds, clock
+        self._saves = parallel.from_first(folder is not None)
+        self._saved_at = clock()
 
     def __call__(self, scalars: Scalars) -> None:
         """After an update."""
-        if time.monotonic() - self._saved_at > self.seconds:
+        if self.clock() - self._saved_at > self.seconds:
             self.save()
 
     def save(self) -> None:
         """The last checkpoint, with records up to it."""
         if self.folder is not None:
             self.folder.flush()
-            self.folder.save("last", self.state())
-        self._saved_at = time.monotonic()
+        if self._saves:
+            state = self.state()
+            if self.folder is not None:
+                self.folder.save("last", state)
+        self._saved_at = self.clock()
 
 
 @contextmanager

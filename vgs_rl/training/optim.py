@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from vgs_rl.files.restore import check_like
+from vgs_rl.training.parallel import average_gradients
 
 
 class Tally:
@@ -58,6 +59,8 @@ def guarded_step(
 ) -> Tensor:
     """One step down the gradient of a loss, or none where loss or gradient is not finite.
 
+    Ranks that train together make one step, down the mean of their gradients, or none.
+
     Args:
         optimizer: a fused one, which can skip a step without a round trip to the host.
         loss: a scalar that depends on its parameters.
@@ -72,6 +75,9 @@ def guarded_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if wanted is not None:
+        loss = torch.where(wanted, loss, torch.nan)  # which is no step on any rank
+    (loss,) = average_gradients(parameters, loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
         short = norm <= max_norm
@@ -131,7 +137,8 @@ class MovingAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Moves the averaged parameters towards the current ones, and takes over the buffers."""
-        ours, theirs = list(self.module.parameters()), list(model.parameters())
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - self.decay)
         for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(other)

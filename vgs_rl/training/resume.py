@@ -9,6 +9,7 @@ from typing import Any
 
 from vgs_rl.files.checkpoint import load_checkpoint
 from vgs_rl.files.unfinished import digest_of
+from vgs_rl.training import parallel
 from vgs_rl.training.config import BudgetConfig, ConfigError
 from vgs_rl.training.identity import differences, identity_of, settings_of
 from vgs_rl.training.states import COUNTERS
@@ -27,8 +28,9 @@ NOT_TRAINING = {
 
 
 def notice(text: str) -> None:
-    """Says something that is no error, on standard error."""
-    print(f"note: {text}", file=sys.stderr)
+    """Says something that is no error, on standard error; of several ranks, the first one does."""
+    if parallel.is_first():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def require_same_run(was: Any, now: Any, path: Path) -> None:

@@ -16,7 +16,7 @@ from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
 from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate, Purchase
-from vgs_rl.experiments.benchmarks.tightness import tightness
+from vgs_rl.evaluation.budget.tightness import tightness
 from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.tables import (
     Table,

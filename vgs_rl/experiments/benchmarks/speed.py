@@ -1,4 +1,4 @@
-"""Speed of environments and of sampling."""
+"""Speed of environments and of sampling, and how time and memory grow with what they depend on."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ vgs-rl benchmark env                              a step through NumPy, transiti
 vgs-rl benchmark libraries                        where SB3's and tianshou's time goes
 vgs-rl benchmark sampling                         samples/s, memory, evaluation time
 vgs-rl benchmark device                           time in kernels, transfers and Python
+vgs-rl benchmark scaling                          time and memory against size, D, T and ranks
 vgs-rl benchmark oracle --configs '[gmm9]'        ceilings of schedule, drift and start
 vgs-rl benchmark quality --configs '[gmm9]'       trains over seeds; metrics and bounds
 vgs-rl benchmark steps                            T against quality, with a picture
@@ -29,6 +30,7 @@ from vgs_rl.experiments.benchmarks.conditional.temperatures import conditional
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
+from vgs_rl.experiments.benchmarks.scaling import scaling
 from vgs_rl.experiments.benchmarks.speed import device, env, sampling
 from vgs_rl.experiments.benchmarks.steps import oracle, steps
 from vgs_rl.experiments.benchmarks.students import distill
@@ -42,6 +44,7 @@ COMMANDS: dict[str, Any] = {
     "libraries": libraries,
     "sampling": sampling,
     "device": device,
+    "scaling": scaling,
     "quality": quality,
     "oracle": oracle,
     "steps": steps,

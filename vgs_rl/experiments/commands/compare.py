@@ -7,7 +7,7 @@ Agents: vgs, pis, tb, logvar, sb3-ALGORITHM, tianshou-ALGORITHM (and those with 
 Without training, on the same account of energy evaluations: ula, mala, hmc, pt (parallel
 tempering), ais, smc. Settings are those of configs/<env>.yaml (its `mdp` for all, its `agent` for
 vgs) and configs/rl/<agent>.yaml, with configs/compare/*.yaml over them. Finished runs are not
-repeated; call again after Ctrl-C or a failure.
+repeated; call again after Ctrl-C or a failure. --launcher ray runs on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vgs_rl.experiments.cli import (
     device,
     output_file,
     output_folder,
+    positive,
     switch,
     whole,
 )
@@ -45,7 +46,7 @@ from vgs_rl.experiments.comparison.report import (
     read_reports,
 )
 from vgs_rl.experiments.comparison.worker import run_job
-from vgs_rl.experiments.jobs import run_all
+from vgs_rl.experiments.launchers import Launcher, add_launcher_options, launcher_of
 from vgs_rl.experiments.tables import (
     machine,
     print_machine,
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(options: Namespace) -> int:
+    launcher = launcher_of(options, default=max(1, (os.cpu_count() or 1) // options.threads))
     budget = parse_budget(options.budget)
     root = options.output / budget_name(budget)
     jobs = make_jobs(
@@ -86,24 +88,24 @@ def _compare(options: Namespace) -> int:
     check_jobs(jobs)
     root.mkdir(parents=True, exist_ok=True)
     with FolderLock(root):
-        return _run(options, jobs, budget, root, others)
+        return _run(options, launcher, jobs, budget, root, others)
 
 
 def _run(
     options: Namespace,
+    launcher: Launcher,
     jobs: list[Job],
     budget: dict[str, float | int],
     root: Path,
     others: list[Report],
 ) -> int:
     """Runs what is not finished, and writes what is shown of all."""
-    processes = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
     size = machine(options.threads)
     print_machine(size)
     ready = sum(job.finished for job in jobs)
-    print(f"{len(jobs)} runs into {root}, {ready} finished before, {processes} at a time")
+    print(f"{len(jobs)} runs into {root}, {ready} finished before, {launcher.describe()}")
     write_layout(root)
-    failed = run_all(jobs, run_job, processes=processes, threads=options.threads)
+    failed = launcher.run(jobs, run_job)
     results = collect(jobs, others)
     if not results:
         print("error: no run finished", file=sys.stderr)
@@ -142,6 +144,8 @@ def make_parser() -> Parser:
     add("--budget", default="steps=2e6", help=limits)
     add("--jobs", type=whole(), default=None, help="runs at a time; by default as many as cores")
     add("--threads", type=whole(), default=1, help="threads of each run")
+    add_launcher_options(parser)
+    add("--gpus", type=positive, default=None, help="GPUs of each run on Ray; 0.5 shares one")
     add("--device", type=device, default="auto", help="auto, cpu or cuda")
     add("--trust", type=switch, default=False, help=TRUST_HELP)
     folder = Path("runs/compare")

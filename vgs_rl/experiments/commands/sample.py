@@ -12,6 +12,8 @@ same again, as often as it was done there, and the same machine gives the same n
 After Ctrl-C or a kill the same command goes on, and loses a minute of drawing at most. The numbers
 are those of an undisturbed call. Until then a folder .OUTPUT.unfinished holds what was drawn.
 
+--launcher ray draws the chunks of a trained sampler over a Ray cluster: the same numbers.
+
 A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is for
 `vgs_rl.Samples.load`.
 """
@@ -37,6 +39,7 @@ from vgs_rl.experiments.cli import (
     switch,
     whole,
 )
+from vgs_rl.experiments.launchers import SpreadSampler, add_launcher_options, launcher_of
 from vgs_rl.experiments.pretrained import load_pretrained, sampler_file, shipped_samplers
 from vgs_rl.experiments.run import load_run
 from vgs_rl.fields import nearest
@@ -69,6 +72,7 @@ def make_parser() -> Parser:
     add("--repeat", type=Path, default=None, help="the .json file of an energy's samples")
     add("--logdir", type=output_folder, default=None, help="empty folder for TensorBoard")
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
+    add_launcher_options(parser)
     add("--trust", type=switch, default=False, help=TRUST_HELP)
     return parser
 
@@ -88,7 +92,10 @@ def main(arguments: list[str]) -> int:
             if not Path(options.source).exists():
                 find(options.source)  # which refuses, with the nearest names
             raise Mistake(f"--{name} is for an energy's name, got {options.source!r}")
+    launcher = launcher_of(options)
     sampler, identity = _load(options)
+    if options.launcher != "local":
+        sampler = SpreadSampler(sampler, launcher)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {options.source} has none")
     sampler.progress_bar = True
@@ -123,9 +130,14 @@ def _is_target(options: Namespace) -> bool:
 
 def _sample_energy(options: Namespace) -> int:
     """Explores and learns an energy, writes its samples and prints the verdict."""
-    for name in ("resample", "checkpoint"):
+    for name in ("resample", "checkpoint", "address", "retries"):
         if getattr(options, name):
             raise Mistake(f"--{name} is for what has been trained, got the energy {options.source}")
+    if options.launcher != "local":
+        raise Mistake(
+            f"--launcher {options.launcher} is for what has been trained, got the energy "
+            f"{options.source}"
+        )
     result = sample(
         options.source,
         options.n,

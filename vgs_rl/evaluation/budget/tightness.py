@@ -11,7 +11,6 @@ from torch import Tensor
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.budget.estimate import error_budget
-from vgs_rl.experiments.tables import Table
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import ChainSampler
@@ -28,7 +27,7 @@ TARGETS: dict[str, tuple[float, int, bool]] = {
 }
 
 
-def tightness(num_steps: tuple[int, ...], *, n: int, paths: int, seed: int) -> Table:
+def tightness(num_steps: tuple[int, ...], *, n: int, paths: int, seed: int) -> list[dict[str, Any]]:
     """Rows of the table: each bound, and the distance that it bounds.
 
     Args:
