@@ -62,33 +62,30 @@ class Agent(Usable):
         mdp: the MDP; its start and noise scales belong to the agent's state.
         generator: source of all randomness in training; each rank has its own.
         ranks: how many processes train it together.
-        common: source of what is random and the same on all ranks; of one rank, `generator`.
+        common: source of randomness that all ranks share.
         counters: updates, transitions, energy evaluations and seconds used.
         progress: fraction of the budget used, in [0, 1]; schedules read it.
         tally: updates in vain so far: those whose loss or gradient was not finite.
         validation: updates before the last validation, and its ELBO.
         checkpoint: name of the checkpoint that the state is from, None for what was just trained.
         finished: whether the last call of :meth:`learn` used its budget up.
-        saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
         conditional: whether it learns energies with parameters.
+        saved: attributes (with ``state_dict``/``load_state_dict``) that a checkpoint holds.
         sharded: those of them that each rank has for itself.
         data_parallel: whether several ranks can train it together.
     """
 
     IN_VAIN: ClassVar[str] = "were skipped: their loss or gradient was not finite"
-
     saved: ClassVar[tuple[str, ...]] = ()
-    conditional: ClassVar[bool] = False
     sharded: ClassVar[tuple[str, ...]] = ()
+    conditional: ClassVar[bool] = False
     data_parallel: ClassVar[bool] = False
     finished: bool = False
 
     def __init__(self, mdp: SamplingMDP, *, seed: int = 0) -> None:
         if mdp.conditions is not None and not self.conditional:
-            raise ValueError(
-                f"{type(self).__name__} learns one energy, got one with parameters "
-                f"({', '.join(mdp.conditions.names)}): VGS learns those"
-            )
+            names = ", ".join(mdp.conditions.names)
+            raise ValueError(f"{type(self).__name__} learns no parameters, got {names}: VGS does")
         self.mdp, self.seed = mdp, seed_of(seed)
         require_ranks(self)
         self.ranks = parallel.world_size()

@@ -268,7 +268,7 @@ def test_what_knows_no_parameters_refuses_them_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             small(**settings)
-    with pytest.raises(ValueError, match="PISAgent learns one energy, got one with parameters"):
+    with pytest.raises(ValueError, match="PISAgent learns no parameters, got "):
         PIS("FourGauss", temperature=(0.5, 2.0), device="cpu")
     with pytest.raises(ValueError, match="temperature must be left out: FourGauss has no param"):
         VGS("FourGauss", device="cpu").sample(3, temperature=0.7)

@@ -221,14 +221,14 @@ class TestEvaluate:
     def test_resampling_improves_samples_and_leaves_path_metrics_alone(self) -> None:
         energy = GMM9()
         plain, resampled = (
-            evaluate(oracle(energy, num_steps=5), energy, 800, resample=resample)
+            evaluate(oracle(energy, num_steps=5), energy, 1_500, resample=resample)
             for resample in (False, True)
         )
         assert resampled.metrics["tvd_energy"].value < 0.6 * plain.metrics["tvd_energy"].value
         elbo = plain.metrics["elbo"]
         allowed = 8 * elbo.details["standard_error"]
         assert resampled.metrics["elbo"].value == pytest.approx(elbo.value, abs=allowed)
-        assert resampled.details["sampling_energy_evaluations"] == 5 * 800
+        assert resampled.details["sampling_energy_evaluations"] == 5 * 1_500
 
     def test_resampling_needs_weights(self) -> None:
         with pytest.raises(ValueError, match="log-weights"):

@@ -1,6 +1,7 @@
 """The benchmark command, on sizes that take seconds."""
 
 import functools
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_the_laws_of_the_benchmark_have_log_z_zero_on_either_side(name: str) -> 
 
 
 def test_budget_trains_splits_and_buys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load("benchmarks.tightness")
+    module = importlib.import_module("vgs_rl.evaluation.budget.tightness")
     monkeypatch.setattr(module, "TARGETS", {"Gaussian": module.TARGETS["Gaussian"]})
     page = folder / "page.md"
     marks = "<!-- {0}:begin -->\n<!-- {0}:end -->\n"

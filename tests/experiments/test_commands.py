@@ -457,7 +457,7 @@ def test_text_files_are_read_and_written_as_utf8() -> None:
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         calls = re.findall(
-            r"\.read_text\([^)]*\)|\.write_text\([^()]*\)|(?<!Image\.)\bopen\([^)]*\)", text
+            r"\.read_text\([^)]*\)|\.write_text\([^()]*\)|(?<![\w.])open\([^)]*\)", text
         )
         for call in calls:
             binary = re.search(r'"[rwab+]*b[rwab+]*"', call) or "O_" in call

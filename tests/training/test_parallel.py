@@ -107,10 +107,10 @@ def broken(folder: Path) -> Any:
 def buffers(folder: Path) -> Any:
     x, log_weight = buffer_rows()
     mine = slice(0, 100) if parallel.is_first() else slice(100, None)
-    source = WeightedSource(GradientMatching())
+    source = WeightedSource(GradientMatching(), vgs(folder))
     source.rows.add(x[mine], x[mine], log_weight[mine])
     return {
-        "mean_square": float(source.mean_square()),
+        "mean_square": float(source.mean_square(x.shape[1])),
         "share": source.share,
         "drawn": len(source.draw_part(1000, torch.Generator().manual_seed(0))),
     }
@@ -215,7 +215,7 @@ def test_weights_are_normalised_over_the_rows_of_all_ranks(ranks: dict[str, list
     alone = WeightedBuffer(40_000, GradientMatching().least_ess)
     alone.add(x, x, log_weight)
     for each in ranks["buffers"]:
-        assert each["mean_square"] == pytest.approx(float(alone.mean_square()), rel=1e-9)
+        assert each["mean_square"] == pytest.approx(float(alone.mean_square(x.shape[1])), rel=1e-9)
     shares, drawn = ([each[name] for each in ranks["buffers"]] for name in ("share", "drawn"))
     assert sum(shares) == pytest.approx(RANKS)
     assert sum(drawn) == 1000 * RANKS

@@ -97,7 +97,8 @@ def finish(
     A run that is ended meanwhile goes on with the samples that it has drawn.
     """
     evaluated: list[Samples] = []
-    sampler = agent.sampler()
+    chosen = agent.target_at()[0]
+    sampler = agent.sampler() if chosen is None else agent.sampler().at(chosen)
     identity = run_digest(folder.path, agent.checkpoint)
     unfinished = sampler.unfinished = Unfinished(folder.path / UNFINISHED, identity)
     report = evaluate_agent(
