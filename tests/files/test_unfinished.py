@@ -144,6 +144,7 @@ def test_ctrl_c_leaves_a_draw_in_threads_at_once() -> None:
     slow.chunk_size = 8
     main = threading.main_thread().ident or 0
     torch.set_num_threads(2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
     try:
         threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
         began = time.monotonic()
@@ -151,7 +152,8 @@ def test_ctrl_c_leaves_a_draw_in_threads_at_once() -> None:
             slow.sample(64, 0)
     finally:
         torch.set_num_threads(1)
-    assert time.monotonic() - began < 1.0  # a chunk takes four seconds
+        signal.signal(signal.SIGINT, handler)
+    assert time.monotonic() - began < 3.0  # a chunk takes four seconds
 
 
 def test_a_tempering_kernel_goes_on_from_its_state() -> None:
