@@ -447,6 +447,11 @@ class TestReport:
         with pytest.raises(ValueError, match="metric elbo must have the keys"):
             Report.from_json(json.dumps(content))
 
+    def test_a_number_that_no_float_holds_is_refused(self, report: Report) -> None:
+        text = report.as_json().replace('"n_samples": 4000', f'"n_samples": 1{"0" * 400}')
+        with pytest.raises(ValueError, match=r"a whole number must be below 2\*\*63, got 1000"):
+            Report.from_json(text)
+
     def test_saving_replaces_the_file_at_once(self, report: Report, tmp_path: Path) -> None:
         path = tmp_path / "report.json"
         path.write_text("old")

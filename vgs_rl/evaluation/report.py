@@ -124,7 +124,7 @@ class Report:
             ValueError: if the text is not a report, naming what is missing or unknown.
         """
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_int=_whole)
         except RecursionError as error:
             raise ValueError("not a report: it is nested too deep") from error
         if not isinstance(content, dict):
@@ -259,6 +259,18 @@ _KINDS: dict[str, tuple[type | None, ...]] = {
     "metrics": (dict,),
     "details": (dict,),
 }
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold.
+
+    Raises:
+        ValueError: if it is larger than any count.
+    """
+    number = int(digits)
+    if abs(number) >= 2**63:
+        raise ValueError(f"a whole number must be below 2**63, got {digits:.20}")
+    return number
 
 
 def _is(value: Any, *kinds: type | None) -> bool:
