@@ -204,7 +204,7 @@ class Episodes:
 
     def checked(self, actions: Any, name: str, shape: tuple[int, ...]) -> Array:
         """The actions, float32, shape (n, D); they may share the array's memory."""
-        array = np.ascontiguousarray(actions, np.float32)
+        array = np.asarray(actions, np.float32, order="C")
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
         return array.reshape(self.n, -1)

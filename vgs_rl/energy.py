@@ -248,7 +248,7 @@ class Energy(nn.Module, ABC):
         with torch.enable_grad():  # a subclass may differentiate in its own way
             pair: Any = self.hand_over(self.energy_and_gradient, x)
         if not (isinstance(pair, tuple) and len(pair) == 2):
-            method = f"{type(self).__name__}.energy_and_gradient"
+            method = f"{self._called}.energy_and_gradient"
             raise ValueError(f"{method} must return (energy, gradient), got {type(pair).__name__}")
         energy = self._received(pair[0], x, x.shape[:-1], "energy_and_gradient")
         gradient = self._received(pair[1], x, x.shape, "energy_and_gradient")
@@ -281,6 +281,11 @@ class Energy(nn.Module, ABC):
             return method(given, *arguments)
         return in_callers_thread(method, given, *arguments)
 
+    @property
+    def _called(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
     def _values(self, x: Tensor) -> Tensor:
         return self._received(self.hand_over(self.energy, x), x, x.shape[:-1], "energy")
 
@@ -289,7 +294,7 @@ class Energy(nn.Module, ABC):
         as_it_is = isinstance(values, Tensor) and values.dtype == x.dtype
         if as_it_is and values.shape == shape and values.device == x.device:
             return values.clone()
-        method = f"{type(self).__name__}.{name}"
+        method = f"{self._called}.{name}"
         if not isinstance(values, Tensor):
             raise ValueError(f"{method} must return a tensor, got {type(values).__name__}")
         if values.shape != shape:

@@ -76,7 +76,7 @@ def probe(energy: Energy, near: Mapping[str, Tensor], far: Callable[[int], Tenso
         ValueError: if E fails, has another shape than (B,) or no floating dtype, is -inf anywhere
             or finite nowhere.
     """
-    name = type(energy).__name__
+    name = energy._called
     values = {where: _evaluated(energy, x) for where, x in near.items()}
     energy.differentiable(next(iter(near.values())))
     together = torch.cat(list(values.values()))
@@ -157,6 +157,6 @@ def _evaluated(energy: Energy, x: Tensor) -> Tensor:
         raise
     except Exception as error:  # of a user's code
         raise ValueError(
-            f"{type(energy).__name__}.energy failed on states of shape {tuple(x.shape)} in "
+            f"{energy._called}.energy failed on states of shape {tuple(x.shape)} in "
             f"{x.dtype}: {type(error).__name__}: {error}"
         ) from error

@@ -26,6 +26,7 @@ from vgs_rl.agents.distilled.kernels import ChainStudent, KernelStudent
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.agents.target import TargetAgent
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Energy
 from vgs_rl.fields import settle
 from vgs_rl.geometry import CentreOfMassFree
@@ -277,6 +278,7 @@ def require_distillable(energy: Energy, steps: int = 2) -> None:
         ValueError: if its space is neither R^D nor that of exchangeable particles.
         ModuleNotFoundError: for one step on R^D, if zuko is not installed.
     """
+    require_one(energy, "a student draws from")
     geometry = energy.geometry
     if isinstance(geometry, CentreOfMassFree):
         if energy.symmetry is None:

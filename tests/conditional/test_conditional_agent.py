@@ -1,7 +1,7 @@
 """One agent for all values of an energy's parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gymnasium
@@ -280,3 +280,57 @@ def test_what_knows_no_parameters_refuses_them_by_name() -> None:
         vgs_rl.error_budget(small().sampler())
     with pytest.raises(ValueError, match=r"mdp.temperature must be a range"):
         MDPConfig(temperature=(2.0, 0.5))
+
+
+class Barrier(ConditionalEnergy):
+    dim = 1
+    ranges = {"barrier": (0.5, 3.0)}
+
+    def energy(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return c[:, 0] * (x[:, 0] ** 2 - 1) ** 2
+
+
+class Column(Barrier):
+    def energy(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return c * x**2
+
+
+class Undeclared(ConditionalEnergy):
+    dim = 1
+
+    def energy(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return x[:, 0] ** 2
+
+
+class Taken(Barrier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conditions = {"barrier": (0.5, 3.0)}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: vgs_rl.MALA(Barrier(), num_chains=2, num_steps=2),
+        lambda: vgs_rl.HMC(Barrier(), num_chains=2, num_steps=2),
+        lambda: vgs_rl.ParallelTempering(Barrier(), num_chains=2, num_steps=2),
+        lambda: vgs_rl.AIS(Barrier(), num_steps=2),
+        lambda: vgs_rl.SMC(Barrier(), num_steps=2),
+        lambda: vgs_rl.sample(Barrier(), 10, seconds=1),
+        lambda: VGS(Barrier(), device="cpu", one_step=True),
+    ],
+)
+def test_what_draws_from_one_energy_says_how_to_name_it(draw: Callable[[], object]) -> None:
+    message = "one energy, got Barrier with parameters .barrier.: its `at` gives that of one value"
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_mistakes_in_an_own_conditional_energy_name_its_class() -> None:
+    for made, message in (
+        (Column, r"Column.energy must return shape \(B,\) = \(64,\), got \(64, 1\)"),
+        (Undeclared, "Undeclared.ranges must be set"),
+        (Taken, "Taken.conditions cannot hold this: .* parameters are declared by `ranges`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VGS(made(), device="cpu")

@@ -192,6 +192,14 @@ def test_one_row_is_the_single_environment():
         assert all(type(value) is np.float64 for value in one[4].values())
 
 
+def test_an_action_of_one_dimension_is_an_array():
+    env = SamplingEnv(Gaussian((0.0,), (1.0,)), num_steps=2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action must have shape \(1,\), got \(\)"):
+        env.step(np.float32(0.5))
+    assert env.step([0.5])[0].shape == (2,)
+
+
 @pytest.mark.parametrize("chain", ["ve", "vp"])
 def test_one_row_steps_as_the_mdp_does_also_after_its_noise_has_changed(chain):
     schedule = ScheduleConfig(total_noise=0.7)

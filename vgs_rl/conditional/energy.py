@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -45,6 +46,20 @@ class ConditionalEnergy(nn.Module, ABC):
     logarithmic: Collection[str] = ()
     thread_safe: bool = False
     dtype: torch.dtype | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, but none that would hide a method of this class."""
+        if isinstance(vars(ConditionalEnergy).get(name), FunctionType | property):
+            raise ValueError(
+                f"{type(self).__name__}.{name} cannot hold this: the name is taken by "
+                "vgs_rl.ConditionalEnergy; parameters are declared by `ranges`"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def called(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
 
     @abstractmethod
     def energy(self, x: Tensor, c: Tensor) -> Tensor:
@@ -173,6 +188,11 @@ class TemperedEnergy(ConditionalEnergy):
         self.ranges = {TEMPERATURE: tuple(temperatures)}
 
     @property
+    def called(self) -> str:
+        """The name of E."""
+        return self.inner._called
+
+    @property
     def geometry(self) -> Geometry:
         """See :attr:`ConditionalEnergy.geometry`."""
         return self.inner.geometry
@@ -233,18 +253,25 @@ class JointEnergy(Energy):
         conditional: the energy.
 
     Raises:
-        ValueError: if its space is not linear.
+        ValueError: if its space is not linear, or dimension or parameters are not declared.
     """
 
     def __init__(self, conditional: ConditionalEnergy) -> None:
         super().__init__()
-        name = type(conditional).__name__
+        name = conditional.called
+        for attribute in ("dim", "ranges"):
+            if not hasattr(conditional, attribute):
+                raise ValueError(f"{name}.{attribute} must be set, see vgs_rl.ConditionalEnergy")
         space = conditional.geometry
         space.require_linear(f"conditional energy {name}")
         self.conditional, self.conditions = conditional, conditional.conditions
         self.dim = conditional.dim + self.conditions.size
         self.geometry = Conditioned(space, self.conditions.size)
         self.dtype, self.thread_safe = conditional.dtype, conditional.thread_safe
+
+    @property
+    def _called(self) -> str:
+        return self.conditional.called
 
     @property
     def of_x(self) -> Energy:
@@ -276,6 +303,24 @@ class JointEnergy(Energy):
 def as_energy(energy: Any) -> Any:
     """A conditional energy as the energy of a chain; anything else as it is."""
     return JointEnergy(energy) if isinstance(energy, ConditionalEnergy) else energy
+
+
+def require_one(energy: Energy, what: str) -> None:
+    """Refuses an energy with parameters where one energy is needed.
+
+    Args:
+        energy: of a chain, or of states.
+        what: it is needed for, with its verb: `MALA draws from`.
+
+    Raises:
+        ValueError: naming the parameters.
+    """
+    if isinstance(energy, JointEnergy):
+        names = ", ".join(energy.conditions.names)
+        raise ValueError(
+            f"{what} one energy, got {energy._called} with parameters ({names}): its `at` gives "
+            "that of one value"
+        )
 
 
 def joint_energy(

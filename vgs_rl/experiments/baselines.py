@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vgs_rl.conditional.energy import require_one
 from vgs_rl.evaluation.evaluate import Report, evaluate
 from vgs_rl.evaluation.metrics import evenly_spaced_rows
 from vgs_rl.evaluation.progress import EnergyProgress
@@ -76,11 +77,7 @@ class Baseline:
         Raises:
             ValueError: if the budget is too small for it.
         """
-        if self.mdp.conditions is not None:
-            names = ", ".join(self.mdp.conditions.names)
-            raise ValueError(
-                f"{self.name} draws from one energy, got one with parameters ({names})"
-            )
+        require_one(self.mdp.energy, f"{self.name} draws from")
         return BASELINES[self.name](self, budget)
 
     @property

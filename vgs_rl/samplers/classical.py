@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vgs_rl.checks import count_of
+from vgs_rl.conditional.energy import require_one
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.langevin import HMCSampler, ULASampler
@@ -48,6 +49,7 @@ class Chains:
         **options: Any,
     ) -> None:
         energy = energy_of(target, dim)
+        require_one(energy, f"{type(self).__name__} draws from")
         chains, steps = count_of("num_chains", num_chains), count_of("num_steps", num_steps)
         counts = {n: count_of(n, options.pop(n, value)) for n, value in self.defaults.items()}
         gradients = 1 + counts.get("leapfrog_steps", 1) * steps  # the first is at the start
@@ -110,7 +112,9 @@ class AIS(AnnealedSMC):
     def __init__(
         self, target: Any, *, num_steps: int = 100, dim: int | None = None, **options: Any
     ) -> None:
-        super().__init__(energy_of(target, dim), num_steps, **options)
+        energy = energy_of(target, dim)
+        require_one(energy, f"{type(self).__name__} draws from")
+        super().__init__(energy, num_steps, **options)
 
 
 class SMC(AIS):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of, seed_of
+from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Split
 from vgs_rl.evaluation.budget.bridges import draw_bridges, halved
 from vgs_rl.evaluation.budget.parts import GROUPS, split_gap
@@ -143,9 +144,7 @@ def chain_of(sampler: Sampler) -> ChainSampler:
     if sampler.temperature != 1.0:
         raise ValueError(f"an error budget needs temperature 1, got {sampler.temperature}")
     sampler.mdp.geometry.require_linear("an error budget")
-    if sampler.mdp.conditions is not None:
-        names = ", ".join(sampler.mdp.conditions.names)
-        raise ValueError(f"an error budget is of one energy, got one with parameters ({names})")
+    require_one(sampler.mdp.energy, "an error budget is of")
     # The gap is the same in the chain's own coordinates.
     return sampler if sampler.coordinates is None else ChainSampler(sampler.mdp, sampler.policy)
 

@@ -14,6 +14,7 @@ from vgs_rl.agents.automatic.progress import Progress
 from vgs_rl.agents.automatic.survey import survey
 from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
 from vgs_rl.checks import count_of, require_positive, seed_of
+from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 from vgs_rl.experiments.automatic.around import explore_around
@@ -111,6 +112,7 @@ def sample(
     name = target if isinstance(target, str) else type(energy).__name__
     if repeat is not None and repeat["target"] != name:
         raise ValueError(f"repeat.target is {repeat['target']!r}, got {name!r}")
+    require_one(energy, "sample explores")
     if energy.geometry.effective_dim != energy.dim:
         raise ValueError(
             f"sample needs a target on R^D, got {type(energy).__name__} on a "
