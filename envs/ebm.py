@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgs_rl.checks import one_line
 from vgs_rl.ebm.contrastive import ContrastiveConfig, EnergyLearner
 from vgs_rl.ebm.energies import AutoencoderEnergy
 from vgs_rl.ebm.learned import LearnedEnergy
@@ -231,5 +232,5 @@ class EBMVectorEnv(_LearnedTarget, SamplingVectorEnv):
             learner.load_state_dict(state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             learner.load_state_dict(before)
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ValueError(f"state['energy'] is not of this learner: {reason}") from error

@@ -105,3 +105,8 @@ def require_module(purpose: str, module: str, extra: str) -> None:
         raise ModuleNotFoundError(
             f"{purpose} needs {module}, which is not installed: pip install 'vgs-rl[{extra}]'"
         )
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -22,6 +22,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
+from vgs_rl.checks import one_line
 from vgs_rl.files.yaml_text import parse_yaml
 from vgs_rl.names import PACKAGE, Name, is_foreign, names_in
 
@@ -206,7 +207,7 @@ def _reason(module: str, owner: str, error: BaseException) -> str:
         at = f" ({os.path.basename(error.filename or '?')}, line {error.lineno})"
         message = error.msg
     else:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         frames = traceback.extract_tb(error.__traceback__)
         if frames and "importlib" not in frames[-1].filename:
             at = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"

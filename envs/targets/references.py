@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import one_line
 from vgs_rl.energy import Energy, Split
 
 SPARE, EXPANSION = 2**20, 100  # bytes that an entry may expand to, besides so many for each of it
@@ -92,5 +93,5 @@ def load_array(path: Traversable | Path, key: str) -> Any:
             with np.load(stream, allow_pickle=False) as file:
                 return file[key]
     except Exception as error:  # NumPy and its archives raise many kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"{path} is damaged: {reason}") from error

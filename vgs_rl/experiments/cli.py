@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from vgs_rl.checks import one_line
+
 if TYPE_CHECKING:
     from vgs_rl.files.shipped import Kind
 
@@ -79,23 +81,18 @@ def command(main: Main) -> Main:
             print("interrupted", file=sys.stderr)
             return 130
         except (OSError, ValueError, ImportError) as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            print(f"error: not enough memory: {_one_line(error)}", file=sys.stderr)
+            print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
             return 1
         finally:
             sys.stdout.flush()
             sys.stdout = output
 
     return guarded
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) or type(error).__name__
 
 
 class _Output(io.TextIOBase):

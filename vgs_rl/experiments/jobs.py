@@ -22,6 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from vgs_rl.checks import one_line
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.training.loop import PATIENCE, handling, interrupt, interruptible, press_ctrl_c
 
@@ -250,7 +251,7 @@ def _outcome(job: J, work: Callable[[J], bool]) -> str:
         with suppress(OSError):  # on a full disk the log stays empty
             traceback.print_exc()
             sys.stderr.flush()
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _listen(line: Connection, inbox: SimpleQueue[Any]) -> None:

@@ -14,7 +14,7 @@ import tarfile
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vgs_rl.checks import require_module
+from vgs_rl.checks import one_line, require_module
 from vgs_rl.experiments.cli import Mistake, Parser, one_of, whole
 from vgs_rl.experiments.jobs import Job, run_all
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples, chunk_seeds
@@ -186,7 +186,7 @@ class RayLauncher:
         try:
             why, log, folder = ray.get(reference)
         except ray.exceptions.RayError as error:  # after as many retries as there may be
-            return f"its worker was lost {self.retries + 1} times: {_one_line(error)}"
+            return f"its worker was lost {self.retries + 1} times: {one_line(error)}"
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.write_text(log, encoding="utf-8")
         if not why and not job.finished:  # no common disk
@@ -266,7 +266,8 @@ class SpreadSampler(Sampler):
             yield from super()._draw_chunks(sizes, generator, first, state)
             return
         chunks = zip(sizes, chunk_seeds(len(sizes), generator), strict=True)
-        yield from self.launcher.map(functools.partial(_drawn, self.sampler), chunks)
+        with self.sampler.mdp.uncounted():
+            yield from self.launcher.map(self.sampler.draw_chunk, chunks)
 
 
 # --- on a worker ----------------------------------------------------------------------------------
@@ -275,11 +276,6 @@ class SpreadSampler(Sampler):
 def _call(function: Callable[[Item], Result], item: Item, threads: int) -> Result:
     torch.set_num_threads(threads)
     return function(item)
-
-
-def _drawn(sampler: ChainSampler, chunk: tuple[int, int]) -> Samples:
-    with sampler.mdp.uncounted() as used:
-        return replace(sampler.draw_chunk(chunk), energy_evaluations=used())
 
 
 def _do(work: Callable[[J], bool], job: J) -> tuple[str, str, bytes]:
@@ -292,12 +288,8 @@ def _do(work: Callable[[J], bool], job: J) -> tuple[str, str, bytes]:
             why = "it was interrupted"
         except Exception as error:
             traceback.print_exc()
-            why = f"{type(error).__name__}: {_one_line(error)}"
+            why = f"{type(error).__name__}: {one_line(error)}"
     return why, log.getvalue(), b"" if why else pack(job.folder)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def pack(folder: Path) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vgs_rl.agents.base import Agent
-from vgs_rl.checks import require_module
+from vgs_rl.checks import one_line, require_module
 from vgs_rl.experiments.config import RunConfig, config_of, parse_run
 from vgs_rl.experiments.run import train
 from vgs_rl.files.checkpoint import load_checkpoint, write_text
@@ -202,7 +202,7 @@ class Sweep:
                 return "pruned"
             elbo = float(load_checkpoint(config.folder / "checkpoints" / "best.pt")["best_elbo"])
         except (ValueError, OSError, RuntimeError) as error:
-            why = " ".join(str(error).split())
+            why = one_line(error)
             trial.set_user_attr("error", why)
             study.tell(trial, state=states.FAIL)
             return f"failed: {why}"

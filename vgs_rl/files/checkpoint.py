@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from vgs_rl.checks import path_of
+from vgs_rl.checks import one_line, path_of
 
 FORMAT = "vgs_rl checkpoint"
 VERSION = 2
@@ -170,7 +170,9 @@ def load_checkpoint(
         try:
             content = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds for what it did not write itself
-            raise ValueError(f"checkpoint {path} cannot be read: {_one_line(error)}") from error
+            raise ValueError(
+                f"checkpoint {path} cannot be read: {one_line(error)[:200]}"
+            ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} was not written by vgs_rl")
     if content.get("version") != VERSION:
@@ -308,7 +310,7 @@ def _check_archive(file: BinaryIO, path: Path, size: int) -> None:
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         names = {arg for op, arg in _operations(file) if op in ("GLOBAL", "STACK_GLOBAL", "INST")}
     except Exception as error:  # archives and pickles raise many kinds where they are damaged
-        raise ValueError(f"checkpoint {path} is damaged: {_one_line(error)}") from error
+        raise ValueError(f"checkpoint {path} is damaged: {one_line(error)[:200]}") from error
     if not stored or sum(entry.file_size for entry in entries) > size:
         raise ValueError(f"checkpoint {path} is damaged: it expands to more than its size")
     for name in names:
@@ -316,7 +318,3 @@ def _check_archive(file: BinaryIO, path: Path, size: int) -> None:
             raise ValueError(
                 f"checkpoint {path} holds more than tensors, numbers and strings: {name}"
             )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vgs_rl.checks import one_line
+
 
 def check_like(value: Any, own: Any, name: str = "") -> None:
     """Checks that a state has the structure of an object's own state.
@@ -86,7 +88,7 @@ def fitting(what: str = "the checkpoint") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
         raise ValueError(f"{what} does not fit this configuration: {reason}") from error
 

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from vgs_rl.checks import one_line
 from vgs_rl.energy import Energy
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.mdp import SamplingMDP
@@ -52,7 +53,7 @@ def try_picture(name: str, work: Callable[[], T]) -> T | None:
     try:
         return work()
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         logger.warning("warning: no picture %s: %s: %s", name, type(error).__name__, reason)
         logger.debug("picture %s", name, exc_info=True)
         return None

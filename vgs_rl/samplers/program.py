@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vgs_rl.checks import one_line
 from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.transitions import KernelPolicy, Policy, State
@@ -133,7 +134,7 @@ def export_program(
                 dynamic_shapes=({0: batch}, {1: batch}),
             )
         except Exception as error:  # the tracer and a user's code may raise anything
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise ValueError(
                 f"the sampler of {type(mdp.energy).__name__} cannot be exported with its {what}"
                 f"{hint}: {type(error).__name__}: {reason}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vgs_rl.agents import EBMTrainer, NoNegatives
 from vgs_rl.agents.ebm.detector import DetectorTraining
+from vgs_rl.checks import one_line
 from vgs_rl.envs.anomaly import AnomalyData
 from vgs_rl.evaluation.report import Report
 from vgs_rl.experiments import jobs as side_by_side
@@ -266,6 +267,6 @@ def run_all(
             if not run_job(config, job, progress_bar=bar):
                 raise KeyboardInterrupt
         except (OSError, ValueError, RuntimeError) as error:
-            failed[job.name] = " ".join(str(error).split())
+            failed[job.name] = one_line(error)
             print(f"failed: {job.name}: {failed[job.name]}", file=sys.stderr)
     return failed
