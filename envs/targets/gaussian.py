@@ -129,6 +129,13 @@ class GaussianMixture(Energy):
             z = torch.einsum("bde,be->bd", self.eigenvectors.to(z)[k], z)
         return self.means.to(z)[k] + z
 
+    MOST_NODES = 10_000_000  # of a quadrature
+    MOST_PROPOSALS = 1_000  # for a sample at a temperature below 1
+
+    def can_sample_at(self, temperature: float) -> bool:
+        """Whether :meth:`sample_at` takes few enough proposals: up to K^(1/tau - 1) a sample."""
+        return (1 / temperature - 1) * math.log(len(self.means)) <= math.log(self.MOST_PROPOSALS)
+
     def sample_at(self, n: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Exact samples of exp(-E/tau)/Z, by rejection, shape (n, D), on the generator's device.
 
@@ -160,6 +167,8 @@ class GaussianMixture(Energy):
     def log_z_at(self, temperature: float) -> float | None:
         """Log ∫ exp(-E/tau), closed for one component, by quadrature in two dimensions; else None.
 
+        It is None, too, where components so narrow lie so far apart that the grid would be too big.
+
         Args:
             temperature: tau.
         """
@@ -173,10 +182,10 @@ class GaussianMixture(Energy):
         reach = 12 * float(self.eigenvalues.max().sqrt()) * max(1.0, temperature**0.5)
         step = 0.2 * float(self.eigenvalues.min().sqrt()) * min(1.0, temperature**0.5)
         least, most = (ends.values.tolist() for ends in (self.means.min(0), self.means.max(0)))
-        axes = [
-            torch.arange(low - reach, high + reach, step, dtype=torch.float64)
-            for low, high in zip(least, most, strict=True)
-        ]
+        ends = [(low - reach, high + reach) for low, high in zip(least, most, strict=True)]
+        if math.prod((high - low) / step for low, high in ends) > self.MOST_NODES:
+            return None
+        axes = [torch.arange(low, high, step, dtype=torch.float64) for low, high in ends]
         grid = torch.cartesian_prod(*axes).reshape(-1, self.dim).to(self.means.device)
         levels = torch.cat([-beta * self.energy(part) for part in grid.split(65_536)])
         return float(torch.logsumexp(levels, 0)) + self.dim * math.log(step)

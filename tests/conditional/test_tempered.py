@@ -7,7 +7,7 @@ import torch
 
 from vgs_rl import Energy, TemperedEnergy
 from vgs_rl.conditional import JointEnergy, joint_energy
-from vgs_rl.envs import DW4, GMM9, ConditionalPhi4, Gaussian, GaussianMixture, Phi4
+from vgs_rl.envs import DW4, GMM9, GMM40, ConditionalPhi4, Gaussian, GaussianMixture, Phi4
 
 CASES = {
     "Gaussian": Gaussian(),
@@ -97,3 +97,16 @@ def test_a_gradient_by_differences_is_tempered_and_counted() -> None:
     assert torch.allclose(energy, torch.tensor([2.0, 2.0]))
     assert torch.allclose(gradient, torch.tensor([[4.0, 0.0], [2.0, 0.0]]), atol=1e-2)
     assert joint.gradient_evaluations == 3
+
+
+def test_where_exact_samples_would_take_too_long_there_are_none() -> None:
+    many = TemperedEnergy(GMM40(), (0.1, 2.0))
+    assert many.at(0.7).can_sample and many.at(1.0).can_sample
+    cold = many.at(0.2)  # 40^4 proposals for a sample
+    assert not cold.can_sample
+    assert TemperedEnergy(Gaussian(), (0.01, 2.0)).at(0.01).can_sample
+
+
+def test_log_z_is_not_known_where_its_grid_would_be_too_big() -> None:
+    needles = GaussianMixture([[-50.0, 0.0], [50.0, 0.0]], [[1e-6, 1e-6]] * 2, [0.5, 0.5])
+    assert needles.log_z_at(0.5) is None and GMM9().log_z_at(0.5) is not None

@@ -103,6 +103,10 @@ class ConditionalEnergy(nn.Module, ABC):
         """Whether :meth:`sample` draws exact samples."""
         return type(self).sample is not ConditionalEnergy.sample
 
+    def can_sample_at(self, c: Tensor) -> bool:
+        """Whether :meth:`sample` draws them at one value c (C,) in reasonable time."""
+        return self.can_sample
+
     def sample(self, n: int, c: Tensor, generator: torch.Generator) -> Tensor:
         """Exact, independent samples of p(x; c) at one value c (C,): shape (n, D).
 
@@ -157,7 +161,7 @@ class EnergyAt(Energy):
     @property
     def can_sample(self) -> bool:
         """See :attr:`Energy.can_sample`."""
-        return self.conditional.can_sample
+        return self.conditional.can_sample_at(self.condition)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :meth:`ConditionalEnergy.sample`."""
@@ -168,7 +172,8 @@ class TemperedEnergy(ConditionalEnergy):
     """E(x)/τ over a range of temperatures, of any energy E.
 
     Exact samples and log Z at every τ are those of the energy's ``sample_at(n, temperature,
-    generator)`` and ``log_z_at(temperature)``, where it has them. At τ = 1 it is E itself.
+    generator)`` and ``log_z_at(temperature)``, where it has them; ``can_sample_at(temperature)``
+    may say where it has not. At τ = 1 it is E itself.
 
     Args:
         inner: E.
@@ -223,6 +228,11 @@ class TemperedEnergy(ConditionalEnergy):
     def can_sample(self) -> bool:
         """See :attr:`ConditionalEnergy.can_sample`."""
         return hasattr(self.inner, "sample_at")
+
+    def can_sample_at(self, c: Tensor) -> bool:
+        """See :meth:`ConditionalEnergy.can_sample_at`."""
+        says: Any = getattr(self.inner, "can_sample_at", None)
+        return self.can_sample and (says is None or bool(says(float(c[0]))))
 
     def sample(self, n: int, c: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`ConditionalEnergy.sample`."""
