@@ -8,6 +8,7 @@ import torch
 from vgs_rl import Energy, TemperedEnergy
 from vgs_rl.conditional import JointEnergy, joint_energy
 from vgs_rl.envs import DW4, GMM9, GMM40, ConditionalPhi4, Gaussian, GaussianMixture, Phi4
+from vgs_rl.envs.targets.quadrature import log_z_of_four_in_the_plane
 
 CASES = {
     "Gaussian": Gaussian(),
@@ -52,6 +53,15 @@ def test_log_z_of_dw4_is_its_quadrature_and_its_slope_the_reference_energy() -> 
     levels = energy(energy.reference()).double()
     error = float(levels.std()) / math.sqrt(len(levels))
     assert abs(float(levels.mean()) + (high - low) / (2 * step)) < 5 * error
+
+
+def test_log_z_of_dw4_in_narrow_wells_is_that_of_a_finer_grid() -> None:
+    energy, tau = DW4(), 0.3
+    finer = log_z_of_four_in_the_plane(
+        lambda r: energy.pair_potential(r) / tau, reach=9.0, distances=180, step=0.07
+    )
+    assert energy.log_z_at(tau) == pytest.approx(finer, abs=1e-6)
+    assert energy.log_z_at(0.05) is None  # rather than what no grid here resolves
 
 
 def test_what_is_not_known_at_a_temperature_is_none() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +14,35 @@ from torch.overrides import TorchFunctionMode
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-# What makes tensors of a size that its arguments say.
-_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn}
-_MAKERS |= {torch.arange, torch.linspace, torch.logspace, torch.randint, torch.randperm}
+
+
+def _range(
+    *bounds: float, start: float = 0, end: float | None = None, step: float = 1, **_: Any
+) -> int:
+    if len(bounds) == 1 and end is None:
+        bounds = (start, *bounds)
+    start, end, step = (*bounds, *(start, end or 0, step)[len(bounds) :])
+    return max(0, math.ceil((end - start) / step))
+
+
+# What makes tensors of a size that its arguments say, and that size. The device "meta" would know
+# it too, but to use it imports for three seconds (`arange`: torch's compiler).
+_SIZES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(
+        (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn),
+        lambda *sizes, size=None, **_: (
+            size if size is not None else sizes[0] if len(sizes) == 1 else sizes
+        ),
+    ),
+    torch.full: lambda size, *_, **__: size,
+    torch.eye: lambda n, m=None, **_: (n, n if m is None else m),
+    torch.arange: _range,
+    torch.linspace: lambda start, end, steps, **_: steps,
+    torch.logspace: lambda start, end, steps, *_, **__: steps,
+    torch.randint: lambda *bounds, size=None, **_: bounds[-1] if size is None else size,
+    torch.randperm: lambda n, **_: n,
+}
+_WHOLE = {torch.arange, torch.randint, torch.randperm}  # numbers of eight bytes, if none are named
 
 
 @functools.cache
@@ -71,9 +99,10 @@ class AllocationLimit(TorchFunctionMode):
     ) -> Any:
         """Counts what makes tensors, and calls it."""
         kwargs = kwargs or {}
-        if func in _MAKERS and kwargs.get("device") != "meta":
-            options = {k: v for k, v in kwargs.items() if k not in ("generator", "out")}
-            planned = func(*args, **{**options, "device": "meta"})
+        if func in _SIZES and kwargs.get("device") != "meta":
+            size = _SIZES[func](*args, **kwargs)
+            dtype = kwargs.get("dtype") or (torch.int64 if func in _WHOLE else None)
+            planned = torch.empty(size, dtype=dtype, device="meta")
             self.used += planned.numel() * planned.element_size()
             if self.used > self.limit:
                 raise ValueError(
