@@ -49,6 +49,8 @@ def test_log_z_at_temperature_one_is_log_z(name: str) -> None:
 def test_log_z_of_dw4_is_its_quadrature_and_its_slope_the_reference_energy() -> None:
     energy, step = DW4(), 2e-3
     assert energy.log_z_at(1.0) == pytest.approx(29.6672, abs=1e-4)
+    over = TemperedEnergy(energy, (0.5, 2.0))
+    assert over.log_z(torch.ones(1)) == energy.log_z_at(1.0)
     high, low = (energy.log_z_at(1 / (1 + sign * step)) for sign in (1, -1))
     levels = energy(energy.reference()).double()
     error = float(levels.std()) / math.sqrt(len(levels))

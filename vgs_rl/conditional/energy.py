@@ -242,7 +242,7 @@ class TemperedEnergy(ConditionalEnergy):
 
     def log_z(self, c: Tensor) -> float | None:
         """See :meth:`ConditionalEnergy.log_z`."""
-        if float(c[0]) == 1.0:
+        if float(c[0]) == 1.0 and self.inner.log_z is not None:
             return self.inner.log_z
         known = getattr(self.inner, "log_z_at", None)
         return None if known is None else known(float(c[0]))

@@ -165,12 +165,13 @@ def log_z_curve(
     each = 1 - (1 - confidence) / len(values)
     certificates, elbos, exact = list[Certificate](), list[float](), list[float | None]()
     states = np.random.SeedSequence([seed, 2]).generate_state(3 * len(values), np.uint64)
+    conditional = energy.conditional
     for i, value in enumerate(values):
         draw, target, back = (
             torch.Generator(sampler.device).manual_seed(int(state >> np.uint64(1)))
             for state in states[3 * i : 3 * i + 3]
         )
-        at, known = sampler.at(value), energy.conditional.at(value)
+        at, known = sampler.at(value), conditional.at(value)
         paths = at.sample(n, draw)
         if paths.log_weight is None:
             raise ValueError(
@@ -191,7 +192,7 @@ def log_z_curve(
             )
         )
         elbos.append(float(paths.log_weight.double().mean()))
-        exact.append(known.log_z)
+        exact.append(conditional.log_z(value))
     return LogZCurve(
         names=of.names,
         conditions=tuple(tuple(value.tolist()) for value in values),
