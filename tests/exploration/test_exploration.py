@@ -107,6 +107,13 @@ def test_states_fewer_than_coordinates_whiten_by_a_shrunk_covariance() -> None:
     assert float(widths[0] / widths[-1]) < 4
 
 
+@pytest.mark.parametrize("different", [1, 2, 3])
+def test_copies_of_few_states_whiten_to_finite_widths(different: int) -> None:
+    x = torch.randn(different, 5, generator=generator(), dtype=torch.float64)
+    z = AffineMap.whitening(x.repeat(20, 1)).to_z(x)
+    assert bool(z.isfinite().all()) and float(z.abs().max()) < 10
+
+
 def test_tempering_reaches_a_narrow_ellipsoid_through_its_own_covariance() -> None:
     dim, source = 6, generator()
     axes = torch.linalg.qr(torch.randn(dim, dim, generator=source).double())[0]

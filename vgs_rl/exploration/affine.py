@@ -105,15 +105,18 @@ class AffineMap(Coordinates, kind="affine"):
         x, weight = _different(x.double(), weight)
         dim = x.shape[-1]
         n = 1.0 / float(weight.square().sum())
+        unbiased = n / (n - 1) if n > 1 else 1.0
         mean = weight @ x
-        std = ((weight @ (x - mean).square()) * (n / (n - 1))).sqrt()
+        std = ((weight @ (x - mean).square()) * unbiased).sqrt()
         # A coordinate that all states share has no width: a millionth of its size stands in.
         std = std.clamp_min(1e-6 * mean.abs().clamp_min(1e-6))
         if dim > MOST_FULL or dim == 1:
             return cls(mean, std)
         scaled = (x - mean) / std
-        correlation = (scaled.T * weight) @ scaled * (n / (n - 1))
+        correlation = (scaled.T * weight) @ scaled * unbiased
         correlation.fill_diagonal_(1.0)
+        if not bool(correlation.isfinite().all()):
+            raise ValueError("states and weights must be finite and their squares numbers")
         shrinkage = _shrinkage(correlation, scaled, weight, dim / (n + dim))
         correlation *= 1 - shrinkage
         correlation.fill_diagonal_(1 + ROUNDING)
