@@ -21,12 +21,12 @@ COMMANDS = {
     "distill": "make a sampler of few network calls, or one, from a trained one",
     "compare": "train agents and run baselines on the same MDP, in one table",
     "sweep": "search settings of a training by its validation ELBO",
-    "sample": "draw from a trained run or a shipped sampler into a file",
+    "sample": "draw from an energy, a trained run or a shipped sampler into a file",
     "list": "show targets, agents, configurations and shipped samplers",
     "train-ebm": "train an energy-based model as an anomaly detector",
     "detect": "run classical anomaly detectors on the same features",
     "benchmark": "measure speed and quality",
-    "make-reference": "make the reference samples of a particle system",
+    "make-reference": "make the reference samples of a target",
     "completion": "print the completion script of bash or zsh",
 }
 TOGETHER = ("train",)  # what several processes of torchrun do together

@@ -28,6 +28,7 @@ def work(name: str, arguments: list[str], folder: str, line: Connection) -> None
     """What a process does: one command, which keeps everything that it can keep."""
     import torch
 
+    from vgs_rl.evaluation import evaluate
     from vgs_rl.experiments.cli import module_of
     from vgs_rl.files.unfinished import Unfinished
     from vgs_rl.training.folder import RunFolder
@@ -39,6 +40,7 @@ def work(name: str, arguments: list[str], folder: str, line: Connection) -> None
     torch.set_num_threads(1)
     Unfinished.seconds = 0.0
     RunFolder.draw = lambda *_, **__: None  # type: ignore[method-assign]
+    evaluate.SINKHORN_SAMPLES = 100  # seconds of each evaluation
     main = module_of(name).main
     line.send("ready")
     sys.exit(main(arguments))

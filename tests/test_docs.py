@@ -34,6 +34,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMALLER = [
     (r"updates=[\d_]+", "updates=2"),
     (r"sample\(10_000\)", "sample(100)"),
+    (r"sample\(1_000, 0\)", "sample(64, 0)"),
     (r"10_000, dim", "500, dim"),
     (r"dim=3, seconds=60\)", "dim=3, seconds=1)"),
     (r"dim=20, seconds=60\)", "dim=20, seconds=1)"),
@@ -54,7 +55,7 @@ SMALLER = [
 NOTEBOOK = {
     "updates=600": "updates=100",
     "num_chains=2_000": "num_chains=100",
-    "evaluate(10_000)": "evaluate(2_000)",
+    "evaluate(10_000)": "evaluate(400)",
     "sample(20_000": "sample(2_000",
     "sample((20_000,))": "sample((2_000,))",
 }

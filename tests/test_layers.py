@@ -3,7 +3,9 @@
 import ast
 import doctest
 import importlib
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -95,6 +97,17 @@ def test_a_folder_is_seen_at_one_glance() -> None:
     folders = {path.parent for path in SOURCES}
     sizes = {name(each): len([*each.glob("[!_]*.py")]) for each in folders}
     assert {folder: size for folder, size in sizes.items() if size > 13} == {}
+
+
+PACKAGES = [path for path in SOURCES if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=name)
+def test_no_name_of_a_package_hides_a_module_of_it(path: Path) -> None:
+    package = importlib.import_module(module_of(path))
+    inside = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    for each in inside & {*getattr(package, "__all__", dir(package))}:
+        assert isinstance(getattr(package, each), ModuleType), each
 
 
 def test_scripts_are_faces() -> None:

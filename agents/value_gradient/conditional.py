@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.networks.config import MLPNetwork
+from vgs_rl.networks.config import ClusterNetwork, MLPNetwork
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
@@ -27,9 +27,11 @@ def require_conditional(config: ValueGradientConfig, mdp: SamplingMDP) -> None:
         raise ValueError(f"agent.objective must be GradientMatching {of}, got {name}")
     if config.drift != "posterior":
         raise ValueError(f"agent.drift must be posterior {of}, got {config.drift}")
-    if not isinstance(config.network, MLPNetwork):
-        name = type(config.network).__name__
-        raise ValueError(f"agent.network must be MLPNetwork {of}, got {name}")
-    for name in ("references", "first_anneal_steps"):
-        if value := getattr(objective, name):
-            raise ValueError(f"agent.objective.{name} must be 0 {of}, got {value}")
+    network = config.network
+    if not isinstance(network, MLPNetwork | ClusterNetwork):
+        name = type(network).__name__
+        raise ValueError(f"agent.network must be MLPNetwork or ClusterNetwork {of}, got {name}")
+    if isinstance(network, ClusterNetwork) and network.guide:
+        raise ValueError(f"agent.network.guide must be 0 {of}, got {network.guide}")
+    if objective.references:
+        raise ValueError(f"agent.objective.references must be 0 {of}, got {objective.references}")

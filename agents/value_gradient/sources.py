@@ -13,8 +13,11 @@ from vgs_rl.agents.base import rollout_scalars
 from vgs_rl.agents.value_gradient.buffer import WeightedBuffer
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.agents.value_gradient.refinement import RefinedBuffer, resample
+from vgs_rl.conditional.energy import JointEnergy
+from vgs_rl.energy import Energy
 from vgs_rl.files.restore import check_rows
 from vgs_rl.samplers.annealed import AnnealedSMC
+from vgs_rl.samplers.base import Samples
 from vgs_rl.starts import widened
 from vgs_rl.training import parallel
 from vgs_rl.weights import dead_paths, systematic_resample
@@ -22,6 +25,7 @@ from vgs_rl.weights import dead_paths, systematic_resample
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 
+FIRST_CONDITIONS = 16  # values of the parameters that annealed first states have
 Drawn = tuple[Tensor, Tensor, Tensor]  # x (B, D), ∇E (B, D) and log w (B,)
 
 
@@ -173,25 +177,39 @@ class RefinedSource(Source):
     def _first_states(self, agent: ValueGradientAgent) -> Tensor:
         """The persistent set before MALA moves it, shape (capacity, D)."""
         mdp, scale = agent.mdp, agent.config.prior_std
+        conditions = mdp.conditions
         if not self.config.first_anneal_steps:
             x = scale * mdp.noise(self.config.capacity, agent.generator)
             return mdp.with_conditions(x, agent.generator)
-        sampler = AnnealedSMC(
-            mdp.energy,
-            self.config.first_anneal_steps,
-            scale=scale,
-            threshold=0.5,
-            temperature=mdp.temperature,
-            device=mdp.device,
-        )
-        samples = sampler.sample(self.config.capacity, agent.generator, resample=True, oversample=1)
-        mdp.energy_evaluations += samples.energy_evaluations
+        if conditions is not None:
+            assert isinstance(mdp.energy, JointEnergy)
+            n = -(-self.config.capacity // FIRST_CONDITIONS)
+            c = conditions.draw(FIRST_CONDITIONS, agent.generator, mdp.dtype)
+            parts = [self._annealed(agent, mdp.energy.conditional.at(each), n).x for each in c]
+            x = torch.cat(parts).to(mdp.dtype)
+            return torch.cat([x, c.repeat_interleave(n, 0)], -1)[: self.config.capacity]
+        samples = self._annealed(agent, mdp.energy, self.config.capacity)
         x = samples.x.to(mdp.dtype)
         if parallel.world_size() == 1 or samples.log_weight is None:
             return x
         # Every rank has an island, whose weight is its estimate of Z.
         x, log_weight = parallel.gather(x), parallel.gather(samples.log_weight)
         return _part(x[systematic_resample(log_weight, len(x), agent.common)])
+
+    def _annealed(self, agent: ValueGradientAgent, energy: Energy, n: int) -> Samples:
+        """N states of annealed SMC, resampled."""
+        mdp = agent.mdp
+        sampler = AnnealedSMC(
+            energy,
+            self.config.first_anneal_steps,
+            scale=agent.config.prior_std,
+            threshold=0.5,
+            temperature=mdp.temperature,
+            device=mdp.device,
+        )
+        samples = sampler.sample(n, agent.generator, resample=True, oversample=1)
+        mdp.energy_evaluations += samples.energy_evaluations
+        return samples
 
 
 def _part(x: Tensor) -> Tensor:

@@ -244,9 +244,9 @@ def test_first_draws_are_weighted_exactly() -> None:
     [
         (None, "posterior", 200, 5e-3),
         (None, "bellman", 200, 5e-3),
-        (SoftBellman(batch_size=256, noise_scale=1.0), "posterior", 700, 3e-3),
-        (TD0(batch_size=256, noise_scale=1.0, control_variate=True), "posterior", 700, 3e-3),
-        (TD0(batch_size=256, noise_scale=1.0), "bellman", 700, 3e-3),
+        (SoftBellman(batch_size=256, noise_scale=1.0), "posterior", 400, 5e-3),
+        (TD0(batch_size=256, noise_scale=1.0, control_variate=True), "posterior", 400, 5e-3),
+        (TD0(batch_size=256, noise_scale=1.0), "bellman", 400, 5e-3),
     ],
 )
 def test_every_objective_improves_the_elbo(

@@ -21,7 +21,7 @@ from vgs_rl import (
     ScheduleConfig,
     StartConfig,
 )
-from vgs_rl.agents import TD0, ClusterNetwork, GradientMatching, MLPNetwork
+from vgs_rl.agents import TD0, ClusterNetwork, GradientMatching, MixtureNetwork, MLPNetwork
 from vgs_rl.conditional.start import ConditionalStart
 from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv
 from vgs_rl.evaluation.conditional.curve import log_z_curve
@@ -127,6 +127,40 @@ def test_weights_backwards_are_unbiased_for_one_over_z() -> None:
     log_weight = agent.sampler().at(tau).reverse_log_weight(x, generator(1)).double()
     ratio = (energy.log_z_at(tau) - log_weight).exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
+
+
+def test_particles_are_learned_at_every_temperature_from_annealed_first_states() -> None:
+    objective = GradientMatching(
+        batch_size=64,
+        refresh_every=5,
+        refresh_size=64,
+        capacity=256,
+        refine_steps=2,
+        first_anneal_steps=20,
+        first_refine_steps=2,
+        posterior_steps=1,
+        start_size=256,
+    )
+    network = ClusterNetwork(reach=7.5, radial=8, width=8, pooled=8, knots=4, relax=0.4, stages=2)
+    mdp = MDPConfig(num_steps=10, schedule=ScheduleConfig(kind="geometric", first=0.5, last=5e-3))
+    agent = VGS(
+        "DW4",
+        mdp=mdp,
+        network=network,
+        objective=objective,
+        prior_std=2.0,
+        temperature=(0.5, 2.0),
+        seed=0,
+        device="cpu",
+    )
+    agent.learn(updates=6, progress_bar=False)
+    rows = agent.objective.source.rows.state_dict()["x"]  # type: ignore[attr-defined]
+    first = rows[:, -1].unique()
+    assert len(first) >= 16 and bool(((first >= 0.5) & (first <= 2.0)).all())
+    samples = agent.sample(500, temperature=0.7)
+    assert samples.x.shape == (500, 8) and bool(samples.x.isfinite().all())
+    centre = samples.x.view(500, 4, 2).mean(1)
+    assert torch.allclose(centre, torch.zeros_like(centre), atol=1e-4)
 
 
 @pytest.mark.parametrize("start", ["gaussian", "mixture", "product", "noised"])
@@ -261,7 +295,14 @@ def test_weights_of_environments_are_unbiased_at_the_value_of_the_reset() -> Non
 
 def test_what_knows_no_parameters_refuses_them_by_name() -> None:
     for settings, message in (
-        ({"network": ClusterNetwork()}, "agent.network must be MLPNetwork for an energy with par"),
+        (
+            {"network": MixtureNetwork()},
+            "agent.network must be MLPNetwork or ClusterNetwork for an",
+        ),
+        (
+            {"network": ClusterNetwork(guide=4)},
+            "agent.network.guide must be 0 for an energy with p",
+        ),
         ({"drift": "bellman"}, "agent.drift must be posterior"),
         ({"objective": TD0()}, "agent.objective must be GradientMatching"),
         ({"objective": GradientMatching(references=4_096)}, "references must be 0 for an energy"),

@@ -7,6 +7,7 @@ import pytest
 
 from vgs_rl.experiments.commands import evaluate, train
 from vgs_rl.experiments.run import load_run
+from vgs_rl.training.config import EvaluationConfig
 
 QUICK = ["--mdp.num_steps", "4", "--budget.updates", "4", "--evaluation.n_samples", "200"]
 QUICK += ["--evaluation.validation_samples", "100", "--device", "cpu", "--progress", "false"]
@@ -37,6 +38,8 @@ def test_a_run_of_a_range_of_temperatures_is_evaluated_at_one(
     assert report["target"] == "GMM9, temperature 0.7"
     rows = json.loads((run / "log_z.json").read_text())
     assert [row["temperature"] for row in rows] == pytest.approx([0.5, 1.0, 2.0])
+    curve = load_run(run).log_z_curve(3, n=100, seed=EvaluationConfig().seed)
+    assert [row["log_z"] for row in rows] == curve.log_z  # of as many samples as are asked for
     assert (run / "figures" / "log_z.png").is_file()
 
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 import vgs_rl
 from vgs_rl import Energy, MDPConfig
-from vgs_rl.agents import GradientMatching, MLPNetwork, ValueGradientConfig
+from vgs_rl.agents import (
+    GradientMatching,
+    MLPNetwork,
+    ValueGradientAgent,
+    ValueGradientConfig,
+)
 from vgs_rl.experiments.config import RunConfig
 from vgs_rl.experiments.run import train
 from vgs_rl.files.checkpoint import load_checkpoint, save_checkpoint, write_atomically, write_text
@@ -165,3 +170,33 @@ def test_a_run_in_one_dimension_and_one_step_has_its_pictures_and_loses_nothing_
     assert [record.getMessage() for record in caplog.records] == [
         "warning: no picture summary: FloatingPointError: the summary is too wide"
     ]
+
+
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [
+        (BudgetConfig(seconds=1e-9), "the budget ended before the first update, so the untrained"),
+        (BudgetConfig(updates=1), "no validation had a weight above 0, so the last"),
+    ],
+)
+def test_a_run_without_a_best_agent_says_why(
+    budget: BudgetConfig,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ValueGradientAgent, "_merit", lambda *_: -float("inf"))
+    monkeypatch.setattr("vgs_rl.experiments.run.finish", lambda *_, **__: None)  # no pictures
+    objective = GradientMatching(batch_size=16, refresh_size=32, first_size=32, start_size=32)
+    config = RunConfig(
+        env="FourGauss",
+        mdp=MDPConfig(num_steps=2),
+        agent=ValueGradientConfig(network=MLPNetwork(width=8, depth=1), objective=objective),
+        budget=budget,
+        evaluation=EvaluationConfig(n_samples=64, validation_samples=64),
+        output=tmp_path,
+    )
+    train(config, progress_bar=False)
+    note = f"note: {tmp_path / 'FourGauss/vgs/0'}: {why} agent is evaluated"
+    assert note in capsys.readouterr().err

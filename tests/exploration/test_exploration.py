@@ -18,7 +18,7 @@ from vgs_rl.exploration import (
     find_reference,
     tempered_smc,
 )
-from vgs_rl.exploration.explore import _moved
+from vgs_rl.exploration.islands import _moved
 from vgs_rl.samplers.kernels import Boltzmann, FiniteEnergy, hamiltonian
 
 

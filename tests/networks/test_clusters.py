@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vgs_rl import Chain, ScheduleConfig
+from vgs_rl.conditional import Conditions
 from vgs_rl.envs import GMM9
 from vgs_rl.envs.targets.particles import DoubleWellCluster, LennardJones, ParticleEnergy
 from vgs_rl.networks.clusters import ClusterValue, step_averages
@@ -24,7 +25,16 @@ APART = Chain.build(ScheduleConfig(kind="geometric", first=1.0, last=1e-7), "ve"
 ENERGIES = {"DW": DoubleWellCluster(5, 2), "LJ": LennardJones(6)}
 
 
-def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) -> ClusterValue:
+TEMPERATURES = Conditions({"temperature": (0.5, 2.0)}, ["temperature"])
+
+
+def make_network(
+    energy: ParticleEnergy,
+    chain: Chain,
+    *,
+    trained: bool = True,
+    conditions: Conditions | None = None,
+) -> ClusterValue:
     generator = torch.Generator().manual_seed(0)
     reach = 8.0 if energy.geometry.n_dims == 2 else 4.0
     network = ClusterValue(
@@ -38,6 +48,7 @@ def make_network(energy: ParticleEnergy, chain: Chain, *, trained: bool = True) 
         knots=4,
         relax=0.2,
         stages=2,
+        conditions=conditions,
         generator=generator,
     ).double()
     if trained:
@@ -51,6 +62,12 @@ def states(energy: ParticleEnergy, n: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, energy.dim, generator=generator, dtype=torch.float64)
     return energy.geometry.project(1.5 * z)
+
+
+def with_temperatures(x: Tensor) -> Tensor:
+    """Rows (x, c), c anywhere in the range."""
+    c = TEMPERATURES.draw(len(x), torch.Generator().manual_seed(7), x.dtype)
+    return torch.cat([x, c], -1)
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
@@ -75,6 +92,37 @@ def test_the_gradient_is_differentiable_by_every_parameter(energy: ParticleEnerg
         return (network.gradient(x, t) * weight).sum()
 
     check_parameter_gradients(network, loss, ("offset", "mixture_bias"))
+
+
+def test_at_every_temperature_gradients_follow_the_value_and_leave_the_temperature() -> None:
+    energy, chain = ENERGIES["DW"], CHAINS["ve"]
+    network = make_network(energy, chain, conditions=TEMPERATURES)
+    rows, t = with_temperatures(states(energy, 48)), torch.arange(48) % 12
+    network.calibrate(with_temperatures(states(energy, 240, seed=2)), torch.arange(240) % 12)
+    direction, step = torch.nn.functional.pad(states(energy, 48, seed=3), (0, 1)), 1e-6
+    rise = network.value(rows + step * direction, t) - network.value(rows - step * direction, t)
+    gradient = network.gradient(rows, t)
+    slope = (gradient * direction).sum(-1)
+    torch.testing.assert_close(rise / (2 * step), slope, rtol=1e-4, atol=1e-3)
+    assert bool((gradient[:, -1] == 0).all())
+    one = network.gradient(rows[5::12], 5)
+    torch.testing.assert_close(one, gradient[5::12])
+
+    def loss() -> Tensor:
+        return (network.gradient(rows, t) * direction).sum()
+
+    check_parameter_gradients(network, loss, ("offset", "mixture_bias"))
+
+
+def test_at_every_temperature_an_untrained_network_is_the_plain_one_over_it() -> None:
+    energy, chain = ENERGIES["LJ"], CHAINS["ve"]
+    plain = make_network(energy, chain, trained=False)
+    network = make_network(energy, chain, trained=False, conditions=TEMPERATURES)
+    x, t = states(energy, 24), torch.arange(24) % 12
+    rows = with_temperatures(x)
+    expected = plain.gradient(x, t) / rows[:, -1:]
+    torch.testing.assert_close(network.gradient(rows, t)[:, :-1], expected)
+    torch.testing.assert_close(network.value(rows, t), plain.value(x, t) / rows[:, -1])
 
 
 def check_parameter_gradients(

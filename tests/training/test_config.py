@@ -76,6 +76,7 @@ OPTIONS = [
     (["--budge.seconds", "3"], r"there is no option --budge.seconds; did you mean --budget"),
     (["--agent.lrr=3"], r"there is no option --agent.lrr; did you mean --agent.lr\?"),
     (["--agent.sheep.x=3"], "there is no option --agent.sheep.x"),
+    (["--agent.learning_speed=3"], "no option --agent.learning_speed; there are --agent.drift, "),
     (["--agent.lr.x=3"], "--agent.lr.x: agent.lr has no fields"),
     (["--mdp", "other.yaml"], "mdp must be a mapping of .*, got 'other.yaml'"),
     (["--mdp.num_steps", "2.5"], "mdp.num_steps must be a whole number, got 2.5"),

@@ -53,9 +53,11 @@ class ContrastiveConfig:
         replay_size: past negatives that are kept, the oldest go first.
         replay_fraction: part of each update's negatives that comes from them.
         clip_norm: bound of the gradient's norm; None leaves it.
-        max_gradient_norm: see above.
-        max_gap: see above; the regulariser alone keeps the gap below 1/gamma.
-        min_std: see above; spread is the root of the summed variances.
+        max_gradient_norm: steps whose gradient has a larger norm are skipped.
+        max_gap: a larger |mean e- - mean e+| means explosion; the regulariser alone keeps the gap
+            below 1/gamma.
+        min_std: negatives whose spread is below this multiple of the data's have collapsed; the
+            spread is the root of the summed variances.
         guard_every: updates between the host's looks.
     """
 

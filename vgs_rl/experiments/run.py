@@ -240,11 +240,18 @@ def _evaluated(
     used, skipped = agent.counters, agent.tally.skipped
     chosen = chosen_checkpoint(folder.path)
     if chosen != "best":
-        notice(f"no validation of {folder.path} had a weight above 0: the last agent is evaluated")
+        notice(f"{folder.path}: {_why_none_is_best(used.updates)}")
     _load(config, folder.path, chosen, agent)
     # What training has cost, not the part up to the checkpoint.
     agent.counters, agent.tally.skipped = used, skipped
     return finish(config, target, agent, folder, progress_bar=progress_bar)
+
+
+def _why_none_is_best(updates: int) -> str:
+    """Why validation has chosen no checkpoint."""
+    if not updates:
+        return "the budget ended before the first update, so the untrained agent is evaluated"
+    return "no validation had a weight above 0, so the last agent is evaluated"
 
 
 def _explored(

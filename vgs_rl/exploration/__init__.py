@@ -4,7 +4,7 @@ from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.clock import Clock, Deadline
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
-from vgs_rl.exploration.explore import (
+from vgs_rl.exploration.islands import (
     Exploration,
     affordable_effort,
     explore,

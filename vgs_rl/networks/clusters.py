@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgs_rl.chain import Chain
+from vgs_rl.conditional.conditions import Conditions
+from vgs_rl.conditional.energy import TEMPERATURE
 from vgs_rl.energy import Energy
-from vgs_rl.networks.base import silu_pair
+from vgs_rl.networks.base import FEATURES, condition_features, silu_pair
 from vgs_rl.networks.cluster_features import (
     Descriptors,
     Places,
@@ -20,6 +22,21 @@ from vgs_rl.networks.cluster_features import (
     noise_of,
 )
 from vgs_rl.networks.pairs import hat_functions
+
+
+class At(NamedTuple):
+    """Where coefficients are taken.
+
+    Attributes:
+        t: steps, one or (B,).
+        basis: products of the splines at t and the features of c, shape (B, knots · F); None where
+            there are no parameters.
+        inverse_temperature: 1 / c where c is a temperature, shape (B,); else None.
+    """
+
+    t: int | Tensor
+    basis: Tensor | None
+    inverse_temperature: Tensor | None
 
 
 class ClusterValue(Descriptors):
@@ -46,6 +63,10 @@ class ClusterValue(Descriptors):
       of all particles, V is a logarithm of their sum, and no sum over particles.
     - Every coefficient that depends on t is a linear spline over `knots` values of log S_t.
 
+    Of rows (x, c) with parameters c, V is a function of x for every c: every coefficient that
+    depends on t depends on features of c, too. Where c is a temperature, pair potential and trap
+    are divided by it. The gradient along c is 0.
+
     Invariant to translation, rotation, reflection and permutation, by construction. The gradient
     is analytic: descriptors, then the MLP's own gradient, then the descriptors' transposed
     Jacobian, whose own backward pass is the Jacobian. Differences over pairs, and sums of pairs
@@ -66,6 +87,7 @@ class ClusterValue(Descriptors):
         relax: length of a relaxation, 0 for none; about 0.3 is stable among twelve neighbours.
         stages: number of relaxations, one after the other.
         temperature: tau.
+        conditions: the parameters, the last coordinates of a state; None where there are none.
         generator: initialises the weights.
 
     Raises:
@@ -99,6 +121,7 @@ class ClusterValue(Descriptors):
         relax: float = 0.0,
         stages: int = 1,
         temperature: float = 1.0,
+        conditions: Conditions | None = None,
         generator: torch.Generator,
     ) -> None:
         super().__init__(
@@ -142,22 +165,48 @@ class ClusterValue(Descriptors):
             self.pooled_shift = nn.Parameter(shift)
             self.pooled_readout = nn.Parameter(torch.zeros(knots, pooled))
         self.strength = nn.Parameter(torch.zeros(knots, 2))  # β - 1, and κ relative to its unit
+        self.conditions, self.tilts = conditions, nn.ParameterDict()
+        if conditions is not None:
+            self._add_tilts(conditions, generator)
         self.offset = nn.Parameter(torch.zeros(steps))
         odds = (prior_std**2 / noise).float()
         self.mixture_bias = nn.Parameter(odds.log().unsqueeze(-1))
         self.to(chain.S.device, chain.S.dtype)
 
-    def _coefficients(self, table: Tensor, t: int | Tensor) -> Tensor:
-        """Spline coefficients (knots, C) at steps t: shape (C, B), or (C, 1) for one step."""
-        return columns(self.basis @ table, t)
+    def _add_tilts(self, conditions: Conditions, generator: torch.Generator) -> None:
+        """For each table (knots, C) one of (knots · F, C) that the features of c multiply."""
+        features = FEATURES * conditions.size
+        tables = ("shift", "readout", "linear", "strength")
+        for name in (*tables, *(("pooled_shift", "pooled_readout") if self.pooled else ())):
+            knots, of = getattr(self, name).shape
+            tilt = torch.zeros(knots * features, of)
+            if name.endswith("shift"):
+                tilt = torch.randn(tilt.shape, generator=generator) / math.sqrt(features)
+            self.tilts[name] = nn.Parameter(tilt)
+
+    def _at(self, x: Tensor, t: int | Tensor) -> At:
+        """Steps, and of rows with parameters what the coefficients need of these."""
+        if self.conditions is None:
+            return At(t, None, None)
+        c = x[:, self.n * self.d :]
+        basis = self.basis[t].unsqueeze(-1) * condition_features(self.conditions, c).unsqueeze(-2)
+        tempered = self.conditions.names == (TEMPERATURE,)
+        return At(t, basis.flatten(1), 1 / c[:, 0] if tempered else None)
+
+    def _coefficients(self, name: str, at: At) -> Tensor:
+        """A table (knots, C) of spline coefficients at steps: (C, B), or (C, 1) for one step."""
+        table: Tensor = getattr(self, name)
+        coefficients = columns(self.basis @ table, at.t)
+        return coefficients if at.basis is None else coefficients + (at.basis @ self.tilts[name]).T
 
     def _positions(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Centred positions of y = A_t x, shape (d, n, B)."""
-        y = positions_first(x, self.n) * self.scale[t]
+        y = positions_first(x[:, : self.n * self.d], self.n) * self.scale[t]
         return y - y.mean(1, keepdim=True)
 
-    def _environment(self, places: Places, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _environment(self, places: Places, at: At) -> tuple[Tensor, Tensor, Tensor]:
         """The learned part: its value (B,), and its gradients by ρ and v."""
+        t = at.t
         density, vector = self.descriptors(places)
         radial, n, batch = density.shape
         inverse = 1 / columns(self.density_std, t).unsqueeze(1)  # (K, 1, B)
@@ -167,7 +216,7 @@ class ClusterValue(Descriptors):
         scalars = self.density_mix @ density.view(radial, -1)  # (C, n B)
         channels = (self.vector_mix @ vector.view(radial, -1)).view(-1, self.d, n * batch)
         squares = channels.square().sum(1)
-        shift = self._coefficients(self.shift, t).unsqueeze(1)  # (2 width, 1, B)
+        shift = self._coefficients("shift", at).unsqueeze(1)  # (2 width, 1, B)
         width = len(self.second)
 
         def layer(z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,12 +224,12 @@ class ClusterValue(Descriptors):
 
         first, first_slope = layer(self.first @ torch.cat([scalars, squares]), shift[:width])
         second, second_slope = layer(self.second @ first, shift[width:])
-        readout = self._coefficients(self.readout, t).unsqueeze(1)  # (width, 1, B)
-        linear = self._coefficients(self.linear, t).unsqueeze(1)  # (K, 1, B)
+        readout = self._coefficients("readout", at).unsqueeze(1)  # (width, 1, B)
+        linear = self._coefficients("linear", at).unsqueeze(1)  # (K, 1, B)
         value = (readout * second.view(width, n, batch)).sum((0, 1))
         value = value + (linear * density).sum((0, 1))
         if self.pooled:
-            whole, by_mean = self._whole(second.view(width, n, batch).mean(1), t)
+            whole, by_mean = self._whole(second.view(width, n, batch).mean(1), at)
             value, readout = value + whole, readout + by_mean.unsqueeze(1) / n
         flow = (readout * second_slope.view(width, n, batch)).view(width, -1)
         flow = (self.second.T @ flow) * first_slope
@@ -192,10 +241,10 @@ class ClusterValue(Descriptors):
         by_vector = by_vector.view(radial, self.d, n, batch)
         return value, by_density * inverse, by_vector * inverse_vector
 
-    def _whole(self, mean: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _whole(self, mean: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """The part of the whole configuration (B,), and its gradient by h̄, both (width, B)."""
-        shift = self._coefficients(self.pooled_shift, t)
-        readout = self._coefficients(self.pooled_readout, t)
+        shift = self._coefficients("pooled_shift", at)
+        readout = self._coefficients("pooled_readout", at)
         first, first_slope = silu_pair(self.pooled_first @ mean + shift[: self.pooled])
         second, second_slope = silu_pair(self.pooled_second @ first + shift[self.pooled :])
         by_first = (self.pooled_second.T @ (readout * second_slope)) * first_slope
@@ -217,16 +266,19 @@ class ClusterValue(Descriptors):
         return torch.cat([value for value, _ in parts]), torch.cat([slope for _, slope in parts])
 
     def _sweep_part(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        y = self._positions(x, t)
+        at, y = self._at(x, t), self._positions(x, t)
         places = self.places(y, t)
-        learned, by_density, by_vector = self._environment(places, t)
-        strength = self._coefficients(self.strength, t)
-        trap = self.trap[t] + strength[1]
+        learned, by_density, by_vector = self._environment(places, at)
+        strength = self._coefficients("strength", at)
+        pairs, trap = 1 + strength[0], self.trap[t] + strength[1]
+        if at.inverse_temperature is not None:
+            pairs, trap = pairs * at.inverse_temperature, trap * at.inverse_temperature
         pull_back = differentiable_pull_back if torch.is_grad_enabled() else Descriptors.pull_back
         back = pull_back(self, places, by_density, by_vector)
-        gradient = back + (1 + strength[0]) * places.force + trap * y
-        value = (1 + strength[0]) * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
-        gradient = states_first(gradient * self.scale[t])
+        gradient = states_first((back + pairs * places.force + trap * y) * self.scale[t])
+        value = pairs * places.energy + 0.5 * trap * y.square().sum((0, 1)) + learned
+        if self.conditions is not None:
+            gradient = F.pad(gradient, (0, self.conditions.size))
         return self.temperature * (value + self.offset[t]), self.temperature * gradient
 
     def value(self, x: Tensor, t: int | Tensor) -> Tensor:

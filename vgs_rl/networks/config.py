@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vgs_rl.checks import require_at_least, require_positive
+from vgs_rl.conditional.energy import JointEnergy, TemperedEnergy
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP
 from vgs_rl.networks.clusters import ClusterValue
@@ -214,10 +215,13 @@ class ClusterNetwork(NetworkConfig):
     def build(
         self, mdp: SamplingMDP, *, prior_std: float, generator: torch.Generator
     ) -> ClusterValue | GuidedValue:
-        """See :meth:`NetworkConfig.build`."""
+        """See :meth:`NetworkConfig.build`; of an energy over temperature, the particles' own."""
+        energy = mdp.energy
+        if isinstance(energy, JointEnergy) and isinstance(energy.conditional, TemperedEnergy):
+            energy = energy.conditional.inner
         network = ClusterValue(
             mdp.chain,
-            mdp.energy,
+            energy,
             prior_std=prior_std,
             near=self.near,
             reach=self.reach,
@@ -230,6 +234,7 @@ class ClusterNetwork(NetworkConfig):
             relax=self.relax,
             stages=self.stages,
             temperature=mdp.temperature,
+            conditions=mdp.conditions,
             generator=generator,
         )
         if not self.guide:

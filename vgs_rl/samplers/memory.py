@@ -21,8 +21,8 @@ def _range(
 ) -> int:
     if len(bounds) == 1 and end is None:
         bounds = (start, *bounds)
-    start, end, step = (*bounds, *(start, end or 0, step)[len(bounds) :])
-    return max(0, math.ceil((end - start) / step))
+    first, last, by = (*bounds, *(start, end or 0, step)[len(bounds) :])[:3]
+    return max(0, math.ceil((last - first) / by))
 
 
 # What makes tensors of a size that its arguments say, and that size. The device "meta" would know

@@ -157,7 +157,8 @@ def _unknown(name: str, path: str, part: str, known: Iterable[str]) -> str:
     start = f"--{path}." if path else "--"
     near = near_names(part, known)
     shown = ", ".join(f"{start}{each}" for each in near or known)
-    return f"there is no option --{name}; " + (f"did you mean {shown}?" if near else shown)
+    hint = f"did you mean {shown}?" if near else f"there are {shown}"
+    return f"there is no option --{name}; {hint}"
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -107,8 +107,13 @@ class LogZCurve:
     def __repr__(self) -> str:
         rows = self.rows()
         names = list(rows[0])
+
+        def form(name: str) -> str:  # differences of log Z are read in nats
+            return ".4f" if name in ("exact", "elbo") or name.startswith("log_z") else ".4g"
+
         cells = [names] + [
-            ["" if row[name] is None else f"{row[name]:.4g}" for name in names] for row in rows
+            ["" if row[name] is None else f"{row[name]:{form(name)}}" for name in names]
+            for row in rows
         ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in cells]

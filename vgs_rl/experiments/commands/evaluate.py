@@ -58,6 +58,7 @@ from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 from vgs_rl.training.resume import run_digest
 
+CURVE_SAMPLES = 4_000  # at each value of --curve
 FOR_SAMPLERS = (
     *("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget"),
     *("temperature", "condition", "curve"),
@@ -125,7 +126,8 @@ def make_parser() -> Parser:
     add("--temperature", type=positive, default=None, help=at)
     at = "NAME=VALUE of a run whose energy has parameters: what is evaluated"
     add("--condition", action="append", default=[], metavar="NAME=VALUE", help=at)
-    curve = "log Z at so many values over the range; writes log_z.json and a picture into the run"
+    curve = f"log Z at so many values over the range, from --n samples each, {CURVE_SAMPLES:,} by "
+    curve += "default; writes log_z.json and a picture into the run"
     add("--curve", type=whole(2), nargs="?", const=11, default=None, help=curve)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
@@ -322,7 +324,8 @@ def _split_gap(options: Namespace, run: _Loaded, sampler: Sampler, report: Repor
 
 def _show_curve(options: Namespace, run: _Loaded) -> None:
     """Shows log Z over the range of the parameters, and writes it into the run's folder."""
-    curve = run.agent.log_z_curve(options.curve, seed=run.config.evaluation.seed)
+    seed = run.config.evaluation.seed
+    curve = run.agent.log_z_curve(options.curve, n=options.n or CURVE_SAMPLES, seed=seed)
     if options.json != STANDARD:
         print(f"log Z of {run.title}\n{curve}\n")
     if run.folder is None:
