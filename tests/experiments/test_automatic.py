@@ -18,10 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import vgs_rl
+from vgs_rl.agents.automatic.design import choose_design
+from vgs_rl.agents.automatic.trials import Trial
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
+from vgs_rl.envs import Gaussian
 from vgs_rl.evaluation.certificate import Certificate
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
-from vgs_rl.exploration import periodic
+from vgs_rl.experiments.automatic.around import explore_around
+from vgs_rl.exploration import Clock, MappedEnergy, explore, periodic
 
 PROVEN = Certificate(
     n=10_000,
@@ -100,6 +104,29 @@ def test_a_funnel_is_sampled_down_its_neck() -> None:
     weight = torch.softmax(result.log_weight.double(), 0)
     share = float(weight[result.x[:, 0] < -3].sum())
     assert share == pytest.approx(0.1587, abs=0.03)
+
+
+@pytest.mark.parametrize("seconds", [0.0, math.inf])
+def test_what_has_no_time_to_reach_the_target_replaces_nothing_that_did(seconds: float) -> None:
+    energy, generator = Gaussian((0.0, 3.0), (1.0, 4.0)), torch.Generator().manual_seed(0)
+    before = explore(energy, generator, n=128)
+    assert before.complete
+    design, _ = choose_design(before.x, generator)
+    mapped = MappedEnergy(energy, design.coordinates)
+    agent: Any = None
+    found = explore_around(
+        Trial(design=design, agent=agent, energy=mapped),
+        energy,
+        before,
+        generator,
+        clock=Clock(),
+        seconds=seconds,
+        dtype=torch.float64,
+        tell=lambda message: None,
+    )
+    assert found.complete
+    assert (found.islands is before.islands) == (seconds == 0.0)
+    assert found.evaluations > before.evaluations
 
 
 def test_an_energy_with_constants_in_float32_is_sampled_in_float32() -> None:

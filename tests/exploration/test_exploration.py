@@ -86,6 +86,51 @@ def test_whitened_states_have_unit_covariance() -> None:
     torch.testing.assert_close(torch.cov(z.T), torch.eye(3).double(), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("dim", [3, 10, 32])
+def test_few_states_of_any_affine_copy_whiten_as_those_of_the_original(dim: int) -> None:
+    """Shrinking by D / (n + D) would leave axes of 1 and 10,000 some hundred times apart."""
+    source = generator()
+    left, right = (torch.randn(dim, dim, generator=source).double() for _ in range(2))
+    axes = torch.linalg.qr(left)[0] * torch.logspace(-2, 2, dim, dtype=torch.float64)
+    skewed = axes @ torch.linalg.qr(right)[0]
+    x = torch.randn(512, dim, generator=source, dtype=torch.float64)
+    x[256:] = x[:256]  # copies, as resampled particles have
+    found = torch.linalg.solve(skewed, AffineMap.whitening(x @ skewed.T + 7.0).factor)
+    widths = torch.linalg.svdvals(found)
+    plain = torch.linalg.svdvals(torch.linalg.cholesky(torch.cov(x.T)))
+    assert float(widths[0] / widths[-1]) < 1.1 * float(plain[0] / plain[-1])
+
+
+def test_states_fewer_than_coordinates_whiten_by_a_shrunk_covariance() -> None:
+    x = torch.randn(40, 64, generator=generator(), dtype=torch.float64)
+    widths = torch.linalg.svdvals(AffineMap.whitening(x).factor)
+    assert float(widths[0] / widths[-1]) < 4
+
+
+@pytest.mark.parametrize("different", [1, 2, 3])
+def test_copies_of_few_states_whiten_to_finite_widths(different: int) -> None:
+    x = torch.randn(different, 5, generator=generator(), dtype=torch.float64)
+    z = AffineMap.whitening(x.repeat(20, 1)).to_z(x)
+    assert bool(z.isfinite().all()) and float(z.abs().max()) < 10
+
+
+def test_tempering_reaches_a_narrow_ellipsoid_through_its_own_covariance() -> None:
+    dim, source = 6, generator()
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=source).double())[0]
+    width = torch.logspace(-2, 2, dim, dtype=torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * ((x @ axes.to(x)) / width.to(x)).square().sum(-1)
+
+    target = FiniteEnergy(FunctionEnergy(energy, dim), dtype=torch.float64)
+    wide = GaussianReference(torch.zeros(dim), torch.full((dim,), 300.0))
+    island = tempered_smc(target, wide, 512, source)
+    truth = float(width.log().sum()) + 0.5 * dim * math.log(2 * math.pi)
+    assert island.complete and island.memory < 0.6
+    assert island.log_z == pytest.approx(truth, abs=1.0)
+    assert float((island.x @ axes / width).var(0).log().abs().max()) < 0.5
+
+
 def test_hamiltonian_trajectories_leave_the_density_alone() -> None:
     energy = FiniteEnergy(gaussian([0.5, 2.0]))
     density, source = Boltzmann(energy), generator()

@@ -11,6 +11,8 @@ from torch import Tensor
 from vgs_rl.exploration.coordinates import Coordinates, Mapped, part_of
 
 MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
+POWERS = 9  # of a tenth, by which a covariance may be shrunk less than its size asks for
+ROUNDING = 1e-12  # of a correlation
 
 
 class AffineMap(Coordinates, kind="affine"):
@@ -91,31 +93,59 @@ class AffineMap(Coordinates, kind="affine"):
     def whitening(cls, x: Tensor, weight: Tensor | None = None) -> AffineMap:
         """The map in whose coordinates states x (B, D) have mean 0 and unit covariance.
 
-        The covariance is shrunk towards its diagonal, the more the fewer states there are, and is
-        diagonal above MOST_FULL dimensions.
+        The covariance is diagonal above MOST_FULL dimensions. Below, it is shrunk towards its
+        diagonal, the more the fewer different states there are, but no more than makes states that
+        are left out likely. Shrinking by a hundredth alone would leave an ellipsoid with axes of
+        1 and 10,000 a thousand times as long as it is wide.
 
         Args:
             x: states, shape (B, D).
             weight: their weights up to a factor, shape (B,); equal if None.
         """
-        x = x.double()
+        x, weight = _different(x.double(), weight)
         dim = x.shape[-1]
-        if weight is None:
-            weight = x.new_ones(len(x))
-        weight = weight.double() / weight.sum()
         n = 1.0 / float(weight.square().sum())
+        unbiased = n / (n - 1) if n > 1 else 1.0
         mean = weight @ x
-        std = ((weight @ (x - mean).square()) * (n / (n - 1))).sqrt()
+        std = ((weight @ (x - mean).square()) * unbiased).sqrt()
         # A coordinate that all states share has no width: a millionth of its size stands in.
         std = std.clamp_min(1e-6 * mean.abs().clamp_min(1e-6))
         if dim > MOST_FULL or dim == 1:
             return cls(mean, std)
         scaled = (x - mean) / std
-        shrinkage = dim / (n + dim)
-        correlation = (scaled.T * weight) @ scaled * ((1 - shrinkage) * n / (n - 1))
-        correlation.diagonal().add_(shrinkage + 1e-9)
+        correlation = (scaled.T * weight) @ scaled * unbiased
+        correlation.fill_diagonal_(1.0)
+        if not bool(correlation.isfinite().all()):
+            raise ValueError("states and weights must be finite and their squares numbers")
+        shrinkage = _shrinkage(correlation, scaled, weight, dim / (n + dim))
+        correlation *= 1 - shrinkage
+        correlation.fill_diagonal_(1 + ROUNDING)
         factor, info = torch.linalg.cholesky_ex(correlation)
         return cls(mean, std if int(info) else std.unsqueeze(-1) * factor)
+
+
+def _different(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The different rows of x (B, D), and the weight of each, with sum 1."""
+    if weight is None:
+        weight = x.new_ones(len(x))
+    rows, which = torch.unique(x, dim=0, return_inverse=True)
+    weight = torch.zeros_like(rows[:, 0]).index_add_(0, which, weight.double())
+    return rows, weight / weight.sum()
+
+
+def _shrinkage(correlation: Tensor, scaled: Tensor, weight: Tensor, most: float) -> float:
+    """The share of the identity in a correlation (D, D) under which left-out states are likeliest.
+
+    Each state (n, D) is judged by the Gaussian of all others, by the formula of Sherman and
+    Morrison (Theiler, Proc. SPIE 8390, 2012).
+    """
+    size, axes = torch.linalg.eigh(correlation)
+    shares = most * 0.1 ** torch.arange(POWERS, dtype=size.dtype, device=size.device)
+    width = (1 - shares) * size.clamp_min(0.0).unsqueeze(-1) + shares + ROUNDING  # (D, shares)
+    square = (scaled @ axes).square() @ (1 / width)  # (n, shares), in units of the width
+    left = (1 - (1 - shares) * weight.unsqueeze(-1) * square).clamp_min(ROUNDING)
+    loss = width.log().sum(0) + weight @ (left.log() + square / left)
+    return float(shares[loss.argmin()])
 
 
 class Rotation(Coordinates, kind="rotation"):

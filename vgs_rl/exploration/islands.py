@@ -90,6 +90,11 @@ class Exploration:
         }
 
     @property
+    def complete(self) -> bool:
+        """Whether every island reached the target."""
+        return all(island.complete for island in self.islands)
+
+    @property
     def spread(self) -> float:
         """Largest difference of the islands' log Z."""
         values = [island.log_z for island in self.islands]

@@ -68,6 +68,8 @@ def explore_around(
 ) -> Exploration:
     """Two new islands around a trial's mixture, in its coordinates; the result is in x.
 
+    Where the time ends before they reach the target, an earlier exploration that reached it stays.
+
     Args:
         trial: whose design is known.
         energy: the target of x.
@@ -89,6 +91,9 @@ def explore_around(
         dtype=torch.float64,
         tell=tell,
     )
+
+    if before.complete and not found.complete:
+        return replace(before, evaluations=found.evaluations)
 
     def of_x(island: Island) -> Island:
         x = trial.design.coordinates.to_x(island.x)
