@@ -120,7 +120,7 @@ def make_plan(
     particles = particles[systematic_resample(found.exploration.log_weight, few, generator)]
     explored.particles = particles if unit is None else unit.to_x(particles)
     explored.log_z, explored.spread = found.exploration.log_z, found.exploration.spread
-    explored.doubts = found.exploration.doubts
+    explored.doubts = (*found.doubts, *found.exploration.doubts)
     return Plan(
         design=design,
         explored=explored,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.exploration import (
+    AffineMap,
     Clock,
     Composed,
     Coordinates,
@@ -29,6 +30,7 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first
 LEAST = 0.3  # of the time, for each of them
+SKEWED = 100.0  # times as long as it is wide: above, a bend's axis is not known well enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Survey:
         unit: the map from these to the energy's own coordinates, or None.
         bends: how often exploration began again in coordinates that undo funnels and bananas.
         exploration: of `energy`.
+        doubts: why its coordinates should not be believed, a sentence each.
         dtype: in which it is evaluated.
         fast: whether E is fast enough for the whole search, and for a guide by ∇E.
         evaluations: states at which E or ∇E was evaluated.
@@ -50,6 +53,7 @@ class Survey:
     unit: Coordinates | None
     bends: int
     exploration: Exploration
+    doubts: tuple[str, ...]
     dtype: torch.dtype
     fast: bool
     evaluations: int
@@ -87,6 +91,7 @@ def survey(
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)
     bend: Coordinates | None = None
+    doubts: tuple[str, ...] = ()
 
     def bent(x: Tensor, log_weight: Tensor) -> bool:
         nonlocal bend
@@ -108,6 +113,12 @@ def survey(
         evaluations += exploration.evaluations
         if bend is None:
             break
+        if (skew := skewness(exploration.x, exploration.log_weight)) > SKEWED:
+            doubts = (
+                "a funnel or a banana was undone in coordinates that depend on each other strongly "
+                f"(axes 1 : {skew:,.0f}): its neck may be narrower than the particles know; give "
+                "coordinates that depend on each other less",
+            )
         energy = MappedEnergy(energy, bend, dtype=dtype)
         unit = bend if unit is None else Composed(unit, bend)
         z = bend.to_z(exploration.x)
@@ -120,10 +131,20 @@ def survey(
         unit=unit,
         bends=BENDS - left,
         exploration=exploration,
+        doubts=doubts,
         dtype=dtype,
         fast=fast,
         evaluations=finite.evaluations + evaluations,
     )
+
+
+def skewness(x: Tensor, log_weight: Tensor) -> float:
+    """How many times longer than wide weighted states (B, D) are, in units of each coordinate."""
+    scaled = AffineMap.whitening(x, log_weight.double().softmax(0)).factor
+    if scaled.ndim == 1:
+        return 1.0
+    widths = torch.linalg.svdvals(scaled / scaled.norm(dim=-1, keepdim=True))
+    return float(widths[0] / widths[-1])
 
 
 def computing_type(energy: Energy, device: torch.device | str) -> torch.dtype:

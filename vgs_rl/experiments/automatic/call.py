@@ -143,6 +143,7 @@ def sample(
             reference=reference,
         )
         energy, exploration, dtype = found.energy, found.exploration, found.dtype
+        doubts = found.doubts
         board.explored(exploration)
         if found.unit is not None:
             shape = found.unit if shape is None else Composed(shape, found.unit)
@@ -168,7 +169,9 @@ def sample(
             tell("drawing samples")
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
-            verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
+            verdict = judge_evidence(
+                evidence := _evidence(best, samples, exploration, doubts, seed)
+            )
             board.judged(verdict, evidence)
             late = (1 - LATE) * seconds
             if verdict.word == "trust" or learning.stopped or clock.late(late):
@@ -185,7 +188,9 @@ def sample(
                 tell=tell,
             )
             board.explored(exploration)
-            verdict = judge_evidence(evidence := _evidence(best, samples, exploration, seed))
+            verdict = judge_evidence(
+                evidence := _evidence(best, samples, exploration, doubts, seed)
+            )
             board.judged(verdict, evidence)
             if verdict.word == "trust" or clock.late(late):
                 break
@@ -259,7 +264,13 @@ def _target(
 
 
 @torch.no_grad()
-def _evidence(best: Trial, samples: Samples, exploration: Exploration, seed: int) -> Evidence:
+def _evidence(
+    best: Trial,
+    samples: Samples,
+    exploration: Exploration,
+    doubts: tuple[str, ...],
+    seed: int,
+) -> Evidence:
     """What speaks for and against the samples."""
     assert samples.log_weight is not None
     mdp = best.agent.mdp
@@ -274,5 +285,5 @@ def _evidence(best: Trial, samples: Samples, exploration: Exploration, seed: int
         backward=backward,
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,
-        doubts=exploration.doubts,
+        doubts=(*doubts, *exploration.doubts),
     )

@@ -1,0 +1,46 @@
+"""What is said of an energy before anything is learned."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vgs_rl.agents.automatic import survey as module
+from vgs_rl.agents.automatic.survey import SKEWED, skewness, survey
+from vgs_rl.envs import Funnel10
+from vgs_rl.exploration import AffineMap, Clock
+from vgs_rl.foreign.function_energy import FunctionEnergy
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def turned(dim: int, longest: float) -> Tensor:
+    """A matrix whose axes are 1 to `longest`, turned."""
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator(), dtype=torch.float64))[0]
+    return (
+        axes * torch.linspace(0, 1, dim, dtype=torch.float64).mul(torch.tensor(longest).log()).exp()
+    )
+
+
+def test_a_funnel_is_not_skewed_and_its_affine_copy_is() -> None:
+    x = Funnel10().sample(1_000, generator(1)).double()
+    even = torch.zeros(len(x))
+    assert skewness(x, even) < 0.3 * SKEWED
+    assert skewness(1e3 * x + 5.0, even) == pytest.approx(skewness(x, even))
+    assert skewness(x @ turned(10, 1e4).T, even) > 3 * SKEWED
+
+
+@pytest.mark.parametrize(("longest", "doubted"), [(1.5, False), (1e4, True)])
+def test_a_bend_that_is_found_in_skewed_coordinates_is_doubted(
+    longest: float, doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverse = torch.linalg.inv(turned(3, longest))
+    energy = FunctionEnergy(lambda x: 0.5 * (x.double() @ inverse.T).square().sum(-1).to(x), 3)
+    bends = [AffineMap(torch.zeros(3).double(), torch.ones(3).double())]
+    monkeypatch.setattr(module, "preconditioner", lambda *_: None)
+    monkeypatch.setattr(module, "fit_location_scale", lambda *_: bends.pop() if bends else None)
+    found = survey(energy, generator(), clock=Clock(3.0), seconds=1.5, tell=lambda _: None)
+    assert found.bends == 1
+    assert bool(found.doubts) == doubted
+    assert not doubted or "its neck may be narrower" in found.doubts[0]
