@@ -9,4 +9,4 @@ torch.set_num_threads(1)
 # every array library that is installed.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 os.environ.setdefault("POT_BACKEND_DISABLE_JAX", "1")
-evaluate.SINKHORN_SAMPLES = 200  # 2,000 take seconds; the metric has tests of its own
+evaluate.SINKHORN_SAMPLES = 400  # 2,000 take seconds; the metric has tests of its own

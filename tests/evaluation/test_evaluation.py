@@ -21,6 +21,7 @@ from vgs_rl.energy import Split
 from vgs_rl.envs import GMM9, Gaussian
 from vgs_rl.evaluation import metrics
 from vgs_rl.evaluation.evaluate import (
+    SINKHORN_SAMPLES,
     Metric,
     ParticleProtocol,
     Report,
@@ -98,7 +99,7 @@ class TestEvaluate:
             assert metric.value < 2.5 * metric.ideal + 1e-3, name
 
     def test_a_wrong_sampler_is_far_above_every_ideal(self) -> None:
-        report = evaluate(Exact(GMM9(), shift=1.5), GMM9(), 1_000)
+        report = evaluate(Exact(GMM9(), shift=2.5), GMM9(), 1_000)
         for name in ("tvd_energy", "sinkhorn"):
             metric = report.metrics[name]
             assert metric.ideal is not None
@@ -129,7 +130,7 @@ class TestEvaluate:
     def test_the_report_names_its_settings_and_costs(self, report: Report) -> None:
         assert (report.target, report.agent, report.seed) == ("GMM9", "oracle", 3)
         assert report.metrics["tvd_energy"].details["bins"] == 200
-        assert report.metrics["sinkhorn"].n == 2_000
+        assert report.metrics["sinkhorn"].n == SINKHORN_SAMPLES
         assert report.metrics["sinkhorn"].details["reg"] > 0
         assert report.metrics["path_ess"].details == {"batches": 2, "batch_size": 2_000}
         assert report.details["evaluation_seed"] == 0

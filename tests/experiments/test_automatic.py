@@ -86,7 +86,7 @@ def test_badly_scaled_energies_cost_nothing() -> None:
 @pytest.fixture
 def processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are those of this process: what else the machine does takes none of them."""
-    for module in ("clock", "explore"):
+    for module in ("clock", "islands"):
         clock = SimpleNamespace(monotonic=time.process_time)
         monkeypatch.setattr(importlib.import_module(f"vgs_rl.exploration.{module}"), "time", clock)
 

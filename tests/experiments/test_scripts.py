@@ -153,7 +153,7 @@ def test_the_guides_example_registers_an_energy_from_another_folder(
     (tmp_path / "rings.yaml").write_text(guides_block("yaml", "# rings.yaml"))
     commands = guides_block("bash", "my_rings:me/Rings-v0").splitlines()
     words = [shlex.split(command, comments=True) for command in commands]
-    checked, made, by_id, by_path = words
+    checked, made, by_id, by_path, judged = words
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rings", raising=False)
     for python, _, code in (checked, made):
@@ -161,9 +161,11 @@ def test_the_guides_example_registers_an_energy_from_another_folder(
         exec(code, {})
     options = [*TINY, "--budget.updates=30"]
     assert by_id[:2] == by_path[:2] == ["vgs-rl", "train"]
+    assert judged[:2] == ["vgs-rl", "evaluate"]
     with without_pictures():
         call("train", *by_id[2:], *options, folder=tmp_path)
         call("train", *by_path[2:], *options, folder=tmp_path)
+        call("evaluate", *judged[2:], "--n=50", folder=tmp_path)
     reports = [json.loads(p.read_text()) for p in tmp_path.glob("runs/Rings/vgs/*/report.json")]
     assert sorted(report["seed"] for report in reports) == [0, 1]
     names = {"log_z", "log_z_low", "elbo", "ess", "largest_weight", "k_hat", "path_ess"}

@@ -12,6 +12,7 @@ from vgs_rl.exploration.coordinates import Coordinates, Mapped, part_of
 
 MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
 POWERS = 9  # of a tenth, by which a covariance may be shrunk less than its size asks for
+ENOUGH = 5.0  # states for each dimension, from which it may
 ROUNDING = 1e-12  # of a correlation
 
 
@@ -117,7 +118,9 @@ class AffineMap(Coordinates, kind="affine"):
         correlation.fill_diagonal_(1.0)
         if not bool(correlation.isfinite().all()):
             raise ValueError("states and weights must be finite and their squares numbers")
-        shrinkage = _shrinkage(correlation, scaled, weight, dim / (n + dim))
+        shrinkage = dim / (n + dim)
+        if n >= ENOUGH * dim:
+            shrinkage = _shrinkage(correlation, scaled, weight, shrinkage)
         correlation *= 1 - shrinkage
         correlation.fill_diagonal_(1 + ROUNDING)
         factor, info = torch.linalg.cholesky_ex(correlation)
