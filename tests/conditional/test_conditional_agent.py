@@ -136,7 +136,7 @@ def test_particles_are_learned_at_every_temperature_from_annealed_first_states()
         refresh_size=64,
         capacity=256,
         refine_steps=2,
-        first_anneal_steps=20,
+        first_anneal_steps=3,
         first_refine_steps=2,
         posterior_steps=1,
         start_size=256,

@@ -66,6 +66,20 @@ def test_log_z_of_dw4_in_narrow_wells_is_that_of_a_finer_grid() -> None:
     assert energy.log_z_at(0.05) is None  # rather than what no grid here resolves
 
 
+def test_the_energy_of_one_value_finds_its_log_z_once_and_when_it_is_asked_for() -> None:
+    class Counting(Gaussian):
+        calls = 0
+
+        def log_z_at(self, temperature: float) -> float | None:
+            Counting.calls += 1
+            return super().log_z_at(temperature)
+
+    cold = TemperedEnergy(Counting(), (0.5, 2.0)).at(0.7)
+    assert Counting.calls == 0
+    assert cold.log_z == cold.log_z == Gaussian().log_z_at(0.7)
+    assert Counting.calls == 1
+
+
 def test_what_is_not_known_at_a_temperature_is_none() -> None:
     tempered = TemperedEnergy(Phi4(2, 0.2), (0.5, 2.0))
     assert not tempered.can_sample and tempered.at(0.7).log_z is None

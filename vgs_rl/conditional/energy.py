@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -143,9 +144,13 @@ class EnergyAt(Energy):
         self.conditional = conditional
         self.dim, self.dtype = conditional.dim, conditional.dtype
         self.geometry = conditional.geometry
-        self.log_z = conditional.log_z(condition)
         self.register_buffer("condition", condition, persistent=False)
         self.thread_safe = conditional.thread_safe
+
+    @cached_property
+    def log_z(self) -> float | None:  # type: ignore[override]
+        """Log Z at c; found when it is asked for, since a quadrature may take a second."""
+        return self.conditional.log_z(self.condition)
 
     def _rows(self, x: Tensor) -> Tensor:
         return self.condition.to(x).expand(len(x), -1)
