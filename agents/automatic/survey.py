@@ -30,7 +30,7 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first
 LEAST = 0.3  # of the time, for each of them
-SKEWED = 100.0  # times as long as it is wide: above, a bend's axis is not known well enough
+ILL_CONDITIONED = 100.0  # above this condition number a bend's axis is not known well enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,11 @@ def survey(
         evaluations += exploration.evaluations
         if bend is None:
             break
-        if (skew := skewness(exploration.x, exploration.log_weight)) > SKEWED:
+        if (condition := condition_number(exploration.x, exploration.log_weight)) > ILL_CONDITIONED:
             doubts = (
                 "a funnel or a banana was undone in coordinates that depend on each other strongly "
-                f"(axes 1 : {skew:,.0f}): its neck may be narrower than the particles know; give "
-                "coordinates that depend on each other less",
+                f"(condition number {condition:,.0f}): its neck may be narrower than the particles "
+                "know; give coordinates that depend on each other less",
             )
         energy = MappedEnergy(energy, bend, dtype=dtype)
         unit = bend if unit is None else Composed(unit, bend)
@@ -138,8 +138,13 @@ def survey(
     )
 
 
-def skewness(x: Tensor, log_weight: Tensor) -> float:
-    """How many times longer than wide weighted states (B, D) are, in units of each coordinate."""
+def condition_number(x: Tensor, log_weight: Tensor) -> float:
+    """That of weighted states (B, D) in units of each coordinate: longest axis over shortest.
+
+    Args:
+        x: states, shape (B, D).
+        log_weight: their log-weights, shape (B,).
+    """
     scaled = AffineMap.whitening(x, log_weight.double().softmax(0)).factor
     if scaled.ndim == 1:
         return 1.0

@@ -201,7 +201,6 @@ class PairMessages(nn.Module):
 
 def centred_basis(n: int) -> Tensor:
     """An orthonormal basis of the numbers of n particles that sum to 0, shape (n, n - 1)."""
-    full: Tensor = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.eye(n)[:, :-1]], 1).double())[
-        0
-    ]
+    columns = torch.cat([torch.ones(n, 1), torch.eye(n)[:, :-1]], 1)
+    full: Tensor = torch.linalg.qr(columns.double())[0]
     return full[:, 1:].float().contiguous()

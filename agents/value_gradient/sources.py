@@ -184,10 +184,11 @@ class RefinedSource(Source):
         if conditions is not None:
             assert isinstance(mdp.energy, JointEnergy)
             n = -(-self.config.capacity // FIRST_CONDITIONS)
-            c = conditions.draw(FIRST_CONDITIONS, agent.generator, mdp.dtype)
+            c = conditions.draw(FIRST_CONDITIONS, agent.generator, torch.float64)
             parts = [self._annealed(agent, mdp.energy.conditional.at(each), n).x for each in c]
             x = torch.cat(parts).to(mdp.dtype)
-            return torch.cat([x, c.repeat_interleave(n, 0)], -1)[: self.config.capacity]
+            rows = torch.cat([x, c.to(x).repeat_interleave(n, 0)], -1)
+            return rows[: self.config.capacity]
         samples = self._annealed(agent, mdp.energy, self.config.capacity)
         x = samples.x.to(mdp.dtype)
         if parallel.world_size() == 1 or samples.log_weight is None:

@@ -174,22 +174,29 @@ class DoubleWellCluster(ParticleEnergy):
     def log_z_at(self, temperature: float) -> float | None:
         """Log ∫ exp(-E/tau) of four particles in the plane, by quadrature; else None.
 
-        It is None below tau = 0.1, too, whose wells are so narrow that the grid would take minutes.
+        It is None, too, where the wells are so narrow that a grid as fine would take minutes: below
+        tau = 0.1 for the usual potential.
 
         Args:
             temperature: tau.
         """
-        if (self.geometry.n_particles, self.geometry.n_dims) != (4, 2) or temperature < 0.1:
+        if (self.geometry.n_particles, self.geometry.n_dims) != (4, 2):
             return None
-        finer = max(1.0, math.sqrt(0.5 / temperature))  # the wells' widths go as the square root
         depth = max(-self.b, 0.0) / (2 * self.a)  # of the wells: squared distance from the top
         reach = self.d0 + math.sqrt(depth + math.sqrt(depth**2 + 60 * temperature / self.a))
+        # Of a double well, of a single one, and of a quartic one.
+        curvature = max(-4 * self.b, 2 * self.b, 2 * math.sqrt(self.a * temperature))
+        step = min(0.12, 0.68 * math.sqrt(temperature / curvature))
+        if reach / step > self.MOST_STEPS:
+            return None
         return log_z_of_four_in_the_plane(
             lambda r: self.pair_potential(r) / temperature,
             reach=reach,
-            distances=math.ceil(80 * finer),
-            step=0.12 / finer,
+            distances=math.ceil(80 * 0.12 / step),
+            step=step,
         )
+
+    MOST_STEPS = 150  # of a quadrature from the middle to its edge
 
     def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
         r = square.sqrt()

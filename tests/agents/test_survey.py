@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.agents.automatic import survey as module
-from vgs_rl.agents.automatic.survey import SKEWED, skewness, survey
+from vgs_rl.agents.automatic.survey import ILL_CONDITIONED, condition_number, survey
 from vgs_rl.envs import Funnel10
 from vgs_rl.exploration import AffineMap, Clock
 from vgs_rl.foreign.function_energy import FunctionEnergy
@@ -23,16 +23,16 @@ def turned(dim: int, longest: float) -> Tensor:
     )
 
 
-def test_a_funnel_is_not_skewed_and_its_affine_copy_is() -> None:
+def test_a_funnel_is_well_conditioned_and_its_affine_copy_is_not() -> None:
     x = Funnel10().sample(1_000, generator(1)).double()
     even = torch.zeros(len(x))
-    assert skewness(x, even) < 0.3 * SKEWED
-    assert skewness(1e3 * x + 5.0, even) == pytest.approx(skewness(x, even))
-    assert skewness(x @ turned(10, 1e4).T, even) > 3 * SKEWED
+    assert condition_number(x, even) < 0.3 * ILL_CONDITIONED
+    assert condition_number(1e3 * x + 5.0, even) == pytest.approx(condition_number(x, even))
+    assert condition_number(x @ turned(10, 1e4).T, even) > 3 * ILL_CONDITIONED
 
 
 @pytest.mark.parametrize(("longest", "doubted"), [(1.5, False), (1e4, True)])
-def test_a_bend_that_is_found_in_skewed_coordinates_is_doubted(
+def test_a_bend_that_is_found_in_correlated_coordinates_is_doubted(
     longest: float, doubted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inverse = torch.linalg.inv(turned(3, longest))

@@ -22,7 +22,8 @@ def _range(
     if len(bounds) == 1 and end is None:
         bounds = (start, *bounds)
     first, last, by = (*bounds, *(start, end or 0, step)[len(bounds) :])[:3]
-    return max(0, math.ceil((last - first) / by))
+    count = (last - first) / by if by else math.nan
+    return max(0, math.ceil(count)) if math.isfinite(count) else 0  # which torch then refuses
 
 
 # What makes tensors of a size that its arguments say, and that size. The device "meta" would know
