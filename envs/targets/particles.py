@@ -196,7 +196,7 @@ class DoubleWellCluster(ParticleEnergy):
             step=step,
         )
 
-    MOST_STEPS = 150  # of a quadrature from the middle to its edge
+    MOST_STEPS = 120  # of a quadrature from the middle to its edge
 
     def _potential(self, square: Tensor) -> tuple[Tensor, Tensor]:
         r = square.sqrt()

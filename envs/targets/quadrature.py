@@ -52,7 +52,7 @@ def log_z_of_four_in_the_plane(
     reach: float,
     distances: int = 80,
     step: float = 0.12,
-) -> float:
+) -> float | None:
     """Log ∫ exp(-Σ_{i<j} u(r_ij)) over four particles in the plane whose mean is the origin.
 
     Seen from the first particle, with the second at distance r along an axis, the integral is
@@ -65,6 +65,10 @@ def log_z_of_four_in_the_plane(
         reach: distance beyond which e^{-u} is nothing.
         distances: nodes of r.
         step: of the grid in the plane.
+
+    Returns:
+        The logarithm; None if the integrand is 0 to double precision, as where not all pairs can
+        be near the minimum of u at once and it is deep.
     """
     least = float(pair_energy(torch.linspace(1e-3, reach, 4_096, dtype=torch.float64)).min())
 
@@ -85,6 +89,8 @@ def log_z_of_four_in_the_plane(
         f = own * factor(x - r, y)
         spread = torch.fft.irfft2(torch.fft.rfft2(f, s=(2 * n, 2 * n)) * kernel, s=(2 * n, 2 * n))
         total += weight * float((f * spread[:n, :n]).sum())
+    if not total > 0:
+        return None
     volume = step**4 * (reach / distances)
     return math.log(total * volume) - 6 * least - math.log(4.0)
 

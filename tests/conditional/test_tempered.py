@@ -8,6 +8,7 @@ import torch
 from vgs_rl import Energy, TemperedEnergy
 from vgs_rl.conditional import JointEnergy, joint_energy
 from vgs_rl.envs import DW4, GMM9, GMM40, ConditionalPhi4, Gaussian, GaussianMixture, Phi4
+from vgs_rl.envs.targets.particles import DoubleWellCluster
 from vgs_rl.envs.targets.quadrature import log_z_of_four_in_the_plane
 
 CASES = {
@@ -64,6 +65,9 @@ def test_log_z_of_dw4_in_narrow_wells_is_that_of_a_finer_grid() -> None:
     )
     assert energy.log_z_at(tau) == pytest.approx(finer, abs=1e-6)
     assert energy.log_z_at(0.05) is None  # rather than what no grid here resolves
+    stiff = DoubleWellCluster(a=9.0, b=-40.0)  # ten times the usual potential
+    assert stiff.log_z_at(10 * tau) == pytest.approx(finer, abs=1e-6)
+    assert DoubleWellCluster(b=4.0).log_z_at(0.2) is None  # no four have six equal distances
 
 
 def test_the_energy_of_one_value_finds_its_log_z_once_and_when_it_is_asked_for() -> None:
