@@ -141,6 +141,9 @@ def survey(
 def condition_number(x: Tensor, log_weight: Tensor) -> float:
     """That of weighted states (B, D) in units of each coordinate: longest axis over shortest.
 
+    It is that of the covariance that whitening takes, so it is too small where that is shrunk, with
+    fewer than five states a dimension, and 1 where that is diagonal.
+
     Args:
         x: states, shape (B, D).
         log_weight: their log-weights, shape (B,).
