@@ -33,9 +33,10 @@ compare: setup
 	$(BIN)/python scripts/compare.py --env GMM9,Funnel10 --seeds 1 --budget seconds=40 \
 		--agents vgs,pis,tb,sb3-ppo,sb3-sac-kernel,tianshou-ppo,mala,hmc,ais,pt
 
-# A file of tests is one worker's, so that what its tests share is made once.
+# A file of tests is one worker's, so that what its tests share is made once. Byte code is kept for
+# the commands that tests start.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 # In an environment of their own under build/: the oldest versions that pyproject.toml allows, and
 # the newest that there are. What an extra needs is left out, and its tests are skipped.

@@ -27,6 +27,7 @@ PATIENCE = timedelta(days=1)  # for the first rank, which validates, saves and d
 
 _joined = False
 _sent = 0
+_meetings = 0
 
 
 class RankLost(OSError):
@@ -104,10 +105,16 @@ def sent() -> int:
     return _sent
 
 
+def meetings() -> int:
+    """How often this rank has met the others so far."""
+    return _meetings
+
+
 @contextmanager
 def _meeting(*brought: Tensor) -> Iterator[None]:
-    global _sent
+    global _sent, _meetings
     _sent += sum(tensor.nbytes for tensor in brought)
+    _meetings += 1
     try:
         yield
     except RuntimeError as error:

@@ -30,7 +30,7 @@ from vgs_rl.experiments.benchmarks.conditional.temperatures import conditional
 from vgs_rl.experiments.benchmarks.ebm import ebm, stability
 from vgs_rl.experiments.benchmarks.libraries import libraries
 from vgs_rl.experiments.benchmarks.quality import quality
-from vgs_rl.experiments.benchmarks.scaling import scaling
+from vgs_rl.experiments.benchmarks.scaling.scaling import scaling
 from vgs_rl.experiments.benchmarks.speed import device, env, sampling
 from vgs_rl.experiments.benchmarks.steps import oracle, steps
 from vgs_rl.experiments.benchmarks.students import distill

@@ -1,0 +1,1 @@
+"""Time and memory against whatever can grow: environments, D, T, threads, ranks, updates."""

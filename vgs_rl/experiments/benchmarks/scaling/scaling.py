@@ -1,0 +1,115 @@
+"""The command: every table, and the page that they go into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vgs_rl.experiments.benchmarks.scaling.draws import chain_cost, peak, thread_cost
+from vgs_rl.experiments.benchmarks.scaling.trainings import (
+    extrapolated,
+    long_cost,
+    parts_of,
+    rank_cost,
+)
+from vgs_rl.experiments.benchmarks.speed import env_cost
+from vgs_rl.experiments.cli import Mistake
+from vgs_rl.experiments.tables import (
+    machine,
+    markdown_table,
+    print_machine,
+    print_table,
+    require_outputs,
+    write_json,
+    write_section,
+)
+
+TITLES = {
+    "steps": "Against T",
+    "dims": "Against D",
+    "environments": "Against environments",
+    "threads": "Against threads",
+    "ranks": "Against ranks",
+    "many": "Many ranks, extrapolated",
+    "updates": "Against updates",
+}
+
+
+def scaling(
+    num_envs: tuple[int, ...] = (100, 1_000, 10_000, 100_000, 1_000_000),
+    dims: tuple[int, ...] = (2, 20, 200, 1_000, 5_000),
+    num_steps: tuple[int, ...] = (5, 20, 100, 1_000),
+    sampling_threads: tuple[int, ...] = (1, 2),
+    busy: int = 2,
+    draws: int = 4_000,
+    ranks: tuple[int, ...] = (1, 2),
+    parts: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024),
+    bandwidth: float = 10.0,
+    latency: float = 10.0,
+    name: str = "dw4",
+    updates: int = 100,
+    long_updates: tuple[int, ...] = (1_000, 10_000, 30_000, 100_000),
+    repeats: int = 3,
+    json: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Time and memory against environments, D, T, threads, ranks and updates.
+
+    Ranks are compared with as many processes that do a rank's work side by side and do not talk,
+    and threads with processes that draw side by side: what the machine allows. `parts` are ranks
+    whose work one process does alone: the time of an update that no number of further ranks makes
+    shorter. The volume is what a rank brings to an update's meetings, refreshes included. Against
+    updates, one training of GMM9 by a small network goes on with all of its logs; memory is the
+    largest so far.
+
+    Args:
+        num_envs: batch sizes of the environment.
+        dims: D of a Gaussian, 256 samples of T = 20.
+        num_steps: T, 256 samples of D = 20.
+        sampling_threads: of one process that draws.
+        busy: processes that keep a core busy each while it draws again.
+        draws: samples that it draws.
+        ranks: processes that train together, one thread each.
+        parts: numbers of ranks whose part one process trains; the first has to be 1.
+        bandwidth: assumed of a connection between ranks, in GB/s, for the extrapolation.
+        latency: assumed of a message, in microseconds.
+        name: name of a file in configs/, which ranks train and threads draw from.
+        updates: of each measurement of ranks and parts.
+        long_updates: when one training of small updates is looked at.
+        repeats: measurements of each other time; medians.
+        json: also write everything to this file.
+        markdown: also write the tables to this file, each between its lines
+            `<!-- scaling-TABLE:begin -->` and `<!-- scaling-TABLE:end -->`.
+    """
+    require_outputs(json, markdown=markdown, sections=[f"scaling-{title}" for title in TITLES])
+    if parts[0] != 1:
+        raise Mistake(f"parts must begin with 1, which the others are compared with, got {parts}")
+    torch.set_num_threads(1)
+    size = machine(1)
+    print_machine(size)
+    tables: dict[str, list[dict[str, Any]]] = {
+        "steps": [chain_cost(256, 20, steps, repeats) for steps in num_steps],
+        "dims": [chain_cost(256, dim, 20, repeats) for dim in dims],
+        "environments": [
+            {**env_cost("vgs_rl/GMM9-v0", n, repeats, "cpu"), "peak_gib": peak()} for n in num_envs
+        ],
+        "threads": [thread_cost(name, draws, n, busy, repeats) for n in sampling_threads],
+        "ranks": [rank_cost(name, count, updates) for count in ranks],
+    }
+    alone = [
+        {"ranks": n, "ms_per_update": 1e3 * part["seconds"] / updates}
+        for n in parts
+        for part in parts_of(n, False, name, updates, 1)
+    ]
+    most = tables["ranks"][-1]
+    volume, meetings = most["kib_per_update"], most["meetings_per_update"]
+    tables["many"] = extrapolated(alone, volume, meetings, bandwidth, latency)
+    tables["updates"] = long_cost("gmm9", long_updates)
+    for title, rows in tables.items():
+        print_table(TITLES[title], rows)
+        if markdown is not None:
+            text = f"**{TITLES[title]}**\n\n{markdown_table(rows)}"
+            write_section(markdown, f"scaling-{title}", text)
+    write_json({"machine": size, **tables}, json)
