@@ -11,6 +11,7 @@ report.json          the final metrics with their ideals; there is one when the 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -205,6 +206,8 @@ class RunFolder:
         """
         for name, drawing in (try_picture("of this run", pictures) or {}).items():
             try_picture(name, partial(self._draw, name, drawing, step, keep=keep))
+        if not keep:  # the figures hold each other, and training makes few objects that start this
+            gc.collect()
 
     def _draw(self, name: str, drawing: Drawing, step: int, *, keep: bool) -> None:
         png = rendered(drawing(), dpi=160 if keep else 100)
