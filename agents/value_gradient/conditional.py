@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.networks.config import ClusterNetwork, MLPNetwork
+from vgs_rl.networks.config import ClusterNetwork, MixtureNetwork, MLPNetwork
 
 if TYPE_CHECKING:
     from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
@@ -28,9 +28,9 @@ def require_conditional(config: ValueGradientConfig, mdp: SamplingMDP) -> None:
     if config.drift != "posterior":
         raise ValueError(f"agent.drift must be posterior {of}, got {config.drift}")
     network = config.network
-    if not isinstance(network, MLPNetwork | ClusterNetwork):
-        name = type(network).__name__
-        raise ValueError(f"agent.network must be MLPNetwork or ClusterNetwork {of}, got {name}")
+    if not isinstance(network, MLPNetwork | MixtureNetwork | ClusterNetwork):
+        known, name = "MLPNetwork, MixtureNetwork or ClusterNetwork", type(network).__name__
+        raise ValueError(f"agent.network must be {known} {of}, got {name}")
     if isinstance(network, ClusterNetwork) and network.guide:
         raise ValueError(f"agent.network.guide must be 0 {of}, got {network.guide}")
     if objective.references:

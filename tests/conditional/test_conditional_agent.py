@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
@@ -21,10 +22,17 @@ from vgs_rl import (
     ScheduleConfig,
     StartConfig,
 )
-from vgs_rl.agents import TD0, ClusterNetwork, GradientMatching, MixtureNetwork, MLPNetwork
-from vgs_rl.conditional.start import ConditionalStart
+from vgs_rl.agents import (
+    TD0,
+    ClusterNetwork,
+    GradientMatching,
+    MixtureNetwork,
+    MLPNetwork,
+)
+from vgs_rl.conditional.start import ConditionalStart, NoisedMixedStart
 from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv
 from vgs_rl.evaluation.conditional.curve import log_z_curve
+from vgs_rl.networks.config import NetworkConfig
 
 TAUS = (0.5, 0.7, 1.0, 1.4, 2.0)
 SMALL = {
@@ -43,6 +51,14 @@ class Wells(ConditionalEnergy):
 
     def energy(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return c[:, 0] * (x[:, 0] ** 2 - 1) ** 2 + c[:, 1] * x[:, 0]
+
+
+@dataclass(kw_only=True)
+class OwnNetwork(NetworkConfig):
+    """One that knows no parameters."""
+
+    def build(self, mdp, *, prior_std, generator):
+        raise NotImplementedError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -73,13 +89,14 @@ def small(
     start: str = "mixture",
     chain: str = "vp",
     scale: float = 2.0,
+    components: int = 3,
     **options: object,
 ) -> VGS:
     mdp = MDPConfig(
         chain=chain,
         num_steps=6,
         schedule=ScheduleConfig(total_noise=0.9 if chain == "vp" else 9.0),
-        start=StartConfig(kind=start, scale=scale, components=3),
+        start=StartConfig(kind=start, scale=scale, components=components),
     )
     options = {"temperature": (0.5, 2.0)} | options
     return VGS(target, mdp=mdp, device="cpu", **(SMALL | options))
@@ -118,6 +135,47 @@ def test_weights_are_unbiased_for_z_at_every_temperature(start: str, tau: float)
     log_weight = agent.sample(20_000, temperature=tau).log_weight.double()
     ratio = (log_weight - energy.log_z_at(tau)).exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
+
+
+@pytest.mark.parametrize("start", ["noised", "noised_product"])
+def test_a_value_that_begins_as_a_mixture_knows_the_starts_of_all_temperatures(start: str) -> None:
+    energy = Gaussian((0.5, -0.5), ((1.0, 0.4), (0.4, 0.8)))
+    agent = small(energy, start, network=MixtureNetwork(width=8, guided=False))
+    mixed = agent.mdp.start
+    assert isinstance(mixed, NoisedMixedStart)
+    rows = torch.randn(400, 3, generator=generator())
+    rows[:, 2] = rows[:, 2].exp().clamp(0.5, 2.0)
+    mixed.fit(rows, generator())
+    t = torch.arange(400) % 6
+    torch.testing.assert_close(agent.network.value(rows, t), mixed.value(rows, t))
+    torch.testing.assert_close(mixed.value(rows, 0), -mixed.log_prob(rows))
+    rows.requires_grad_(True)
+    (slope,) = torch.autograd.grad(mixed.value(rows, t).sum(), rows)
+    found = agent.network.gradient(rows, t)
+    torch.testing.assert_close(found[:, :2], slope[:, :2], rtol=1e-4, atol=1e-5)
+    assert not found[:, 2].any()  # the parameter does not move
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("tau", [0.5, 0.83, 2.0])
+def test_weights_of_a_mixtures_value_are_unbiased_for_z(guided: bool, tau: float) -> None:
+    energy = Gaussian((0.5, -0.5), ((1.0, 0.4), (0.4, 0.8)))
+    agent = disturbed(small(energy, "noised", network=MixtureNetwork(width=8, guided=guided)))
+    log_weight = agent.sample(20_000, temperature=tau).log_weight.double()
+    ratio = (log_weight - energy.log_z_at(tau)).exp()
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
+
+
+def test_a_correlated_target_is_learned_over_temperature_from_its_mixtures() -> None:
+    energy = Gaussian((0.5, -0.5), ((1.0, 0.4), (0.4, 0.8)))
+    objective = GradientMatching(
+        batch_size=64, refresh_every=10, refresh_size=512, first_size=2_048, start_size=2_048
+    )
+    network = MixtureNetwork(width=8)
+    agent = small(energy, "noised", network=network, objective=objective, components=1, seed=1)
+    agent.learn(updates=60, progress_bar=False)
+    for tau in (0.5, 2.0):
+        assert agent.sample(2_000, temperature=tau).ess > 0.8
 
 
 def test_weights_backwards_are_unbiased_for_one_over_z() -> None:
@@ -296,9 +354,10 @@ def test_weights_of_environments_are_unbiased_at_the_value_of_the_reset() -> Non
 def test_what_knows_no_parameters_refuses_them_by_name() -> None:
     for settings, message in (
         (
-            {"network": MixtureNetwork()},
-            "agent.network must be MLPNetwork or ClusterNetwork for an",
+            {"network": OwnNetwork()},
+            "agent.network must be MLPNetwork, MixtureNetwork or ClusterNetwork for an",
         ),
+        ({"network": MixtureNetwork()}, "needs mdp.start.kind noised or noised_product, got mix"),
         (
             {"network": ClusterNetwork(guide=4)},
             "agent.network.guide must be 0 for an energy with p",

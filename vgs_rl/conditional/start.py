@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from vgs_rl.conditional.energy import JointEnergy
 from vgs_rl.energy import Energy
 from vgs_rl.geometry import Geometry
 from vgs_rl.starts.base import GaussianStart, Start, StartConfig
-from vgs_rl.starts.make import start_of
+from vgs_rl.starts.make import NoisedStart, start_of
 
 
 class ConditionalStart(Start):
@@ -128,6 +129,47 @@ class MixedStart(ConditionalStart):
     LEAST_ROWS = 100  # fewer say nothing of a mixture
 
 
+class NoisedMixedStart(MixedStart):
+    """The same of starts that are known at every step (:class:`NoisedMixtureStart`).
+
+    Noising leaves c, so V_t(x, c) = -log Σ_k h_k(c) exp(-V_kt(x)) is the value of that mixture.
+    """
+
+    scale: Tensor
+    noise: Tensor
+
+    def __init__(
+        self, energy: JointEnergy, conditions: Conditions, starts: Sequence[NoisedStart]
+    ) -> None:
+        super().__init__(energy, conditions, list(starts))
+        for name in ("scale", "noise"):
+            self.register_buffer(name, getattr(starts[0], name).clone(), persistent=False)
+
+    @property
+    def width(self) -> Tensor:
+        """Mean variance of the target within components, over the knots; a scalar."""
+        return torch.stack([start.width for start in self._noised()]).mean()
+
+    def _noised(self) -> list[NoisedStart]:
+        return [start for start in self.starts if isinstance(start, NoisedStart)]
+
+    def _parts(self, x: Tensor, c: Tensor, t: int | Tensor) -> Tensor:
+        values = torch.stack([start.value(x, t) for start in self._noised()], -1)
+        return self.conditions.hats(c).log() - values
+
+    def value(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """V_t at rows (B, D + C); (B,)."""
+        return -torch.logsumexp(self._parts(*self.parts(x), t), -1)
+
+    def value_gradient(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Its gradient (B, D + C), 0 along the parameters, in closed form."""
+        x, c = self.parts(x)
+        share = torch.softmax(self._parts(x, c, t), -1)
+        slopes = torch.stack([start.value_gradient(x, t) for start in self._noised()], -1)
+        slope = (slopes * share.unsqueeze(1)).sum(-1)
+        return nn.functional.pad(slope, (0, c.shape[1]))
+
+
 class FixedConditions(Start):
     """The start at one value of the parameters: rows (x, c) with that c.
 
@@ -201,5 +243,8 @@ def conditional_start_of(
         start_of(config, of_x, chain, prior_std=prior_std, dtype=dtype)
         for _ in range(conditions.count)
     ]
+    if config.kind in ("noised", "noised_product"):
+        noised = [start for start in starts if isinstance(start, NoisedStart)]
+        return NoisedMixedStart(energy, conditions, noised)
     made = ScaledStart if config.kind == "gaussian" else MixedStart
     return made(energy, conditions, starts)

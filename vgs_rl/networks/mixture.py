@@ -7,18 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vgs_rl.conditional.start import NoisedMixedStart
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.networks.base import TimeConditionedMLP
-from vgs_rl.starts.noised import NoisedMixtureStart
-from vgs_rl.starts.product import NoisedProductStart
-
-NoisedStart = NoisedMixtureStart | NoisedProductStart
+from vgs_rl.starts.make import NoisedStart
 
 
 class _Shared:
     """What a network looks at without owning it: copies of the network look at the same."""
 
-    def __init__(self, mdp: SamplingMDP, start: NoisedStart) -> None:
+    def __init__(self, mdp: SamplingMDP, start: NoisedStart | NoisedMixedStart) -> None:
         self.mdp, self.start = mdp, start
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
@@ -61,26 +59,27 @@ class MixtureValue(TimeConditionedMLP):
         input_scale: float = 2.6,
         generator: torch.Generator,
     ) -> None:
-        if not isinstance(mdp.start, NoisedStart):
+        if not isinstance(mdp.start, NoisedStart | NoisedMixedStart):
             raise ValueError(
                 "network MixtureNetwork needs mdp.start.kind noised or noised_product, "
                 f"got {mdp.config.start.kind}"
             )
         super().__init__(
             mdp.chain,
-            mdp.dim,
+            mdp.geometry.moving,
             prior_std=1.0,
             width=width,
             depth=depth,
             input_scale=input_scale,
             temperature=mdp.temperature,
+            conditions=mdp.conditions,
             generator=generator,
         )
         self.shared = _Shared(mdp, mdp.start)
         self.guided = guided
         if guided:
-            self.guide = nn.Parameter(self.readout.new_zeros(mdp.num_steps, mdp.dim))
-            self.guide_weight = nn.Parameter(self.readout.new_zeros(mdp.dim, width))
+            self.guide = nn.Parameter(self.readout.new_zeros(mdp.num_steps, self.dim))
+            self.guide_weight = nn.Parameter(self.readout.new_zeros(self.dim, width))
 
     @torch.no_grad()
     def follow_start(self) -> None:
@@ -102,7 +101,7 @@ class MixtureValue(TimeConditionedMLP):
         scale, noise = start.scale[t], start.noise[t]
         if isinstance(t, Tensor):
             scale, noise = scale.unsqueeze(-1), noise.unsqueeze(-1)
-        m = scale * (x - noise * slope / self.temperature)
+        m = mdp.geometry.scaled(x - noise * slope / self.temperature, scale)
         own = mdp.evaluate_gradient(m)[1].nan_to_num(0.0, 0.0, 0.0)
         lacking = scale * (own - self.temperature * start.value_gradient(m, mdp.num_steps))
         unit = self.temperature / noise.sqrt()
@@ -115,7 +114,7 @@ class MixtureValue(TimeConditionedMLP):
         learned, hidden = self._learned(x, t)
         slope = self._prior_gradient(x, t)
         if self.guided:
-            learned = learned + self._share(hidden, t) * self.field(x, t, slope)
+            learned = learned + self._padded(self._share(hidden, t)) * self.field(x, t, slope)
         return slope + learned, hidden
 
     def _share(self, hidden: Tensor, t: int | Tensor) -> Tensor:
@@ -130,7 +129,10 @@ class MixtureValue(TimeConditionedMLP):
         shape = (len(self.guide), self.dim)
         products, squares = (
             torch.zeros(shape, device=x.device, dtype=x.dtype).index_add_(0, t, part)
-            for part in ((target - slope) * field, field.square())
+            for part in (
+                ((target - slope) * field)[:, : self.dim],
+                field[:, : self.dim].square(),
+            )
         )
         # Per coordinate where there are many states, drawn to what all coordinates share.
         common = products.sum(-1, keepdim=True) / squares.sum(-1, keepdim=True).clamp_min(1e-20)

@@ -16,6 +16,8 @@ from vgs_rl.starts.mixtures import MixtureStart
 from vgs_rl.starts.noised import NoisedMixtureStart
 from vgs_rl.starts.product import NoisedProductStart, ProductStart
 
+NoisedStart = NoisedMixtureStart | NoisedProductStart  # whose values are known at every step
+
 
 def make_start(
     config: StartConfig,
