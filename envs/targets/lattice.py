@@ -133,3 +133,7 @@ class ConditionalPhi4(ConditionalEnergy):
         """The lattice at one κ, with what is known there."""
         (kappa,) = self.conditions.tensor(condition).tolist()
         return Phi4(self.free.side, kappa, self.free.lam)
+
+    def log_z(self, c: Tensor) -> float | None:
+        """Of the couplings that :class:`Phi4` is shipped for, else None."""
+        return self.at(c).log_z

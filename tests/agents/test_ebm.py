@@ -376,7 +376,7 @@ def test_impossible_learners_are_refused_by_name(options, message):
         "vgs",
         pytest.param("vgs-soft", marks=pytest.mark.slow),
         pytest.param("langevin", marks=pytest.mark.slow),
-        "persistent",
+        pytest.param("persistent", marks=pytest.mark.slow),
     ],
 )
 def test_the_energy_tells_data_from_noise_whoever_samples(name):

@@ -1,5 +1,6 @@
 """Energies over temperature: exact samples and integrals, and the laws that bind them."""
 
+import functools
 import math
 
 import pytest
@@ -102,7 +103,9 @@ def test_a_lattice_over_its_coupling_is_the_lattice_at_each() -> None:
         assert torch.allclose(values[i], value[0], atol=1e-4)
         assert torch.allclose(slopes[i], slope[0], atol=1e-4)
     assert torch.allclose(energy.energy(x, c), values, atol=1e-4)
-    assert ConditionalPhi4(8).at(0.3).log_z == Phi4(8, 0.3).log_z
+    shipped, tensor = ConditionalPhi4(8), functools.partial(torch.tensor, dtype=torch.float64)
+    assert shipped.at(0.3).log_z == shipped.log_z(tensor([0.3])) == Phi4(8, 0.3).log_z
+    assert shipped.log_z(tensor([0.25])) is None
 
 
 def test_an_energy_has_parameters_or_a_range_of_temperatures() -> None:

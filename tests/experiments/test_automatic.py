@@ -91,6 +91,7 @@ def processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.import_module(f"vgs_rl.exploration.{module}"), "time", clock)
 
 
+@pytest.mark.slow  # a training; tests of exploration say what finds the neck
 @pytest.mark.usefixtures("processor_time")
 def test_a_funnel_is_sampled_down_its_neck() -> None:
     def funnel(x: Tensor) -> Tensor:

@@ -125,6 +125,11 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert "error: must be a file to write, got 'place'" in err
 
 
+def test_no_option_hides_that_of_a_file_of_options() -> None:
+    for name, run_it in load("commands.benchmark").COMMANDS.items():
+        assert "config" not in inspect.signature(run_it).parameters, name
+
+
 def test_what_quality_cannot_judge_is_refused(folder: Path) -> None:
     _, err = call("benchmark", "quality", "--n=40", folder=folder, status=2)
     assert "error: n and compiled are for --pretrained true" in err

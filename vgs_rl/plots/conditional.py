@@ -47,8 +47,11 @@ def draw_log_z(axes: Axes, curve: LogZCurve, *, less_estimate: bool = False) -> 
     low = column([each.log_z_low for each in curve.certificates])
     high = column([each.log_z_high for each in curve.certificates])
     level = f"{100 * curve.confidence:g} %"
-    if np.isfinite(high).sum() > 1:  # else there is no band to see
+    known = np.isfinite(high)
+    if (known[1:] & known[:-1]).any():
         axes.fill_between(at, low, high, color=draw.SAMPLER, alpha=0.25, lw=0, label=level)
+    elif known.any():  # no band to see
+        axes.plot(at, high, color=draw.SAMPLER, ls="", marker="_", ms=8, label="upper bound")
     axes.plot(at, low, color=draw.SAMPLER, lw=0.8, ls=":", label="lower bound")
     axes.plot(at, column(list(curve.log_z)), color=draw.SAMPLER, lw=1.3, label="estimate")
     if any(each is not None for each in curve.exact):

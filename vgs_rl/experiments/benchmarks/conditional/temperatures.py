@@ -33,7 +33,7 @@ REFERENCE_EVALUATIONS = 2_000  # of parallel tempering, for each state
 
 
 def conditional(
-    config: str = "gmm9",
+    name: str = "gmm9",
     temperatures: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0),
     updates: int | None = None,
     n: int = 20_000,
@@ -53,7 +53,7 @@ def conditional(
     parallel tempering.
 
     Args:
-        config: name of a file in configs/, or the path of a YAML file.
+        name: name of a file in configs/, or the path of a YAML file.
         temperatures: that are compared; the least and the greatest are the range's ends.
         updates: gradient steps of every training; the configuration's by default.
         n: samples at each temperature.
@@ -75,10 +75,10 @@ def conditional(
     taus = sorted(float(tau) for tau in temperatures)
 
     def settled(folder: str, temperature: float | tuple[float, float]) -> RunConfig:
-        settings: dict[str, Any] = {"output": output / Path(config).stem / folder, "seed": seed}
+        settings: dict[str, Any] = {"output": output / Path(name).stem / folder, "seed": seed}
         settings["mdp"] = {"temperature": temperature}
         settings |= {"budget": {"updates": updates}} if updates else {}
-        return named_config(config, settings, trust=trust)
+        return named_config(name, settings, trust=trust)
 
     whole = trained_run(settled("range", (taus[0], taus[-1])), trust)
     agent = whole.load()[1]
