@@ -49,10 +49,13 @@ test-lowest test-newest: test-%:
 	build/$*/bin/python -m pip list --format freeze
 	OMP_NUM_THREADS=1 build/$*/bin/pytest -n auto --dist loadfile -m "not slow"
 
-# pip-audit knows the reported vulnerabilities of what is installed; it needs the network.
+# pip-audit knows the reported vulnerabilities of what is installed; it needs the network, and is
+# strict: a package that it cannot look up is a failure. Builds such as +cpu are audited as releases.
 release: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --local --skip-editable
+	mkdir -p build
+	$(BIN)/python -m pip list --format freeze --exclude-editable | sed 's/+.*//' > build/installed.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r build/installed.txt
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python scripts/check_reproducible.py dist
 	$(BIN)/python scripts/check_wheel.py dist
