@@ -5,7 +5,7 @@ import torch
 from test_coordinates import check_map, normal
 from torch import Tensor
 
-from vgs_rl.envs import GMM9, GMM40, Funnel10, ManyWell32
+from vgs_rl.envs import GMM9, GMM40, FortyModes, Funnel10, ManyWell32
 from vgs_rl.exploration import AffineMap, LocationScale, fit_location_scale, load_coordinates
 
 
@@ -97,6 +97,11 @@ def test_effects_that_are_equal_in_the_neck_are_told_apart() -> None:
 @pytest.mark.parametrize("target", [GMM9(), GMM40(), ManyWell32()], ids=lambda e: type(e).__name__)
 def test_modes_are_no_bend(target: GMM9) -> None:
     x = target.sample(4_000, generator()).double()
+    assert fit_location_scale(x, generator()) is None
+
+
+def test_many_modes_are_no_bend_either() -> None:
+    x = FortyModes(20).sample(1_500, generator()).double()
     assert fit_location_scale(x, generator()) is None
 
 

@@ -30,6 +30,7 @@ SIGNIFICANT = 4.0  # standard errors of a coefficient
 HINT = 0.02  # squared correlation from which on a pair is fitted
 WORTH = 0.05  # nats a state by which one coordinate must depend on another
 CLEARLY = 0.1  # nats a state by which other coordinates must be better, and a mixture fit there
+MODES = 64  # Gaussians of a mixture: with too few, modes pass for a bend
 
 
 class LocationScale(Coordinates, kind="location_scale"):
@@ -185,7 +186,7 @@ def _simpler(
     half, levels = len(x) // 2, []
     for coordinates in (new, *others):
         z = coordinates.to_z(x)
-        mixture = choose_mixture(z[:half], generator, most=16, kinds=("diagonal", "tied"))
+        mixture = choose_mixture(z[:half], generator, most=MODES, kinds=("diagonal", "tied"))
         log_det = coordinates.with_log_det(z[half:])[1]
         levels.append(float((mixture.log_prob(z[half:]) - log_det).clamp_min(-1e3).mean()))
     return levels[0] > max(levels[1:]) + CLEARLY
