@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -50,10 +49,8 @@ from vgs_rl.fields import settle
 from vgs_rl.foreign.gradients import given_gradient
 from vgs_rl.probe import check_declared, probe_chain
 from vgs_rl.starts import Start, StartConfig, start_of
-from vgs_rl.threads import count_here, leave_if_unwanted
+from vgs_rl.threads import EvaluationCount, leave_if_unwanted
 from vgs_rl.transitions import KernelPolicy, Policy, Rollout, State, Transition
-
-_COUNTING = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -144,7 +141,7 @@ class SamplingMDP(NoiseScales, nn.Module):
         knots = () if self.conditions is None else (self.conditions.count,)
         self.register_buffer("rho", torch.ones(self.num_steps, *knots, dtype=dtype))
         self.to(self.device)
-        self.energy_evaluations = 0
+        self._count = EvaluationCount()  # one with at(): networks keep the MDP they were built for
         probe_chain(energy, self.chain, self.start, self.generator(0), dtype)
 
     def start_as_wide_as(self, prior_std: float) -> None:
@@ -191,31 +188,30 @@ class SamplingMDP(NoiseScales, nn.Module):
             raise ValueError(f"{named} must be left out: {of} has no parameters")
         return self.conditions.tensor(condition)
 
-    def _count(self, evaluations: int) -> None:
-        with _COUNTING:  # samplers draw in several threads
-            self.energy_evaluations += evaluations
-        count_here(evaluations)
+    @property
+    def energy_evaluations(self) -> int:
+        """See the class."""
+        return self._count.total
 
-    @contextmanager
-    def uncounted(self) -> Iterator[Callable[[], int]]:
+    @energy_evaluations.setter
+    def energy_evaluations(self, total: int) -> None:
+        self._count.total = total
+
+    def uncounted(self) -> AbstractContextManager[Callable[[], int]]:
         """Nothing inside moves the counter, training's budget; says what was used so far."""
-        before = self.energy_evaluations
-        try:
-            yield lambda: self.energy_evaluations - before
-        finally:
-            self.energy_evaluations = before
+        return self._count.unmoved()
 
     def evaluate_energy(self, x: Tensor) -> Tensor:
         """E(x), shape (B,), counted."""
         if torch.is_grad_enabled() and x.requires_grad and not self.energy.differentiable(x):
             return given_gradient(x, self.evaluate_gradient)
-        self._count(x.shape[0])
+        self._count.add(x.shape[0])
         return self.energy(x)
 
     def evaluate_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇E(x), detached; a state counts once, or 2 D + 1 times with differences."""
         energy, gradient = self.energy.with_gradient(x)
-        self._count(x.shape[0] * self.energy.gradient_evaluations)
+        self._count.add(x.shape[0] * self.energy.gradient_evaluations)
         return energy, gradient
 
     def initial_log_weight(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 Job = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], bool]
 
 _local = threading.local()
+_COUNTING = threading.Lock()
 
 
 class Unwanted(RuntimeError):
@@ -87,6 +88,32 @@ def in_callers_thread(function: Callable[..., Result], *arguments: Any) -> Resul
     """
     caller: _Caller | None = getattr(_local, "caller", None)
     return function(*arguments) if caller is None else caller.ask(function, arguments)
+
+
+class EvaluationCount:
+    """States at which an energy was evaluated, by all threads and by all copies that share it.
+
+    Attributes:
+        total: so far.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, evaluations: int) -> None:
+        """Counts more of them, here and in this thread's own count."""
+        with _COUNTING:
+            self.total += evaluations
+        count_here(evaluations)
+
+    @contextmanager
+    def unmoved(self) -> Iterator[Callable[[], int]]:
+        """Nothing inside moves the count; says what was used so far."""
+        before = self.total
+        try:
+            yield lambda: self.total - before
+        finally:
+            self.total = before
 
 
 def count_here(evaluations: int) -> None:

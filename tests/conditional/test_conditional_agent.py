@@ -166,6 +166,16 @@ def test_weights_of_a_mixtures_value_are_unbiased_for_z(guided: bool, tau: float
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
 
 
+def test_a_guides_evaluations_count_at_one_temperature_and_not_in_training() -> None:
+    agent = small(start="noised", network=MixtureNetwork(width=8))
+    agent.learn(updates=1, progress_bar=False)
+    used = agent.mdp.energy_evaluations
+    steps = agent.mdp.num_steps
+    assert agent.sample(50, temperature=0.7).energy_evaluations == 50 * (steps + 1)
+    agent.evaluate(50, temperature=0.7)
+    assert agent.mdp.energy_evaluations == used
+
+
 def test_a_correlated_target_is_learned_over_temperature_from_its_mixtures() -> None:
     energy = Gaussian((0.5, -0.5), ((1.0, 0.4), (0.4, 0.8)))
     objective = GradientMatching(
