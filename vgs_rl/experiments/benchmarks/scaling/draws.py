@@ -22,7 +22,11 @@ from vgs_rl.experiments.run import build
 
 def peak() -> float:
     """Largest memory of this process so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    status = Path("/proc/self/status")  # of this program; getrusage counts its parent's, too
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 2**20  # KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def chain_cost(n: int, dim: int, num_steps: int, repeats: int) -> dict[str, Any]:
@@ -54,8 +58,7 @@ def draw_part(
     torch.set_num_threads(threads)
     if number < drawing:
         sampler = build(named_config(name))[1].sampler()
-        sampler.chunk_size = 256
-        sampler.sample(min(n, 256), 0)
+        sampler.sample(2, 0)
     start.wait()
     if number >= drawing:
         while len(list(Path(folder).iterdir())) < drawing:
