@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,9 +32,23 @@ def test_the_volume_costs_the_same_for_any_number_of_ranks_and_meetings_a_hop_fo
     assert [row["exchange_ms"] for row in meetings] == pytest.approx([0.0, 0.2, 0.6, 1.0])
 
 
-def test_without_one_rank_there_is_nothing_to_compare_with():
-    with pytest.raises(Mistake, match="parts must begin with 1"):
-        scaling(parts=(2, 4))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parts": (2, 4)}, "parts must begin with 1"),
+        ({"parts": ()}, "parts must be at least 1, got 0"),
+        ({"ranks": (3,)}, "ranks must divide .* of dw4, .*, got 3"),
+        ({"bandwidth": 0.0}, "bandwidth must be a positive number, got 0"),
+        ({"name": "rl/sb3_ppo"}, "name"),
+        ({"name": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_work(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{scaling.__module__}.print_machine", lambda _: pytest.fail("it began"))
+    with pytest.raises((ValueError, Mistake), match=message):
+        scaling(**options)
 
 
 @pytest.mark.slow  # starts processes

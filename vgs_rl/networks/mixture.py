@@ -35,6 +35,9 @@ class MixtureValue(TimeConditionedMLP):
     That costs one evaluation of ∇E per state and step. The guide is no gradient of a function;
     `value` leaves it out.
 
+    Of rows (x, c) with parameters c, the mixture is that of the starts of all knots, weighted as c
+    says (:class:`~vgs_rl.conditional.start.NoisedMixedStart`), and the gradient along c is 0.
+
     Args:
         mdp: supplies chain, target and a start of kind `noised` or `noised_product`.
         guided: whether the guide joins.

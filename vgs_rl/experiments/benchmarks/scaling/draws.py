@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def draw_part(
     """What one of several processes does: draws, or keeps a core busy until the others have."""
     torch.set_num_threads(threads)
     if number < drawing:
-        sampler = build(named_config(name))[1].sampler()
+        sampler = build(replace(named_config(name), device="cpu"))[1].sampler()
         sampler.sample(2, 0)
     start.wait()
     if number >= drawing:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.experiments.benchmarks.scaling.draws import chain_cost, peak, thread_cost
 from vgs_rl.experiments.benchmarks.scaling.trainings import (
     extrapolated,
     long_cost,
     parts_of,
     rank_cost,
+    require_trainable,
 )
 from vgs_rl.experiments.benchmarks.speed import env_cost
 from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.tables import (
+    Table,
     machine,
     markdown_table,
     print_machine,
@@ -84,20 +86,31 @@ def scaling(
             `<!-- scaling-TABLE:begin -->` and `<!-- scaling-TABLE:end -->`.
     """
     require_outputs(json, markdown=markdown, sections=[f"scaling-{title}" for title in TITLES])
+    lists = {"num_envs": num_envs, "dims": dims, "num_steps": num_steps, "ranks": ranks}
+    lists |= {"sampling_threads": sampling_threads, "parts": parts, "long_updates": long_updates}
+    for field, numbers in lists.items():
+        require_at_least("scaling", 1, **{field: min(numbers, default=0)})
+    require_at_least("scaling", 1, draws=draws, updates=updates, repeats=repeats)
+    require_at_least("scaling", 0, busy=busy)
+    require_positive("scaling", bandwidth=bandwidth, latency=latency)
     if parts[0] != 1:
         raise Mistake(f"parts must begin with 1, which the others are compared with, got {parts}")
+    require_trainable(name, ranks)
     torch.set_num_threads(1)
     size = machine(1)
     print_machine(size)
-    tables: dict[str, list[dict[str, Any]]] = {
-        "steps": [chain_cost(256, 20, steps, repeats) for steps in num_steps],
-        "dims": [chain_cost(256, dim, 20, repeats) for dim in dims],
-        "environments": [
-            {**env_cost("vgs_rl/GMM9-v0", n, repeats, "cpu"), "peak_gib": peak()} for n in num_envs
-        ],
-        "threads": [thread_cost(name, draws, n, busy, repeats) for n in sampling_threads],
-        "ranks": [rank_cost(name, count, updates) for count in ranks],
-    }
+    tables: dict[str, Table] = {}
+
+    def show(title: str, rows: Table) -> None:
+        tables[title] = rows
+        print_table(TITLES[title], rows)
+
+    show("steps", [chain_cost(256, 20, steps, repeats) for steps in num_steps])
+    show("dims", [chain_cost(256, dim, 20, repeats) for dim in dims])
+    costs = [(env_cost("vgs_rl/GMM9-v0", n, repeats, "cpu"), peak()) for n in num_envs]
+    show("environments", [{**cost, "peak_gib": gib} for cost, gib in costs])
+    show("threads", [thread_cost(name, draws, n, busy, repeats) for n in sampling_threads])
+    show("ranks", [rank_cost(name, count, updates) for count in ranks])
     alone = [
         {"ranks": n, "ms_per_update": 1e3 * part["seconds"] / updates}
         for n in parts
@@ -105,11 +118,10 @@ def scaling(
     ]
     most = tables["ranks"][-1]
     volume, meetings = most["kib_per_update"], most["meetings_per_update"]
-    tables["many"] = extrapolated(alone, volume, meetings, bandwidth, latency)
-    tables["updates"] = long_cost("gmm9", long_updates)
-    for title, rows in tables.items():
-        print_table(TITLES[title], rows)
-        if markdown is not None:
+    show("many", extrapolated(alone, volume, meetings, bandwidth, latency))
+    show("updates", long_cost("gmm9", long_updates))
+    if markdown is not None:
+        for title, rows in tables.items():
             text = f"**{TITLES[title]}**\n\n{markdown_table(rows)}"
             write_section(markdown, f"scaling-{title}", text)
     write_json({"machine": size, **tables}, json)

@@ -33,6 +33,23 @@ SMALL = ValueGradientConfig(
 UNWATCHED = EvaluationConfig(validation_samples=2, validate_every=10**9)
 
 
+def require_trainable(name: str, ranks: Sequence[int]) -> None:
+    """Refuses a configuration whose training cannot be divided among the ranks.
+
+    Raises:
+        ValueError: naming the configuration, or the setting and the number of ranks.
+    """
+    agent = named_config(name).agent
+    if not isinstance(agent, ValueGradientConfig):
+        raise ValueError(
+            f"name must be a configuration of vgs, got {name}, which is of {agent.name}"
+        )
+    for count in ranks:
+        for each in agent.objective.divided:
+            if (size := getattr(agent.objective, each)) % count:
+                raise ValueError(f"ranks must divide {each} of {name}, {size}, got {count}")
+
+
 def train_part(
     rank: int, ranks: int, together: bool, name: str, updates: int, port: int, folder: Path
 ) -> None:
