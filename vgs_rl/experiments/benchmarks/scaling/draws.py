@@ -25,7 +25,7 @@ def peak() -> float:
     """Largest memory of this process so far, in GiB."""
     status = Path("/proc/self/status")  # of this program; getrusage counts its parent's, too
     if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) / 2**20  # KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
