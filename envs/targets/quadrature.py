@@ -67,8 +67,8 @@ def log_z_of_four_in_the_plane(
         step: of the grid in the plane.
 
     Returns:
-        The logarithm; None if the integrand is 0 to double precision, as where not all pairs can
-        be near the minimum of u at once and it is deep.
+        The logarithm; None if rounding may change it by 1e-6, as where not all pairs can be near
+        the minimum of u at once and it is deep: the integrand is then 0 to double precision.
     """
     least = float(pair_energy(torch.linspace(1e-3, reach, 4_096, dtype=torch.float64)).min())
 
@@ -84,12 +84,15 @@ def log_z_of_four_in_the_plane(
     kernel = torch.fft.rfft2(factor(*torch.meshgrid(lags, lags, indexing="ij")))
     nodes = (torch.arange(distances, dtype=torch.float64) + 0.5) * (reach / distances)
     outer = 2 * math.pi * nodes * factor(nodes, torch.zeros_like(nodes))
-    total = 0.0
+    total = rounding = 0.0
     for r, weight in zip(nodes.tolist(), outer.tolist(), strict=True):
         f = own * factor(x - r, y)
         spread = torch.fft.irfft2(torch.fft.rfft2(f, s=(2 * n, 2 * n)) * kernel, s=(2 * n, 2 * n))
         total += weight * float((f * spread[:n, :n]).sum())
-    if not total > 0:
+        rounding += weight * float(f.square().sum())
+    # The convolution's error is at most about eps ||f||_2 sum(kernel), in the Euclidean norm.
+    rounding *= torch.finfo(torch.float64).eps * float(kernel[0, 0].real)
+    if not total > 1e6 * rounding:
         return None
     volume = step**4 * (reach / distances)
     return math.log(total * volume) - 6 * least - math.log(4.0)
