@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import pkgutil
 from pathlib import Path
@@ -13,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path for room in ("vgs_rl", "envs", "agents", "scripts") for path in (ROOT / room).rglob("*.py")
 )
+MODULES = [path for path in SOURCES if path.parent.name != "scripts"]
+EXAMPLES = [path for path in MODULES if ">>> " in path.read_text(encoding="utf-8")]
 # Lowest first. A prefix stands for everything below it that has no prefix of its own.
 LAYERS = [
     ("vgs_rl.checks",),
@@ -47,10 +50,11 @@ def layer_of(module: str) -> int:
     return next(LAYER[name] for name in known if name in LAYER)
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """What a module imports, at its top or within a function."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -67,17 +71,21 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name != "scripts"], ids=name)
-def test_imports_go_down_the_layers(path: Path) -> None:
-    if path == FACE:
-        return
-    here = layer_of(module_of(path))
-    assert not {each for each in own(imports_of(path)) if layer_of(each) > here}
+def test_imports_go_down_the_layers() -> None:
+    def upwards(path: Path) -> set[str]:
+        here = layer_of(module_of(path))
+        return {each for each in own(imports_of(path)) if layer_of(each) > here}
+
+    wrong = {name(path): upwards(path) for path in MODULES if path != FACE}
+    assert {path: names for path, names in wrong.items() if names} == {}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name)
-def test_nothing_imports_a_second_copy_of_a_room(path: Path) -> None:
-    assert not {each for each in imports_of(path) if each.split(".")[0] in ("envs", "agents")}
+def test_nothing_imports_a_second_copy_of_a_room() -> None:
+    def second(path: Path) -> set[str]:
+        return {each for each in imports_of(path) if each.split(".")[0] in ("envs", "agents")}
+
+    wrong = {name(path): second(path) for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]}
+    assert {path: names for path, names in wrong.items() if names} == {}
 
 
 def test_the_tests_see_imports_within_functions_and_name_layers(tmp_path: Path) -> None:
@@ -88,9 +96,9 @@ def test_the_tests_see_imports_within_functions_and_name_layers(tmp_path: Path) 
     assert layer_of("vgs_rl.checks.count_of") < layer_of("vgs_rl.files.lock")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_a_module_is_read_in_one_sitting(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_a_module_is_read_in_one_sitting() -> None:
+    lines = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {path: count for path, count in lines.items() if count > 400} == {}
 
 
 def test_a_folder_is_seen_at_one_glance() -> None:
@@ -115,6 +123,6 @@ def test_scripts_are_faces() -> None:
         assert len(path.read_text().splitlines()) <= 66, path
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name != "scripts"], ids=name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=name)
 def test_examples_in_docstrings_run(path: Path) -> None:
     assert doctest.testmod(importlib.import_module(module_of(path))).failed == 0

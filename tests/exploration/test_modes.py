@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from vgs_rl import FunctionEnergy
-from vgs_rl.envs import GMM9, Gaussian
-from vgs_rl.exploration import GaussianReference, JoinedReference, MixtureReference, find_modes
+from vgs_rl.envs import GMM9, FortyModes, Gaussian
+from vgs_rl.exploration import (
+    GaussianReference,
+    JoinedReference,
+    MixtureReference,
+    find_modes,
+    find_reference,
+)
+from vgs_rl.exploration.islands import starts_of_walks
+from vgs_rl.exploration.modes import Modes, joined_modes
 from vgs_rl.exploration.reference import descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts import Mixture
@@ -81,3 +89,29 @@ def test_the_mean_of_a_gaussian_is_its_only_mode() -> None:
     dim = target.dim
     found = find_modes(energy, *walks(energy, dim, 5.0), torch.full((dim,), 5.0).double())
     assert found is not None and len(found) == 1
+
+
+def test_two_searches_together_know_each_mode_once() -> None:
+    energy = FiniteEnergy(GMM9(), dtype=torch.float64)
+    found = find_modes(energy, *walks(energy, 2, 8.0), torch.full((2,), 8.0).double())
+    assert found is not None
+    first, last = (
+        Modes(x=found.x[rows], covariance=found.covariance[rows], log_mass=found.log_mass[rows])
+        for rows in (slice(0, 7), slice(3, 9))
+    )
+    both = joined_modes([first, last])
+    assert len(both) == 9
+    torch.testing.assert_close(both.x, found.x)
+
+
+def test_walks_of_several_widths_end_in_every_one_of_many_modes() -> None:
+    target, generator = FortyModes(50), source()
+    energy = FiniteEnergy(target, dtype=torch.float64)
+    wide = find_reference(energy, 50, generator)
+
+    def reached(starts: torch.Tensor) -> int:
+        ends, _heights = descend(energy, starts)
+        return len(torch.cdist(ends, target.means.double()).argmin(-1).unique())
+
+    assert reached(wide.sample(512, generator)) < 40
+    assert reached(starts_of_walks(wide, 512, generator)) == 40

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.exploration.clock import Clock
-from vgs_rl.exploration.modes import Modes, find_modes
+from vgs_rl.exploration.modes import Modes, find_modes, joined_modes
 from vgs_rl.exploration.reference import (
     DESCENTS,
     GaussianReference,
@@ -34,6 +34,7 @@ AGREE = 0.3  # nats between islands' log Z
 SETTLED = 0.1  # nats between the log Z of one round and the next
 MOST, FEWEST = 16_384, 128  # particles of an island
 WALKS = 512  # descents from random starts, for each island
+WIDTHS = (0.5, 1.0, 2.0, 4.0)  # of these starts, in those of the wide reference
 SEARCHING = 0.2  # effort from which on modes are searched for
 UNKNOWN = 0.02  # share of a mode above which it must not be missing
 
@@ -291,22 +292,16 @@ class _Explorer:
         """Modes where walks from random starts end."""
         if effort < SEARCHING:
             return None
-        starts = wide.sample(max(16, round(WALKS * effort)), self.generator)
+        starts = starts_of_walks(wide, max(16, round(WALKS * effort)), self.generator)
         ends, heights = descend(self.energy, starts, steps=max(20, round(DESCENTS * effort**0.5)))
         if not bool(heights.isfinite().any()):
             return None
         return find_modes(self.energy, ends, heights, starts.std(0).clamp_min(1e-300))
 
     def _all_modes(self) -> Modes | None:
-        """All modes of both islands, a mode that both know twice."""
+        """All modes that either island knows."""
         known = [modes for modes in self.found if modes is not None]
-        if not known:
-            return None
-        return Modes(
-            x=torch.cat([modes.x for modes in known]),
-            covariance=torch.cat([modes.covariance for modes in known]),
-            log_mass=torch.cat([modes.log_mass for modes in known]),
-        )
+        return joined_modes(known) if known else None
 
     def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
         """Whether new walks end in a mode of some mass where no particle is."""
@@ -325,6 +320,17 @@ class _Explorer:
                     f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"
                 ]
         return []
+
+
+def starts_of_walks(wide: Reference, n: int, generator: torch.Generator) -> Tensor:
+    """States around a reference's middle, of half its width to four times it, shape (n, D).
+
+    A walk downhill ends in the mode that is nearest. Of many modes, one width reaches only some.
+    """
+    x = wide.sample(n, generator)
+    factors = torch.tensor(WIDTHS, dtype=x.dtype, device=x.device)
+    middle = x.mean(0)
+    return middle + factors.repeat(n)[:n].unsqueeze(-1) * (x - middle)
 
 
 def _joined(islands: tuple[Island, ...]) -> tuple[Tensor, Tensor]:

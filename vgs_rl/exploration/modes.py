@@ -6,6 +6,7 @@ Coordinates of unit curvature come from Hessians at a few of them: badly scaled 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,15 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
         return None
     spread = (axes[chosen] / width[chosen].unsqueeze(1)) @ axes[chosen].mT
     return Modes(x=x[chosen], covariance=spread, log_mass=log_mass[chosen])
+
+
+def joined_modes(parts: Sequence[Modes]) -> Modes:
+    """The modes of several searches, each once."""
+    x = torch.cat([part.x for part in parts])
+    covariance = torch.cat([part.covariance for part in parts])
+    log_mass = torch.cat([part.log_mass for part in parts])
+    chosen = _distinct(x, torch.linalg.inv(covariance), log_mass)
+    return Modes(x=x[chosen], covariance=covariance[chosen], log_mass=log_mass[chosen])
 
 
 def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:

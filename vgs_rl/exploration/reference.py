@@ -266,7 +266,6 @@ def fitted_reference(
         x[some],
         generator,
         log_weight=temper(log_weight[some], 1 / 3).log(),
-        most=32,
         modes=modes,
         kinds=("diagonal", "tied"),
     )
