@@ -6,13 +6,14 @@ Coordinates of unit curvature come from Hessians at a few of them: badly scaled 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates import Composed, Coordinates
 from vgs_rl.exploration.reference import GRID, descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -22,6 +23,7 @@ ROUNDS = 4
 POINTS = 8  # minima that are looked for to precondition a target
 HESSIANS = 40  # along the way to each
 MOST_DIMENSIONS = 128  # up to which Hessians are taken for that
+COMMUTE = 1e-4  # off the diagonal, in norms of a Hessian, where it counts as diagonal
 WORTH = 30.0  # ratio of widths from which on it pays
 
 
@@ -105,7 +107,9 @@ def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:
     return x[chosen]
 
 
-def hessian_at(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Tensor:
+def hessian_at(
+    energy: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, step: Tensor
+) -> Tensor:
     """Hessians at x (B, D) by central differences of the gradient, symmetric: (B, D, D)."""
     batch, dim = x.shape
     shifts = torch.diag_embed(step)  # (B, D, D): one row for each coordinate
@@ -166,11 +170,14 @@ def _distinct(x: Tensor, hessian: Tensor, log_mass: Tensor) -> Tensor:
     return torch.tensor(chosen, device=x.device)
 
 
-def preconditioner(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> AffineMap | None:
+def preconditioner(
+    energy: FiniteEnergy, dim: int, generator: torch.Generator
+) -> Coordinates | None:
     """A map in whose coordinates the mean inverse Hessian at the lowest minima is the identity.
 
     Walks downhill from states of all sizes are too slow where widths differ by orders of
-    magnitude, and so is tempering from a round density. Newton's method is not.
+    magnitude, and so is tempering from a round density. Newton's method is not. A density that is a
+    product along other axes gets coordinates along those.
 
     Args:
         energy: E/tau.
@@ -178,7 +185,8 @@ def preconditioner(energy: FiniteEnergy, dim: int, generator: torch.Generator) -
         generator: source of randomness.
 
     Returns:
-        None where the widths are within a factor of 30, D is above 128, or no minimum was found.
+        None where the widths are within a factor of 30 and no product is found, D is above 128, or
+        no minimum was found.
     """
     if dim < 2 or dim > MOST_DIMENSIONS:
         return None
@@ -196,9 +204,67 @@ def preconditioner(energy: FiniteEnergy, dim: int, generator: torch.Generator) -
     covariance = torch.linalg.inv(hessian[flat]).mean(0)
     width = torch.linalg.eigvalsh(covariance)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    if int(info) or not float((width[-1] / width[0]).sqrt()) > WORTH:
+    if int(info):
         return None
-    return AffineMap(x[flat].mean(0), factor)
+    found = AffineMap(x[flat].mean(0), factor)
+    product = along_product(energy, found, x[flat], generator)
+    if product is not None:
+        return product
+    return found if float((width[-1] / width[0]).sqrt()) > WORTH else None
+
+
+def along_product(
+    energy: FiniteEnergy, coordinates: AffineMap, minima: Tensor, generator: torch.Generator
+) -> Coordinates | None:
+    """Coordinates along which exp(-E/tau) is a product, if there are any.
+
+    The Hessians of E = Σ_i e_i(b_i · x) are Bᵀ D(x) B, with a diagonal D. So they commute in
+    coordinates where the mean of the inverses of some is the identity: one rotation makes all of
+    them diagonal. It is found from a sum of a few at random states, and held against others.
+
+    Args:
+        energy: E/tau.
+        coordinates: in which the widths of the target are near 1.
+        minima: some minima, shape (M, D).
+        generator: source of randomness.
+
+    Returns:
+        None where Hessians do not commute, or are diagonal in x or z without a rotation.
+    """
+
+    def hessians(at: AffineMap, z: Tensor) -> Tensor:
+        def along(z: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = energy(at.to_x(z))
+            return value, at.gradient(slope)
+
+        return hessian_at(along, z, torch.full_like(z, 1e-3))
+
+    # Differences are exact to more digits in these coordinates than in those of x.
+    inverse = torch.linalg.inv(hessians(coordinates, coordinates.to_z(minima))).mean(0)
+    root, info = torch.linalg.cholesky_ex(inverse)
+    if int(info):
+        return None
+    exact = AffineMap(coordinates.shift, coordinates.factor @ root)
+    shape, device = (2 * POINTS, minima.shape[1]), minima.device
+    z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+    found = hessians(exact, z)
+    sizes = found.flatten(1).norm(dim=1)
+    if not bool((sizes.isfinite() & (sizes > 0)).all()):
+        return None
+    found = found / sizes.view(-1, 1, 1)
+    if _mixed(found) < COMMUTE:
+        return None
+    share = torch.rand(POINTS, generator=generator, dtype=torch.float64, device=device)
+    axes = torch.linalg.eigh(torch.tensordot(share, found[:POINTS], dims=1))[1]
+    if _mixed(axes.T @ found[POINTS:] @ axes) > COMMUTE:
+        return None
+    return Composed(exact, Rotation(axes))
+
+
+def _mixed(matrices: Tensor) -> float:
+    """Largest entry off the diagonal of matrices (B, D, D)."""
+    diagonal = torch.diag_embed(matrices.diagonal(dim1=1, dim2=2))
+    return float((matrices - diagonal).abs().max())
 
 
 def _minima(energy: FiniteEnergy, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
