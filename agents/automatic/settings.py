@@ -30,7 +30,7 @@ class ExplorationConfig:
         unit: what has unit size in the chain's coordinates, the target or a component of the start;
             known afterwards.
         tails: heavy tails that the coordinates take away; known afterwards.
-        bends: how often the coordinates undo funnels and bananas; known afterwards.
+        bends: how many of its maps undo funnels and bananas; known afterwards.
         effort: how much was done, by name and in its order; known afterwards.
     """
 

@@ -20,6 +20,7 @@ from vgs_rl.exploration import (
     MappedReference,
     Reference,
     affordable_effort,
+    common_scale,
     explore,
     fit_location_scale,
     fitted_reference,
@@ -38,10 +39,10 @@ class Survey:
     """An energy with what is known of it.
 
     Attributes:
-        energy: the target, in preconditioned coordinates where that pays, and in some where
+        energy: the target, in coordinates that Hessians show where that pays, and in some where
             coordinates depend less on each other.
         unit: the map from these to the energy's own coordinates, or None.
-        bends: how often exploration began again in coordinates that undo funnels and bananas.
+        bends: how many of its maps undo funnels and bananas.
         exploration: of `energy`.
         doubts: why its coordinates should not be believed, a sentence each.
         dtype: in which it is evaluated.
@@ -86,7 +87,10 @@ def survey(
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
     fast = clock.decide("fast", lambda: effort == 1.0)
     began, evaluations, n = clock.elapsed(), 0, PARTICLES
-    unit: Coordinates | None = preconditioner(finite, energy.dim, generator) if fast else None
+    funnel = common_scale(finite, energy.dim, generator) if fast else None
+    unit = funnel
+    if fast and funnel is None:
+        unit = preconditioner(finite, energy.dim, generator)
     if unit is not None:
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)
@@ -129,7 +133,7 @@ def survey(
     return Survey(
         energy=energy,
         unit=unit,
-        bends=BENDS - left,
+        bends=BENDS - left + (funnel is not None),
         exploration=exploration,
         doubts=doubts,
         dtype=dtype,

@@ -91,20 +91,33 @@ def processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.import_module(f"vgs_rl.exploration.{module}"), "time", clock)
 
 
-@pytest.mark.slow  # a training; tests of exploration say what finds the neck
-@pytest.mark.usefixtures("processor_time")
-def test_a_funnel_is_sampled_down_its_neck() -> None:
-    def funnel(x: Tensor) -> Tensor:
-        v, rest = x[:, 0], x[:, 1:]
-        narrow = 0.5 * rest.square().sum(-1) * (-v).exp() + 0.5 * rest.shape[1] * v
-        return narrow + v.square() / 18 + math.log(3.0) + 2.5 * math.log(2 * math.pi)
+def require_the_neck(steepness: tuple[float, ...], seconds: float) -> None:
+    """Samples of y_i ~ N(0, exp(a_i v)) and v ~ N(0, 9) reach the neck."""
 
-    result = vgs_rl.sample(funnel, 4_000, dim=5, seconds=15, progress_bar=False)
+    def funnel(x: Tensor) -> Tensor:
+        v, rest = x[:, :1], x[:, 1:]
+        logs = v * torch.tensor(steepness).to(x)
+        narrow = 0.5 * (rest.square() * (-logs).exp() + logs).sum(-1)
+        constant = math.log(3.0) + 0.5 * x.shape[1] * math.log(2 * math.pi)
+        return narrow + v[:, 0].square() / 18 + constant
+
+    dim = 1 + len(steepness)
+    result = vgs_rl.sample(funnel, 4_000, dim=dim, seconds=seconds, progress_bar=False)
     assert result.settings["bends"] > 0
     assert result.log_z.value == pytest.approx(0.0, abs=0.1)
     weight = torch.softmax(result.log_weight.double(), 0)
     share = float(weight[result.x[:, 0] < -3].sum())
     assert share == pytest.approx(0.1587, abs=0.03)
+
+
+def test_a_funnel_of_one_scale_is_sampled_down_its_neck() -> None:
+    require_the_neck((1.0, 1.0, 1.0, 1.0), seconds=15)
+
+
+@pytest.mark.slow  # a training; tests of exploration say what finds the neck
+@pytest.mark.usefixtures("processor_time")
+def test_a_funnel_of_several_scales_is_sampled_down_its_neck() -> None:
+    require_the_neck((1.0, 1.0, 0.5, 0.5), seconds=15)
 
 
 @pytest.mark.parametrize("seconds", [0.0, math.inf])

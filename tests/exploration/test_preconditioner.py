@@ -7,7 +7,7 @@ import torch
 
 from vgs_rl import FunctionEnergy
 from vgs_rl.envs import GMM9, ManyWell
-from vgs_rl.exploration import preconditioner
+from vgs_rl.exploration import AffineMap, preconditioner
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 
@@ -28,7 +28,7 @@ def test_of_a_skewed_bowl_it_is_the_inverse_root_of_the_hessian(power: int) -> N
     found = preconditioner(
         FiniteEnergy(FunctionEnergy(energy, 3), dtype=torch.float64), 3, source()
     )
-    assert found is not None
+    assert isinstance(found, AffineMap)
     curvature = 1.2 if power == 2 else 1.0
     expected = root @ root.T / curvature
     scale = expected.diagonal().sqrt()
@@ -45,8 +45,31 @@ def test_wells_of_all_widths_are_found_through_a_rotation() -> None:
     skewed = FunctionEnergy(lambda x: target(x @ inverse.to(x).T), 8)
     found = preconditioner(FiniteEnergy(skewed, dtype=torch.float64), 8, source())
     assert found is not None
-    widths = torch.linalg.svdvals(inverse @ found.factor)
+    one = torch.eye(8, dtype=torch.float64)
+    linear = (found.to_x(one) - found.to_x(torch.zeros_like(one))).T
+    widths = torch.linalg.svdvals(inverse @ linear)
     assert float(widths.max() / widths.min()) < 6  # wells are five times narrower than normals
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4])
+def test_a_product_gets_its_own_axes(condition: float) -> None:
+    target = ManyWell(12)
+    axes, _ = torch.linalg.qr(torch.randn(12, 12, generator=source()).double())
+    half = 0.5 * math.log10(condition)
+    factor = axes * torch.logspace(-half, half, 12, dtype=torch.float64)
+    inverse = torch.linalg.inv(factor @ axes)
+    skewed = FunctionEnergy(lambda x: target(x @ inverse.to(x).T), 12)
+    found = preconditioner(FiniteEnergy(skewed, dtype=torch.float64), 12, source())
+    assert found is not None
+    # The energy is a sum of functions of one coordinate each: its mixed differences are 0.
+    z = torch.randn(1, 12, generator=source(), dtype=torch.float64)
+    one = torch.eye(12, dtype=torch.float64)
+    both = (one.unsqueeze(0) + one.unsqueeze(1)).view(-1, 12)
+    at = (skewed(found.to_x(z + step)) for step in (both, one, torch.zeros_like(one)))
+    sums, singles, nothing = at
+    mixed = sums.view(12, 12) - singles - singles.unsqueeze(1) + nothing[0]
+    mixed.fill_diagonal_(0.0)
+    assert float(mixed.abs().max()) < 1e-4 * float(singles.std())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.clock import Clock, Deadline
+from vgs_rl.exploration.common_scale import common_scale
 from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
 from vgs_rl.exploration.islands import (
     Exploration,
@@ -50,6 +51,7 @@ __all__ = [
     "TailFit",
     "Tails",
     "affordable_effort",
+    "common_scale",
     "explore",
     "explore_again",
     "find_modes",

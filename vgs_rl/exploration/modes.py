@@ -240,9 +240,9 @@ def along_product(
         return hessian_at(along, z, torch.full_like(z, 1e-3))
 
     # Differences are exact to more digits in these coordinates than in those of x.
-    inverse = torch.linalg.inv(hessians(coordinates, coordinates.to_z(minima))).mean(0)
-    root, info = torch.linalg.cholesky_ex(inverse)
-    if int(info):
+    inverses, singular = torch.linalg.inv_ex(hessians(coordinates, coordinates.to_z(minima)))
+    root, info = torch.linalg.cholesky_ex(inverses.mean(0))
+    if bool(singular.any()) or int(info):
         return None
     exact = AffineMap(coordinates.shift, coordinates.factor @ root)
     shape, device = (2 * POINTS, minima.shape[1]), minima.device
