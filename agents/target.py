@@ -16,7 +16,7 @@ from vgs_rl.agents.base import Agent, AgentConfig
 from vgs_rl.agents.value_gradient.objectives import ValueObjective
 from vgs_rl.conditional.energy import ConditionalEnergy, JointEnergy
 from vgs_rl.energy import Energy
-from vgs_rl.envs.configured import EnvironmentConfig, tuned_config
+from vgs_rl.envs.configured import EnvironmentConfig, ranged_config, tuned_config
 from vgs_rl.fields import nearest, settle
 from vgs_rl.files.shipped import CONFIGS
 from vgs_rl.mdp import MDPConfig, SamplingMDP
@@ -160,7 +160,8 @@ def prepare(
 ) -> tuple[SamplingMDP, C, Origin]:
     """The MDP, the configuration and the origin of an agent.
 
-    A registered target comes with chain and settings of its shipped configuration.
+    A registered target comes with chain and settings of its shipped configuration, over a range of
+    temperatures with those of `configs/conditional`.
 
     Args:
         target: an id or import path, an energy, a function (B, D) -> (B,) of states, an MDP, or a
@@ -183,7 +184,8 @@ def prepare(
                 raise ValueError(f"{name} must be left out where an MDP is given, got {value}")
         origin = Origin(type(found.energy).__name__)
         return found, replaced(config or kind(), settings), origin
-    shipped = _shipped(found) if isinstance(found, str) else None
+    ranged = isinstance(temperature, tuple | list)
+    shipped = _shipped(found, ranged=ranged) if isinstance(found, str) else None
     energy = energy_of(found, dim, **(shipped.env_args if shipped else {}))
     if isinstance(found, str):
         origin = Origin(find(found).name, found, shipped.env_args if shipped else {})
@@ -230,9 +232,14 @@ def replaced(config: C, settings: Mapping[str, Any]) -> C:
     return dataclasses.replace(config, **settings)
 
 
-def _shipped(target: str) -> _Shipped | None:
-    """The shipped configuration of a registered target, if there is one."""
-    name = tuned_config(target)
+def _shipped(target: str, *, ranged: bool) -> _Shipped | None:
+    """The shipped configuration of a registered target, if there is one.
+
+    Args:
+        target: its id or import path.
+        ranged: whether it is to be learned over a range of temperatures.
+    """
+    name = (ranged_config(target) if ranged else None) or tuned_config(target)
     if name is None:
         return None
     path = CONFIGS / f"{name}.yaml"

@@ -93,9 +93,14 @@ for _name, _energy, _arguments in (
     ("Phi4L8Broken", Phi4, {"side": 8, "kappa": 0.3}),
     ("Phi4L16", Phi4, {"side": 16, "kappa": 0.2}),
     ("Phi4L16Broken", Phi4, {"side": 16, "kappa": 0.3}),
-    ("Phi4L8Coupling", ConditionalPhi4, {"side": 8, "kappa": (0.2, 0.3)}),
 ):
     register(f"vgs_rl/{_name}-v0", energy=_energy, energy_args=_arguments)
+register(
+    "vgs_rl/Phi4L8Coupling-v0",
+    energy=ConditionalPhi4,
+    energy_args={"side": 8, "kappa": (0.2, 0.3)},
+    mdp=CONFIGS / "conditional" / "phi4.yaml",
+)
 register(
     "vgs_rl/EBMDigits-v0",
     energy=digits_energy,

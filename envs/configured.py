@@ -37,7 +37,21 @@ class EnvironmentConfig:
 def tuned_config(target: str) -> str | None:
     """Name of the shipped configuration whose settings were found for a target, or None."""
     file = find(target).config
-    return file.stem if file is not None and file.parent == CONFIGS else None
+    return None if file is None or not file.is_relative_to(CONFIGS) else _name(file)
+
+
+def ranged_config(target: str) -> str | None:
+    """Name of the shipped configuration of a target over a range of temperatures, or None."""
+    wanted = find(target).id
+    for file in sorted((CONFIGS / "conditional").glob("*.yaml")):
+        content = read_yaml(file)
+        if "temperature" in content["mdp"] and find(content["env"]).id == wanted:
+            return _name(file)
+    return None
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
 def configured(target: str, config: str | Path) -> tuple[dict[str, Any], MDPConfig]:

@@ -31,8 +31,12 @@ from vgs_rl.agents import (
 )
 from vgs_rl.conditional.start import ConditionalStart, NoisedMixedStart
 from vgs_rl.envs import GMM9, Gaussian, SamplingEnv, SamplingVectorEnv
+from vgs_rl.envs.configured import ranged_config, tuned_config
 from vgs_rl.evaluation.conditional.curve import log_z_curve
+from vgs_rl.experiments.config import run_config
+from vgs_rl.files.shipped import CONFIGS
 from vgs_rl.networks.config import NetworkConfig
+from vgs_rl.training.config import read_yaml
 
 TAUS = (0.5, 0.7, 1.0, 1.4, 2.0)
 SMALL = {
@@ -296,6 +300,30 @@ def test_one_training_learns_nine_modes_at_every_temperature() -> None:
         truth = GMM9().log_z_at(tau)
         assert proven.log_z_low <= truth <= proven.log_z_high
         assert truth - elbo < 0.5 and proven.ess > 0.4
+
+
+@pytest.mark.parametrize(
+    ("target", "temperature", "name"),
+    [
+        ("GMM9", (0.5, 2.0), "conditional/gmm9"),
+        ("vgs_rl/DW4-v0", (0.5, 2.0), "conditional/dw4"),
+        ("Phi4L8Coupling", None, "conditional/phi4"),
+    ],
+)
+def test_a_target_over_a_range_comes_with_the_settings_found_for_it(
+    target: str, temperature: tuple[float, float] | None, name: str
+) -> None:
+    agent = VGS(target, temperature=temperature, device="cpu")
+    shipped = run_config(read_yaml(CONFIGS / f"{name}.yaml"))
+    assert agent.config == shipped.agent and agent.mdp.config == shipped.mdp
+    assert (ranged_config(target) if temperature else tuned_config(target)) == name
+
+
+def test_a_range_may_be_another_than_the_shipped_one() -> None:
+    agent = VGS("GMM9", temperature=(0.8, 1.5), device="cpu")
+    assert agent.mdp.config.temperature == (0.8, 1.5)
+    assert isinstance(agent.config.network, MixtureNetwork)
+    assert ranged_config("GMM25") is None and ranged_config("Phi4L8Coupling") is None
 
 
 def test_a_report_at_a_temperature_compares_with_exact_samples_there() -> None:

@@ -226,8 +226,29 @@ def exact(energy: Energy, n: int, *, seconds: float, seed: int) -> SimpleNamespa
     x = make_target("narrow").sample(n, seeded(seed + 1))
     certificate = SimpleNamespace(log_z=-23.95, ess=0.9, k_hat=0.1)
     evidence = SimpleNamespace(certificate=certificate, explored_log_z=-24.0)
-    verdict = SimpleNamespace(word="trust")
-    return SimpleNamespace(x=x, log_weight=torch.zeros(n), evidence=evidence, verdict=verdict)
+    return SimpleNamespace(
+        x=x,
+        log_weight=torch.zeros(n),
+        evidence=evidence,
+        verdict=SimpleNamespace(word="trust"),
+        settings={"effort": {"stopped": [False]}},
+    )
+
+
+def test_ctrl_c_within_a_training_ends_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(energy: Energy, n: int, *, seconds: float, seed: int) -> SimpleNamespace:
+        result = exact(energy, n, seconds=seconds, seed=seed)
+        if seed == 1:
+            result.settings["effort"]["stopped"].append(True)
+        return result
+
+    monkeypatch.setattr(module, "sample", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        untuned(("narrow",), seeds=(0, 1, 2), n=500, json=tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["seed"] for row in rows] == [0]  # what was cut off is no result
 
 
 def test_the_benchmark_writes_tables_summary_and_picture(

@@ -140,6 +140,8 @@ def _sampled(name: str, truth: Truth, n: int, seconds: float, seed: int) -> dict
     except Exception as error:  # one target is not worth the others
         print(f"  {name}, seed {seed}: {type(error).__name__}: {error}")
     else:
+        if any(result.settings["effort"].get("stopped", ())):
+            raise KeyboardInterrupt  # which the learning has taken for its own
         found, proven = result.evidence, result.evidence.certificate
         mean_error, std_error = truth.errors(result.x, result.log_weight)
         row |= {

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from vgs_rl.envs.configured import tuned_config
+from vgs_rl.envs.configured import ranged_config, tuned_config
 from vgs_rl.evaluation.evaluate import format_comparison
 from vgs_rl.experiments.cli import (
     STANDARD,
@@ -80,7 +80,9 @@ def main(arguments: list[str]) -> int:
                 out = io.StringIO()
             if options.resume is None:
                 print(f"training {config.agent.name} on {config.env} into {folder}", file=out)
-                tuned = None if from_file else tuned_config(config.env)
+                ranged = isinstance(config.mdp.temperature, tuple)
+                named = ranged_config if ranged else tuned_config
+                tuned = None if from_file else named(config.env)
                 if tuned is not None:
                     print(
                         f"note: the agent has defaults; its settings for {config.env} are in the "
