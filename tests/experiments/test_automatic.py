@@ -251,6 +251,14 @@ def test_doubtful_weights_are_to_be_used_but_not_trusted(change: dict[str, Any])
     assert verdict.word == "use the weights" and len(verdict.reasons) == 1
 
 
+def test_an_upper_bound_below_the_estimate_is_told() -> None:
+    assert PROVEN.log_z_low is not None
+    high = 0.5 * (PROVEN.log_z_low + PROVEN.log_z)
+    verdict = judge_evidence(changed({"certificate": {"log_z_high": high}}))
+    assert verdict.word == "trust" and "below its estimate" in verdict.reasons[-1]
+    assert len(judge_evidence(GOOD).reasons) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -174,8 +174,15 @@ def judge_evidence(evidence: Evidence) -> Verdict:
         )
     if evidence.dead > 0.5:
         against.append(f"{evidence.dead:.0%} of the samples have weight 0")
+    notes = []
+    below = 0.0 if proven.log_z_high is None else proven.log_z - proven.log_z_high
+    if below > 0:
+        notes.append(
+            f"the upper bound of log Z is {below:.2g} below its estimate: "
+            "exploration's particles are nearly, not exactly, independent samples of the target"
+        )
     if against:
-        return Verdict(word="do not use", reasons=tuple(against))
+        return Verdict(word="do not use", reasons=(*against, *notes))
     weak = []
     if proven.ess < ENOUGH:
         weak.append(f"the samples alone are off: their effective share is {proven.ess:.2f}")
@@ -184,7 +191,6 @@ def judge_evidence(evidence: Evidence) -> Verdict:
     if gap > AGREE:
         weak.append(f"log Z of the weights and of exploration differ by {gap:.2f}")
     if weak:
-        return Verdict(word="use the weights", reasons=tuple(weak))
-    return Verdict(
-        word="trust", reasons=("weights, exploration and backward paths agree with each other",)
-    )
+        return Verdict(word="use the weights", reasons=(*weak, *notes))
+    agreed = "weights, exploration and backward paths agree with each other"
+    return Verdict(word="trust", reasons=(agreed, *notes))
