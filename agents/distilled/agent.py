@@ -23,6 +23,7 @@ from vgs_rl.agents.distilled.clusters import ClusterStudent
 from vgs_rl.agents.distilled.densities import Choice, take_over
 from vgs_rl.agents.distilled.flow import FlowStudent, require_zuko
 from vgs_rl.agents.distilled.kernels import ChainStudent, KernelStudent
+from vgs_rl.agents.distilled.orbits import OrbitStudent, has_orbits
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.agents.target import TargetAgent
 from vgs_rl.checks import require_at_least, require_positive
@@ -38,6 +39,7 @@ from vgs_rl.training.loop import Checkpoints
 from vgs_rl.training.optim import MovingAverage, guarded_step, scheduled_rate, set_rates
 from vgs_rl.weights import effective_share, live_elbo
 
+Student = FlowStudent | OrbitStudent | ChainStudent
 MOST_LEVER = 10.0  # of a log-weight from the mean, in the reverse loss [nats]
 
 
@@ -128,8 +130,10 @@ class DistilledAgent(TargetAgent):
             )
         initial = torch.Generator().manual_seed(self.seed)
         size: dict[str, Any] = {"width": config.width, "depth": config.depth, "generator": initial}
-        self.network: FlowStudent | ChainStudent
-        if isinstance(mdp.geometry, CentreOfMassFree):
+        self.network: Student
+        if mdp.num_steps == 1 and has_orbits(mdp.geometry):
+            self.network = OrbitStudent(mdp, couplings=config.couplings, **size)
+        elif isinstance(mdp.geometry, CentreOfMassFree):
             self.network = ClusterStudent(mdp, components=config.components, **size)
         elif mdp.num_steps == 1:
             self.network = FlowStudent(mdp, couplings=config.couplings, **size)
@@ -143,10 +147,10 @@ class DistilledAgent(TargetAgent):
         self._best: dict[str, Any] | None = None
 
     @property
-    def average(self) -> FlowStudent | ChainStudent:
+    def average(self) -> Student:
         """The moving average of the student: what draws."""
         average = self.averaged.module
-        assert isinstance(average, FlowStudent | ChainStudent)
+        assert isinstance(average, Student)
         return average
 
     @torch.no_grad()
@@ -276,7 +280,7 @@ def require_distillable(energy: Energy, steps: int = 2) -> None:
 
     Raises:
         ValueError: if its space is neither R^D nor that of exchangeable particles.
-        ModuleNotFoundError: for one step on R^D, if zuko is not installed.
+        ModuleNotFoundError: for one step of a flow, if zuko is not installed.
     """
     require_one(energy, "a student draws from")
     geometry = energy.geometry
@@ -286,6 +290,8 @@ def require_distillable(energy: Energy, steps: int = 2) -> None:
                 "energy must have a symmetry to be distilled, as its particles exchange, got "
                 f"{type(energy).__name__} without one"
             )
+        if steps == 1 and has_orbits(geometry):
+            require_zuko()
     elif geometry.effective_dim != geometry.dim:
         raise ValueError(
             "energy must have states in R^D, or of particles, to be distilled, got "

@@ -14,6 +14,7 @@ from vgs_rl.agents.distilled.agent import (
     require_distillable,
 )
 from vgs_rl.agents.distilled.densities import Choice, choose_density
+from vgs_rl.agents.distilled.orbits import has_orbits
 from vgs_rl.agents.distilled.teacher import TeacherStates
 from vgs_rl.chain import ScheduleConfig
 from vgs_rl.checks import count_of, seed_of
@@ -67,7 +68,7 @@ def plan(
     Raises:
         ValueError: if steps or states are out of range, every weight is 0, or the target can have
             no student.
-        ModuleNotFoundError: for one step on R^D, if zuko is not installed.
+        ModuleNotFoundError: for one step of a flow, if zuko is not installed.
     """
     require_distillable(energy, count_of("steps", steps))
     particles = energy.geometry if isinstance(energy.geometry, CentreOfMassFree) else None
@@ -99,7 +100,7 @@ def plan(
 def _of_particles(
     drawn: TeacherStates, geometry: CentreOfMassFree, steps: int, temperature: float
 ) -> Plan:
-    """A chain from an isotropic Gaussian, as wide as the noised states."""
+    """A chain from an isotropic Gaussian, as wide as the noised states, or an averaged flow."""
     variance = float(drawn.x.double().square().sum(-1).mean()) / geometry.effective_dim
     noise = CHAIN_NOISE * variance
     chain = MDPConfig(
@@ -109,7 +110,10 @@ def _of_particles(
         start=StartConfig(scale=math.sqrt(variance + noise), learned=False),
         temperature=temperature,
     )
-    return Plan(drawn, None, chain, DistilledConfig(components=PARTICLE_COMPONENTS))
+    settings = DistilledConfig(components=PARTICLE_COMPONENTS)
+    if steps == 1 and has_orbits(geometry):  # a state is looked at in all of its images
+        settings = DistilledConfig(batch_size=64, reverse_size=64)
+    return Plan(drawn, None, chain, settings)
 
 
 def distill(

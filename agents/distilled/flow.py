@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,16 @@ def initialise(layer: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(parameter)
 
 
+class OneCall(Protocol):
+    """A student that draws states with one call, and knows the density of any state."""
+
+    def draw(self, mdp: SamplingMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """States x (n, D) and log w (n,)."""
+
+    def log_prob(self, mdp: SamplingMDP, x: Tensor) -> Tensor:
+        """Log q at states x (B, D); shape (B,)."""
+
+
 class FlowSampler(Sampler):
     """Draws from a flow: one call a sample, with the exact density.
 
@@ -227,7 +237,7 @@ class FlowSampler(Sampler):
     has_reverse_weights = True
     keeps_chunks = True
 
-    def __init__(self, mdp: SamplingMDP, student: FlowStudent) -> None:
+    def __init__(self, mdp: SamplingMDP, student: OneCall) -> None:
         self.mdp, self.student = mdp, student
         self.device, self.temperature = mdp.device, mdp.temperature
         self.chunk_size = max(256, 65_536 // mdp.dim) if mdp.device.type == "cpu" else 65_536

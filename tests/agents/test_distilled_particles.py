@@ -1,6 +1,7 @@
 """Students of particles: kernels that turn and exchange with them, and weights that are exact."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import vgs_rl
 from vgs_rl import MDPConfig, SamplingMDP, ScheduleConfig, StartConfig
 from vgs_rl.agents import DistilledAgent, DistilledConfig, ExactSampler
 from vgs_rl.agents.distilled.clusters import ClusterStudent
+from vgs_rl.agents.distilled.orbits import OrbitStudent
 
 
 def student(n: int = 3, d: int = 2, steps: int = 2, seed: int = 1) -> DistilledAgent:
@@ -89,8 +91,56 @@ def test_weights_of_exact_states_are_those_of_paths_drawn_backwards() -> None:
     assert abs(float(inverse.mean()) - 1) < 4.5 * float(inverse.std()) / math.sqrt(len(x))
 
 
-def test_a_student_of_particles_learns_and_one_step_needs_no_library() -> None:
-    energy = Springs()
+@pytest.mark.parametrize("n", [3, 4])
+def test_a_density_averaged_over_orbits_is_invariant_and_that_of_its_draws(n: int) -> None:
+    agent = student(n, 2, steps=1)
+    network = agent.average
+    assert isinstance(network, OrbitStudent)
+    generator = torch.Generator().manual_seed(6)
+    turn = torch.linalg.qr(torch.randn(2, 2, generator=generator))[0]
+    x = states(agent, 50)
+    moved = (x.unflatten(1, (n, 2)) @ turn)[:, torch.randperm(n, generator=generator)].flatten(1)
+    with torch.no_grad():
+        found = network.log_prob(agent.mdp, x)
+        assert torch.allclose(found, network.log_prob(agent.mdp, moved), atol=1e-3)
+        drawn, log_weight = network.draw(agent.mdp, 50, generator)
+        again = -agent.mdp.evaluate_energy(drawn) - network.log_prob(agent.mdp, drawn)
+    assert torch.allclose(log_weight, again, atol=1e-4)
+    assert torch.allclose(drawn.unflatten(1, (n, 2)).sum(1), torch.zeros(()), atol=1e-4)
+
+
+def test_coordinates_without_a_frame_give_their_states_back() -> None:
+    agent = student(4, 2, steps=1)
+    network = agent.average
+    assert isinstance(network, OrbitStudent)
+    u = 0.5 * torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    x = network.states(u, torch.Generator().manual_seed(1))
+    images, log_square = network.images(x)
+    assert images.shape == (30, 48, 5)
+    gap = (images - u.unsqueeze(1)).abs().amax(-1)
+    assert float(gap.min(1).values.max()) < 1e-4
+    assert torch.allclose(log_square, 2 * images[..., 0], atol=1e-5)
+
+
+def test_one_step_of_few_particles_needs_zuko(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    energy = Springs(3, 2)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vgs-rl\[flows\]'"):
+        vgs_rl.distill(ExactSampler(energy), energy, steps=1)
+
+
+@pytest.mark.slow
+def test_one_step_of_four_wells_has_half_of_its_samples() -> None:
+    teacher = vgs_rl.load_sampler("DW4")
+    agent = vgs_rl.distill(teacher, steps=1, states=4_000, updates=0)
+    drawn = agent.sample(10_000)
+    assert drawn.ess > 0.5 and drawn.log_weight is not None
+    log_z = torch.logsumexp(drawn.log_weight.double(), 0) - math.log(10_000)
+    assert float(log_z) == pytest.approx(29.6672, abs=0.05)  # by quadrature
+
+
+def test_a_student_of_particles_learns_and_one_step_in_space_needs_no_library() -> None:
+    energy = Springs(3, 3)
     exact = ExactSampler(energy)
 
     def ess(updates: int) -> float:
