@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vgs_rl.agents.automatic.survey import computing_type
 from vgs_rl.energy import Energy
+from vgs_rl.evaluation.edges import early_ends
 from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.exploration import AffineMap, Coordinates, MappedEnergy, load_coordinates
 from vgs_rl.files.restore import check_like
@@ -63,15 +64,16 @@ class Explored:
         """
         assert samples.log_weight is not None
         generator = sampler.mdp.generator(seed)
-        particles = self.particles.to(samples.x.device)
+        particles, x = self.particles.to(samples.x.device), samples.x.double()
+        ends = early_ends(x, samples.log_weight, self.energy.inner, sampler.temperature)
         return Evidence.of(
-            samples.x.double(),
+            x,
             samples.log_weight,
             particles=particles,
             backward=sampler.reverse_log_weight(particles, generator),
             explored_log_z=self.log_z,
             explored_spread=self.spread,
-            doubts=self.doubts,
+            doubts=(*self.doubts, *ends),
         )
 
     def verdict(self, sampler: ChainSampler, samples: Samples, seed: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Energy
+from vgs_rl.evaluation.edges import early_ends
 from vgs_rl.evaluation.verdict import Evidence, judge_evidence
 from vgs_rl.experiments.automatic.around import explore_around
 from vgs_rl.experiments.automatic.board import Board
@@ -134,6 +135,7 @@ def sample(
             progress.tell(message)
             board.phase(message)
 
+        given = energy
         found = survey(
             energy,
             generator,
@@ -143,8 +145,15 @@ def sample(
             reference=reference,
         )
         energy, exploration, dtype = found.energy, found.exploration, found.dtype
-        doubts = found.doubts
         board.explored(exploration)
+
+        def ends(samples: Samples) -> tuple[str, ...]:
+            """Doubts about coordinates and about the tails of samples."""
+            if not found.fast or samples.log_weight is None:
+                return found.doubts
+            x = samples.x if found.unit is None else found.unit.to_x(samples.x)
+            return (*found.doubts, *early_ends(x.double(), samples.log_weight, given, 1.0))
+
         if found.unit is not None:
             shape = found.unit if shape is None else Composed(shape, found.unit)
         known, history = None, []
@@ -170,7 +179,7 @@ def sample(
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
             verdict = judge_evidence(
-                evidence := _evidence(best, samples, exploration, doubts, seed)
+                evidence := _evidence(best, samples, exploration, ends(samples), seed)
             )
             board.judged(verdict, evidence)
             late = (1 - LATE) * seconds
@@ -189,7 +198,7 @@ def sample(
             )
             board.explored(exploration)
             verdict = judge_evidence(
-                evidence := _evidence(best, samples, exploration, doubts, seed)
+                evidence := _evidence(best, samples, exploration, ends(samples), seed)
             )
             board.judged(verdict, evidence)
             if verdict.word == "trust" or clock.late(late):
