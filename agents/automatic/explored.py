@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vgs_rl.agents.automatic.survey import computing_type
 from vgs_rl.energy import Energy
-from vgs_rl.evaluation.edges import early_ends
-from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
+from vgs_rl.evaluation.verdict import Evidence, Verdict, early_ends, judge_evidence
 from vgs_rl.exploration import AffineMap, Coordinates, MappedEnergy, load_coordinates
 from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import ChainSampler, Samples
@@ -65,7 +64,8 @@ class Explored:
         assert samples.log_weight is not None
         generator = sampler.mdp.generator(seed)
         particles, x = self.particles.to(samples.x.device), samples.x.double()
-        ends = early_ends(x, samples.log_weight, self.energy.inner, sampler.temperature)
+        tau, dtype = sampler.temperature, self.energy.computes_in
+        ends = early_ends(x, samples.log_weight, self.energy.inner, tau, dtype or x.dtype)
         return Evidence.of(
             x,
             samples.log_weight,

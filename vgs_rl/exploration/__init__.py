@@ -3,8 +3,14 @@
 from vgs_rl.exploration.affine import AffineMap, Rotation
 from vgs_rl.exploration.bounds import support_of
 from vgs_rl.exploration.clock import Clock, Deadline
-from vgs_rl.exploration.common_scale import common_scale
-from vgs_rl.exploration.coordinates import Composed, Coordinates, Mapped, load_coordinates
+from vgs_rl.exploration.coordinates import (
+    Composed,
+    Coordinates,
+    Mapped,
+    MappedEnergy,
+    load_coordinates,
+)
+from vgs_rl.exploration.funnels import common_scale
 from vgs_rl.exploration.islands import (
     Exploration,
     affordable_effort,
@@ -12,11 +18,11 @@ from vgs_rl.exploration.islands import (
     explore_again,
 )
 from vgs_rl.exploration.location_scale import LocationScale, fit_location_scale
-from vgs_rl.exploration.mapped import MappedEnergy, MappedReference
 from vgs_rl.exploration.modes import Modes, find_modes, preconditioner
 from vgs_rl.exploration.reference import (
     GaussianReference,
     JoinedReference,
+    MappedReference,
     MixtureReference,
     PriorReference,
     Reference,

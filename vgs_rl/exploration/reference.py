@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates import Coordinates
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
 from vgs_rl.weights import temper
@@ -181,6 +182,40 @@ class MixtureReference:
         return self._parts(x)[0].argmax(-1)
 
 
+class MappedReference:
+    """A density of x as one of z, x = T(z).
+
+    Args:
+        reference: a :class:`~vgs_rl.exploration.reference.Reference` of x, or a prior as
+            :class:`~vgs_rl.exploration.reference.PriorReference` takes it.
+        coordinates: the map from z to x.
+
+    Raises:
+        ValueError: if a prior has not D_x coordinates.
+    """
+
+    def __init__(self, reference: Reference | Any, coordinates: Coordinates) -> None:
+        known = hasattr(reference, "level")
+        self.reference: Reference = (
+            reference if known else PriorReference(reference, coordinates.dim_x)
+        )
+        self.coordinates = coordinates
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :class:`~vgs_rl.exploration.reference.Reference`."""
+        return self.coordinates.to_z(self.reference.sample(n, generator), generator)
+
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`~vgs_rl.exploration.reference.Reference`."""
+        return self.reference.labels(self.coordinates.to_x(x))
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`~vgs_rl.exploration.reference.Reference`; x are states z, (B, D_z)."""
+        mapped = self.coordinates.with_pull_back(x)
+        level, slope = self.reference.level(mapped.x)
+        return level - mapped.log_det, mapped.pull_back(slope)
+
+
 def find_reference(
     energy: FiniteEnergy, dim: int, generator: torch.Generator, *, effort: float = 1.0
 ) -> GaussianReference:
@@ -266,6 +301,7 @@ def fitted_reference(
         x[some],
         generator,
         log_weight=temper(log_weight[some], 1 / 3).log(),
+        most=32 if modes is None else max(32, len(modes)),
         modes=modes,
         kinds=("diagonal", "tied"),
     )

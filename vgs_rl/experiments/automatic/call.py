@@ -16,8 +16,7 @@ from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Energy
-from vgs_rl.evaluation.edges import early_ends
-from vgs_rl.evaluation.verdict import Evidence, judge_evidence
+from vgs_rl.evaluation.verdict import Evidence, early_ends, judge_evidence
 from vgs_rl.experiments.automatic.around import explore_around
 from vgs_rl.experiments.automatic.board import Board
 from vgs_rl.experiments.automatic.learning import Learning
@@ -152,7 +151,7 @@ def sample(
             if not found.fast or samples.log_weight is None:
                 return found.doubts
             x = samples.x if found.unit is None else found.unit.to_x(samples.x)
-            return (*found.doubts, *early_ends(x.double(), samples.log_weight, given, 1.0))
+            return (*found.doubts, *early_ends(x.double(), samples.log_weight, given, 1.0, dtype))
 
         if found.unit is not None:
             shape = found.unit if shape is None else Composed(shape, found.unit)

@@ -7,7 +7,7 @@ import torch
 
 from vgs_rl import Energy, FunctionEnergy
 from vgs_rl.envs import GMM9, EightSchools, Funnel10, ManyWell32, StudentT
-from vgs_rl.evaluation.edges import early_ends
+from vgs_rl.evaluation.verdict import early_ends
 
 
 def source(seed: int = 0) -> torch.Generator:
