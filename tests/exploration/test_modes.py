@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vgs_rl import FunctionEnergy
-from vgs_rl.envs import GMM9, FortyModes, Gaussian
+from vgs_rl.envs import GMM9, FortyModes, Gaussian, ManyWell
 from vgs_rl.exploration import (
     GaussianReference,
     JoinedReference,
@@ -115,3 +115,11 @@ def test_walks_of_several_widths_end_in_every_one_of_many_modes() -> None:
 
     assert reached(wide.sample(512, generator)) < 40
     assert reached(starts_of_walks(wide, 512, generator)) == 40
+
+
+def test_of_too_many_modes_none_is_named() -> None:
+    """Those within 30 nats of the lowest that walks found may be one, of 2^64."""
+    energy, generator = FiniteEnergy(ManyWell(128), dtype=torch.float64), source()
+    wide = find_reference(energy, 128, generator)
+    starts = starts_of_walks(wide, 512, generator)
+    assert find_modes(energy, *descend(energy, starts), starts.std(0)) is None

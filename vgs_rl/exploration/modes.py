@@ -77,9 +77,9 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
         return None
     log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * width.log().sum(-1) - value
     chosen = _distinct(x, hessian[keep], log_mass)
-    chosen = chosen[log_mass[chosen] > log_mass.max() - 30.0]
-    if len(chosen) > most or len(chosen) == 0:
+    if len(chosen) > most:  # of so many that walks find, they are a sample, however few are heavy
         return None
+    chosen = chosen[log_mass[chosen] > log_mass.max() - 30.0]
     spread = (axes[chosen] / width[chosen].unsqueeze(1)) @ axes[chosen].mT
     return Modes(x=x[chosen], covariance=spread, log_mass=log_mass[chosen])
 
