@@ -30,6 +30,7 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first
+CHEAP = 0.1  # effort from which on Hessians of a few states cost little
 LEAST = 0.3  # of the time, for each of them
 ILL_CONDITIONED = 100.0  # above this condition number a bend's axis is not known well enough
 
@@ -45,6 +46,7 @@ class Survey:
         bends: how many of its maps undo funnels and bananas.
         exploration: of `energy`.
         doubts: why its coordinates should not be believed, a sentence each.
+        cautions: why they may be wrong without a sign of it, a sentence each.
         dtype: in which it is evaluated.
         fast: whether E is fast enough for the whole search, and for a guide by ∇E.
         evaluations: states at which E or ∇E was evaluated.
@@ -55,6 +57,7 @@ class Survey:
     bends: int
     exploration: Exploration
     doubts: tuple[str, ...]
+    cautions: tuple[str, ...]
     dtype: torch.dtype
     fast: bool
     evaluations: int
@@ -87,7 +90,8 @@ def survey(
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
     fast = clock.decide("fast", lambda: effort == 1.0)
     began, evaluations, n = clock.elapsed(), 0, PARTICLES
-    funnel = common_scale(finite, energy.dim, generator) if fast else None
+    cheap = clock.decide("hessians", lambda: effort >= CHEAP)
+    funnel = common_scale(finite, energy.dim, generator) if cheap else None
     unit = funnel
     if fast and funnel is None:
         unit = preconditioner(finite, energy.dim, generator)
@@ -96,6 +100,7 @@ def survey(
         reference = None if reference is None else MappedReference(reference, unit)
     bend: Coordinates | None = None
     doubts: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     def bent(x: Tensor, log_weight: Tensor) -> bool:
         nonlocal bend
@@ -123,6 +128,12 @@ def survey(
                 f"(condition number {condition:,.0f}): its neck may be narrower than the particles "
                 "know; give coordinates that depend on each other less",
             )
+        scales = getattr(getattr(bend, "inner", None), "log_scale", None)
+        if scales is not None and bool((scales[:, 1:] != 0).any()):
+            cautions = (
+                "a funnel was undone as far as particles knew it: samples may end before its neck "
+                "does; coordinates that depend on each other less would show",
+            )
         energy = MappedEnergy(energy, bend, dtype=dtype)
         unit = bend if unit is None else Composed(unit, bend)
         z = bend.to_z(exploration.x)
@@ -136,6 +147,7 @@ def survey(
         bends=BENDS - left + (funnel is not None),
         exploration=exploration,
         doubts=doubts,
+        cautions=cautions,
         dtype=dtype,
         fast=fast,
         evaluations=finite.evaluations + evaluations,

@@ -244,7 +244,12 @@ def test_any_evidence_against_the_samples_is_a_reason(change: dict[str, Any], re
 
 @pytest.mark.parametrize(
     "change",
-    [{"certificate": {"ess": 0.1}}, {"certificate": {"k_hat": 0.6}}, {"explored_log_z": 1.12}],
+    [
+        {"certificate": {"ess": 0.1}},
+        {"certificate": {"k_hat": 0.6}},
+        {"explored_log_z": 1.12},
+        {"cautions": ("its neck may go on",)},
+    ],
 )
 def test_doubtful_weights_are_to_be_used_but_not_trusted(change: dict[str, Any]) -> None:
     verdict = judge_evidence(changed(change))

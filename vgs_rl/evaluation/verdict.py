@@ -64,6 +64,7 @@ class Evidence:
             deviations.
         moved_error: standard error of that.
         doubts: exploration's own.
+        cautions: why samples may be wrong without a sign of it, a sentence each.
     """
 
     certificate: Certificate
@@ -75,6 +76,7 @@ class Evidence:
     moved: float
     moved_error: float
     doubts: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -87,6 +89,7 @@ class Evidence:
         explored_log_z: float,
         explored_spread: float,
         doubts: tuple[str, ...],
+        cautions: tuple[str, ...] = (),
     ) -> Evidence:
         """The evidence of samples x (n, D) and particles (m, D).
 
@@ -98,6 +101,7 @@ class Evidence:
             explored_log_z: exploration's log Z.
             explored_spread: difference between its islands.
             doubts: exploration's own.
+            cautions: why samples may be wrong without a sign of it.
         """
         proven = certificate(log_weight, backward, premise="explored particles (SMC)")
         weight = torch.softmax(log_weight.double(), 0)
@@ -118,6 +122,7 @@ class Evidence:
             moved=moved,
             moved_error=spread * math.sqrt(few),
             doubts=doubts,
+            cautions=cautions,
         )
 
     @property
@@ -141,7 +146,7 @@ class Evidence:
             for name, value in vars(self).items()
             if name != "certificate"
         }
-        own["doubts"] = list(self.doubts)
+        own["doubts"], own["cautions"] = list(self.doubts), list(self.cautions)
         return {**own, "certificate": self.certificate.as_dict()}
 
 
@@ -192,7 +197,7 @@ def judge_evidence(evidence: Evidence) -> Verdict:
         )
     if against:
         return Verdict(word="do not use", reasons=(*against, *notes))
-    weak = []
+    weak = list(evidence.cautions)
     if proven.ess < ENOUGH:
         weak.append(f"the samples alone are off: their effective share is {proven.ess:.2f}")
     if proven.k_hat > FINITE:

@@ -178,7 +178,9 @@ def sample(
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
             verdict = judge_evidence(
-                evidence := _evidence(best, samples, exploration, ends(samples), seed)
+                evidence := _evidence(
+                    best, samples, exploration, ends(samples), found.cautions, seed
+                )
             )
             board.judged(verdict, evidence)
             late = (1 - LATE) * seconds
@@ -197,7 +199,9 @@ def sample(
             )
             board.explored(exploration)
             verdict = judge_evidence(
-                evidence := _evidence(best, samples, exploration, ends(samples), seed)
+                evidence := _evidence(
+                    best, samples, exploration, ends(samples), found.cautions, seed
+                )
             )
             board.judged(verdict, evidence)
             if verdict.word == "trust" or clock.late(late):
@@ -277,6 +281,7 @@ def _evidence(
     samples: Samples,
     exploration: Exploration,
     doubts: tuple[str, ...],
+    cautions: tuple[str, ...],
     seed: int,
 ) -> Evidence:
     """What speaks for and against the samples."""
@@ -294,4 +299,5 @@ def _evidence(
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,
         doubts=(*doubts, *exploration.doubts),
+        cautions=cautions,
     )
