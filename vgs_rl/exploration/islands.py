@@ -140,8 +140,7 @@ def explore(
         ValueError: if the energy is finite nowhere that was looked.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
-    clock = clock or Clock()
-    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, clock, tell)
+    explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, clock or Clock(), tell)
     return explorer.run(reference, enough)
 
 
@@ -199,12 +198,11 @@ def affordable_effort(energy: FiniteEnergy, dim: int, seconds: float, device: An
     if seconds == math.inf:
         return 1.0
     x = torch.zeros(32, dim, dtype=torch.float64, device=device)
-    costs = []
-    for _ in range(4):  # the first one warms up; what else the machine does slows some of them
+    cost = math.inf
+    for _ in range(4):  # what else the machine does slows some of them
         now = time.monotonic()
         energy(x)
-        costs.append((time.monotonic() - now) / len(x))
-    cost = min(costs[1:])
+        cost = min(cost, (time.monotonic() - now) / len(x))
     # A batch as large as a walk's costs less for each state than one of 32, where it is vectorised.
     return min(1.0, 0.1 * seconds / (0.2 * cost * WALKS * DESCENTS))
 
@@ -296,9 +294,9 @@ class _Explorer:
             return None
         starts = starts_of_walks(wide, max(16, round(WALKS * effort)), self.generator)
         ends, heights = descend(self.energy, starts, steps=max(20, round(DESCENTS * effort**0.5)))
-        if not bool(heights.isfinite().any()):
-            return None
-        return find_modes(self.energy, ends, heights, starts.std(0).clamp_min(1e-300))
+        scale = starts.std(0).clamp_min(1e-300)
+        ended = bool(heights.isfinite().any())
+        return find_modes(self.energy, ends, heights, scale) if ended else None
 
     def _all_modes(self) -> Modes | None:
         """All modes that either island knows."""
@@ -319,7 +317,7 @@ class _Explorer:
             squares = torch.einsum("bi,ij,bj->b", gap, precision[k], gap)
             if float(squares.min()) > 2 * self.dim + 20:
                 return [
-                    f"a mode of about {min(float(share[k]), 1):.0%} of the mass has no particle"
+                    f"a mode with a share of about {min(float(share[k]), 1):.0%} has no particle"
                 ]
         return []
 
