@@ -30,7 +30,6 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first
-CHEAP = 0.1  # effort from which on Hessians of a few states cost little
 LEAST = 0.3  # of the time, for each of them
 ILL_CONDITIONED = 100.0  # above this condition number a bend's axis is not known well enough
 
@@ -90,8 +89,7 @@ def survey(
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
     fast = clock.decide("fast", lambda: effort == 1.0)
     began, evaluations, n = clock.elapsed(), 0, PARTICLES
-    cheap = clock.decide("hessians", lambda: effort >= CHEAP)
-    funnel = common_scale(finite, energy.dim, generator) if cheap else None
+    funnel = common_scale(finite, energy.dim, generator) if fast else None
     unit = funnel
     if fast and funnel is None:
         unit = preconditioner(finite, energy.dim, generator)
