@@ -26,6 +26,8 @@ class Explored:
         log_z: exploration's estimate.
         spread: difference between its islands.
         doubts: its own.
+        cautions: why samples may be wrong without a sign of it.
+        fast: whether E is fast enough to be asked for its gradient at every sample of a verdict.
 
     Args:
         energy: the target of x, on R^D.
@@ -44,6 +46,8 @@ class Explored:
         self.particles = torch.zeros(0, dim, dtype=torch.float64)
         self.log_z, self.spread = 0.0, 0.0
         self.doubts: tuple[str, ...] = ()
+        self.cautions: tuple[str, ...] = ()
+        self.fast = False
 
     def to_x(self, z: Tensor) -> Tensor:
         """User's coordinates of z (B, D), in the type that the energy computes in."""
@@ -64,8 +68,10 @@ class Explored:
         assert samples.log_weight is not None
         generator = sampler.mdp.generator(seed)
         particles, x = self.particles.to(samples.x.device), samples.x.double()
-        tau, dtype = sampler.temperature, self.energy.computes_in
-        ends = early_ends(x, samples.log_weight, self.energy.inner, tau, dtype or x.dtype)
+        ends: list[str] = []
+        if self.fast:
+            tau, dtype = sampler.temperature, self.energy.computes_in or x.dtype
+            ends = early_ends(x, samples.log_weight, self.energy.inner, tau, dtype)
         return Evidence.of(
             x,
             samples.log_weight,
@@ -74,6 +80,7 @@ class Explored:
             explored_log_z=self.log_z,
             explored_spread=self.spread,
             doubts=(*self.doubts, *ends),
+            cautions=self.cautions,
         )
 
     def verdict(self, sampler: ChainSampler, samples: Samples, seed: int) -> dict[str, Any]:
@@ -89,6 +96,8 @@ class Explored:
             "log_z": self.log_z,
             "spread": self.spread,
             "doubts": list(self.doubts),
+            "cautions": list(self.cautions),
+            "fast": self.fast,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,7 +107,8 @@ class Explored:
             ValueError: if it is of another dimension, or no such state.
         """
         like = {"particles": torch.zeros(0, dtype=torch.float64), "log_z": 0.0, "spread": 0.0}
-        check_like(state, {"coordinates": {}, **like, "doubts": []}, "explored")
+        said = {"doubts": [], "cautions": [], "fast": False}
+        check_like(state, {"coordinates": {}, **like, **said}, "explored")
         coordinates, particles = load_coordinates(state["coordinates"]), state["particles"]
         dim = int(self.energy.inner.dim)
         if coordinates.dim_x != dim or coordinates.dim_z != self.energy.dim:
@@ -109,6 +119,8 @@ class Explored:
         self.energy.coordinates = coordinates.to(particles.device)
         self.particles, self.log_z, self.spread = particles, state["log_z"], state["spread"]
         self.doubts = tuple(str(each) for each in state["doubts"])
+        self.cautions = tuple(str(each) for each in state["cautions"])
+        self.fast = state["fast"]
 
 
 def chain_energy(energy: Energy, explored: bool, device: torch.device) -> Energy:

@@ -121,6 +121,7 @@ def make_plan(
     explored.particles = particles if unit is None else unit.to_x(particles)
     explored.log_z, explored.spread = found.exploration.log_z, found.exploration.spread
     explored.doubts = (*found.doubts, *found.exploration.doubts)
+    explored.cautions, explored.fast = found.cautions, found.fast
     return Plan(
         design=design,
         explored=explored,

@@ -83,7 +83,6 @@ class FlowStudent(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        coupling = require_zuko().flows.GeneralCouplingTransform
         self.register_buffer("shift", torch.zeros(mdp.dim, dtype=mdp.dtype))
         self.register_buffer("scale", torch.ones(mdp.dim, dtype=mdp.dtype))
         dim = mdp.dim
@@ -96,19 +95,7 @@ class FlowStudent(nn.Module):
             ("centre", (dim,)),
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        options = {
-            "univariate": univariate,
-            "shapes": SHAPES,
-            "hidden_features": [width] * depth,
-            "activation": nn.SiLU,
-        }
-        with torch.random.fork_rng(devices=[]):  # zuko draws from the global generator
-            self.layers = nn.ModuleList(
-                coupling(mdp.dim, mask=mask, **options)
-                for mask in coupling_masks(mdp.dim, couplings)
-            )
-        for layer in self.layers:
-            initialise(layer, generator)
+        self.layers = coupling_layers(dim, width, depth, couplings, generator)
         self.layers.to(mdp.device, mdp.dtype)
         self.to(mdp.device)
 
@@ -197,6 +184,35 @@ def coupling_masks(dim: int, count: int | None = None) -> list[Tensor]:
     number, bits = torch.arange(dim), max(1, math.ceil(math.log2(max(dim, 2))))
     count = min(max(2 * bits, 4), 8) if count is None else count
     return [(number >> (layer // 2 % bits)) & 1 == layer % 2 for layer in range(count)]
+
+
+def coupling_layers(
+    dim: int, width: int, depth: int, couplings: int | None, generator: torch.Generator
+) -> nn.ModuleList:
+    """The layers of a flow in D dimensions, which is the identity until it is trained.
+
+    Args:
+        dim: D.
+        width: units of a hidden layer.
+        depth: hidden layers of each coupling.
+        couplings: layers; by default as many as :func:`coupling_masks` says.
+        generator: initialises the weights.
+
+    Raises:
+        ModuleNotFoundError: if zuko is not installed.
+    """
+    coupling = require_zuko().flows.GeneralCouplingTransform
+    options = {
+        "univariate": univariate,
+        "shapes": SHAPES,
+        "hidden_features": [width] * depth,
+        "activation": nn.SiLU,
+    }
+    with torch.random.fork_rng(devices=[]):  # zuko draws from the global generator
+        layers = [coupling(dim, mask=mask, **options) for mask in coupling_masks(dim, couplings)]
+    for layer in layers:
+        initialise(layer, generator)
+    return nn.ModuleList(layers)
 
 
 @torch.no_grad()

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 
 from vgs_rl.agents.distilled.clusters import centred_basis
 from vgs_rl.agents.distilled.densities import Choice
-from vgs_rl.agents.distilled.flow import (
-    SHAPES,
-    FlowSampler,
-    coupling_masks,
-    initialise,
-    require_zuko,
-    univariate,
-)
+from vgs_rl.agents.distilled.flow import FlowSampler, coupling_layers
 from vgs_rl.geometry import CentreOfMassFree, Geometry
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.starts import Mixture, fit_mixture
@@ -56,7 +49,8 @@ class OrbitStudent(nn.Module):
         mdp: of the student; its space is of centred particles in the plane.
         width: units of a hidden layer.
         depth: hidden layers of each coupling.
-        couplings: layers; by default as many as :func:`coupling_masks` says.
+        couplings: layers; by default as many as
+            :func:`~vgs_rl.agents.distilled.flow.coupling_masks` says.
         generator: initialises the weights.
 
     Raises:
@@ -82,7 +76,6 @@ class OrbitStudent(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        coupling = require_zuko().flows.GeneralCouplingTransform
         geometry = mdp.geometry
         assert isinstance(geometry, CentreOfMassFree) and has_orbits(geometry)
         self.n = geometry.n_particles
@@ -106,18 +99,7 @@ class OrbitStudent(nn.Module):
             ("scale", torch.ones(dim)),
         ):
             self.register_buffer(name, value)
-        options = {
-            "univariate": univariate,
-            "shapes": SHAPES,
-            "hidden_features": [width] * depth,
-            "activation": nn.SiLU,
-        }
-        with torch.random.fork_rng(devices=[]):  # zuko draws from the global generator
-            self.layers = nn.ModuleList(
-                coupling(dim, mask=mask, **options) for mask in coupling_masks(dim, couplings)
-            )
-        for layer in self.layers:
-            initialise(layer, generator)
+        self.layers = coupling_layers(dim, width, depth, couplings, generator)
         self.to(mdp.device, mdp.dtype)
 
     # --- coordinates --------------------------------------------------------------------------

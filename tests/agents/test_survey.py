@@ -7,7 +7,7 @@ from torch import Tensor
 from vgs_rl.agents.automatic import survey as module
 from vgs_rl.agents.automatic.survey import ILL_CONDITIONED, condition_number, survey
 from vgs_rl.envs import Funnel10
-from vgs_rl.exploration import AffineMap, Clock
+from vgs_rl.exploration import AffineMap, Clock, Composed, LocationScale
 from vgs_rl.foreign.function_energy import FunctionEnergy
 
 
@@ -44,3 +44,19 @@ def test_a_bend_that_is_found_in_correlated_coordinates_is_doubted(
     assert found.bends == 1
     assert bool(found.doubts) == doubted
     assert not doubted or "its neck may be narrower" in found.doubts[0]
+
+
+@pytest.mark.parametrize(("slope", "careful"), [(0.0, False), (0.5, True)])
+def test_a_funnel_that_particles_have_shown_is_a_caution(
+    slope: float, careful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents, zeros = torch.tensor([-1, 0]), torch.zeros(2, 3).double()
+    scales = zeros.clone()
+    scales[1, 1] = slope
+    plain = AffineMap(zeros[0, :2], zeros[0, :2] + 1)
+    bends = [Composed(plain, LocationScale(parents, zeros, scales))]
+    monkeypatch.setattr(module, "fit_location_scale", lambda *_: bends.pop() if bends else None)
+    energy = FunctionEnergy(lambda x: 0.5 * x.square().sum(-1), 2)
+    found = survey(energy, generator(), clock=Clock(3.0), seconds=1.5, tell=lambda _: None)
+    assert bool(found.cautions) == careful
+    assert not careful or "a funnel was undone as far as particles knew it" in found.cautions[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -158,7 +159,7 @@ def _placed(
         for _ in range(3):
             slope = along(z.unsqueeze(0))[1][0]
             step = torch.linalg.solve(curvature, across.T @ slope)
-            z = z - across @ step * torch.tensor(rate * v).exp().to(z)
+            z = z - across @ step * math.exp(rate * v)
         return z
 
     middles = torch.stack([middle(0.0), middle(1 / rate)])
@@ -175,7 +176,7 @@ def _placed(
     if not bend > 0:
         return None
     std, at = abs(width) * bend**-0.5, float(v[least]) - 0.5 * width * tilt / bend
-    wide = across @ root * torch.tensor(0.5 * rate * at).exp().to(root)
+    wide = across @ root * math.exp(0.5 * rate * at)
     centre = middles[0] + at * axis
     return centre, torch.cat([std * axis.unsqueeze(1), wide], 1), 0.5 * rate * std
 
