@@ -54,6 +54,15 @@ def test_a_wall_is_an_end_of_the_target() -> None:
     assert early_ends(x, torch.zeros(len(x)), FunctionEnergy(walled, 2), 1.0) == []
 
 
+def test_a_round_wall_is_an_end_of_the_target() -> None:
+    def disc(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.square().sum(-1) < 4.0, 0.0 * x[:, 0], math.inf)
+
+    x = 4.0 * torch.rand(30_000, 2, generator=source(), dtype=torch.float64) - 2.0
+    x = x[x.square().sum(-1) < 4.0]
+    assert early_ends(x, torch.zeros(len(x)), FunctionEnergy(disc, 2), 1.0) == []
+
+
 def test_no_samples_say_nothing() -> None:
     x = torch.zeros(5, 2, dtype=torch.float64)
     assert early_ends(x, torch.full((5,), -math.inf), FunctionEnergy(bowl, 2), 1.0) == []

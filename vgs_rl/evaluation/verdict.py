@@ -255,9 +255,11 @@ def early_ends(
             tail = order[: int((v[:, k] < quantile[0, k]).sum()), k]
             last = tail[: 1 + len(tail) // LAST]
             step = torch.zeros_like(x[last])
-            step[:, k] = -sign * REACH * beyond[:, k].max()
-            after, before = (energy(each.to(dtype)).double() for each in (x[last] + step, x[last]))
-            gap = ((after - before) / temperature - (step * slope[last]).sum(-1)).abs()
+            step[:, k] = -sign * beyond[:, k].max()  # a tail's length: there the target may end
+            near, far = REACH * step, energy((x[last] + step).to(dtype))
+            after, before = (energy(each.to(dtype)).double() for each in (x[last] + near, x[last]))
+            gap = ((after - before) / temperature - (near * slope[last]).sum(-1)).abs()
+            gap = torch.where(far.isfinite(), gap, torch.inf)
             if float((gap < JUMP).double().mean()) > 1 - WALLS:
                 found.append(
                     f"samples end too early in the {side} tail of coordinate {k}: Stein's identity "
