@@ -16,6 +16,7 @@ from vgs_rl.exploration import (
     Coordinates,
     Exploration,
     JoinedReference,
+    LocationScale,
     MappedEnergy,
     MappedReference,
     Reference,
@@ -126,8 +127,8 @@ def survey(
                 f"(condition number {condition:,.0f}): its neck may be narrower than the particles "
                 "know; give coordinates that depend on each other less",
             )
-        scales = getattr(getattr(bend, "inner", None), "log_scale", None)
-        if scales is not None and bool((scales[:, 1:] != 0).any()):
+        trees = bend.inner if isinstance(bend, Composed) else bend
+        if isinstance(trees, LocationScale) and bool((trees.log_scale[:, 1:] != 0).any()):
             cautions = (
                 "a funnel was undone as far as particles knew it: samples may end before its neck "
                 "does; coordinates that depend on each other less would show",
