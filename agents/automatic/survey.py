@@ -25,6 +25,7 @@ from vgs_rl.exploration import (
     explore,
     fit_location_scale,
     fitted_reference,
+    given_one,
     preconditioner,
 )
 from vgs_rl.samplers.kernels import FiniteEnergy
@@ -90,7 +91,11 @@ def survey(
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
     fast = clock.decide("fast", lambda: effort == 1.0)
     began, evaluations, n = clock.elapsed(), 0, PARTICLES
-    funnel = common_scale(finite, energy.dim, generator) if fast else None
+    funnel: Coordinates | None = None
+    if fast:
+        funnel = common_scale(finite, energy.dim, generator)
+    if fast and funnel is None:
+        funnel = given_one(finite, energy.dim, generator)
     unit = funnel
     if fast and funnel is None:
         unit = preconditioner(finite, energy.dim, generator)

@@ -7,7 +7,8 @@ f is a stack of coupling layers. Each moves half of the coordinates, given the o
 monotonic rational-quadratic spline (Durkan et al., *Neural Spline Flows*, arXiv:1906.04032) and an
 affine map. Both directions take one pass through each layer. f is the identity until it is trained,
 so a student begins as its mixture. b undoes what funnels and bananas do, where the states show it
-(:class:`~vgs_rl.exploration.location_scale.LocationScale`), and is the identity elsewhere.
+(:class:`~vgs_rl.exploration.coordinates.location_scale.LocationScale`), and is the identity
+elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from vgs_rl.agents.distilled.densities import Choice
 from vgs_rl.exploration import LocationScale
-from vgs_rl.exploration.location_scale import MOST, ROOT
+from vgs_rl.exploration.bends import MOST
+from vgs_rl.exploration.coordinates.location_scale import ROOT
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import Sampler, Samples
 

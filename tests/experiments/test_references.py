@@ -12,7 +12,7 @@ from commands import load
 from vgs_rl.envs import BrownianMotion, LogisticRegression, Phi4, StudentT, TwoModes
 from vgs_rl.experiments.bridge import GaussianFit, bridge_log_z
 from vgs_rl.experiments.tempered_reference import laplace_approximation
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates.affine import AffineMap
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -17,7 +17,7 @@ from vgs_rl.exploration import (
     MappedReference,
     load_coordinates,
 )
-from vgs_rl.exploration.affine import MOST_FULL
+from vgs_rl.exploration.coordinates.affine import MOST_FULL
 
 LOWER = AffineMap(torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 0.0], [0.7, 0.5]]))
 DIAGONAL = AffineMap(torch.tensor([0.5, 2.0]), torch.tensor([0.3, 4.0]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.envs import Phi4
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates.affine import AffineMap
 
 
 class GaussianFit:

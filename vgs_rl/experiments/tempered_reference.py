@@ -15,7 +15,7 @@ from vgs_rl.envs import Phi4, ReferencedEnergy
 from vgs_rl.evaluation.diagnostics import split_r_hat
 from vgs_rl.experiments.bridge import GaussianFit, bridge_log_z
 from vgs_rl.exploration import MappedEnergy
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.reference import GaussianReference
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.files.unfinished import Work

@@ -1,23 +1,27 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
-from vgs_rl.exploration.affine import AffineMap, Rotation
-from vgs_rl.exploration.bounds import support_of
+from vgs_rl.exploration.bends import fit_location_scale
 from vgs_rl.exploration.clock import Clock, Deadline
-from vgs_rl.exploration.coordinates import (
+from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates.base import (
     Composed,
     Coordinates,
     Mapped,
     MappedEnergy,
     load_coordinates,
 )
+from vgs_rl.exploration.coordinates.bounds import support_of
+from vgs_rl.exploration.coordinates.location_scale import LocationScale, SplineLocationScale
+from vgs_rl.exploration.coordinates.support import Support, periodic
+from vgs_rl.exploration.coordinates.tails import Tails
 from vgs_rl.exploration.funnels import common_scale
+from vgs_rl.exploration.hierarchy import given_one
 from vgs_rl.exploration.islands import (
     Exploration,
     affordable_effort,
     explore,
     explore_again,
 )
-from vgs_rl.exploration.location_scale import LocationScale, fit_location_scale
 from vgs_rl.exploration.modes import Modes, find_modes, preconditioner
 from vgs_rl.exploration.reference import (
     GaussianReference,
@@ -29,9 +33,7 @@ from vgs_rl.exploration.reference import (
     find_reference,
     fitted_reference,
 )
-from vgs_rl.exploration.support import Support, periodic
 from vgs_rl.exploration.tail_fit import TailFit, fit_tails
-from vgs_rl.exploration.tails import Tails
 from vgs_rl.exploration.tempered import Island, tempered_smc
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "PriorReference",
     "Reference",
     "Rotation",
+    "SplineLocationScale",
     "Support",
     "TailFit",
     "Tails",
@@ -65,6 +68,7 @@ __all__ = [
     "fit_location_scale",
     "fit_tails",
     "fitted_reference",
+    "given_one",
     "load_coordinates",
     "periodic",
     "preconditioner",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap, Rotation
-from vgs_rl.exploration.coordinates import Composed, Coordinates
-from vgs_rl.exploration.location_scale import MOST_LOG, ROOT, LocationScale
-from vgs_rl.exploration.modes import hessian_at, local_step
+from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates.base import Composed, Coordinates
+from vgs_rl.exploration.coordinates.location_scale import MOST_LOG, ROOT, LocationScale
+from vgs_rl.exploration.modes import Function, hessian_at, local_step
 from vgs_rl.exploration.reference import GRID, descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -42,16 +41,22 @@ def common_scale(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> 
     """
     if not LEAST <= dim <= MOST:
         return None
+    for origin in origins(energy, dim, generator):
+        found = _from(energy, origin, generator)
+        if found is not None:
+            return found
+    return None
+
+
+def origins(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> Tensor:
+    """A few states (B, D) downhill of random ones, the lowest first; none where E is not finite."""
     device = generator.device
     shape = (len(GRID), dim)
     normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
     ends, heights = descend(energy, GRID.to(device).unsqueeze(-1) * normal, steps=20)
     order = heights.argsort()[: int(heights.isfinite().sum())]
-    for rank in torch.linspace(0, 0.75, ORIGINS).tolist() if len(order) else []:
-        found = _from(energy, ends[order[int(rank * len(order))]], generator)
-        if found is not None:
-            return found
-    return None
+    ranks = torch.linspace(0, 0.75, ORIGINS) * len(order)
+    return ends[order[ranks.long().to(device)]] if len(order) else ends[:0]
 
 
 def _from(energy: FiniteEnergy, origin: Tensor, generator: torch.Generator) -> Coordinates | None:
@@ -95,9 +100,6 @@ def _from(energy: FiniteEnergy, origin: Tensor, generator: torch.Generator) -> C
         first = torch.eye(dim, dtype=z.dtype, device=z.device)
         normal, rate = first[0], 2 * slope
     return _checked(energy, centre, factor, slope, generator)
-
-
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _in(energy: FiniteEnergy, centre: Tensor, factor: Tensor) -> Function:
@@ -188,9 +190,7 @@ def _checked(
     dim = len(centre)
     if not SLOPE < abs(slope) < MOST_LOG or not bool(factor.isfinite().all()):
         return None
-    turn, lower = torch.linalg.qr(factor.T)
-    sign = lower.diagonal().sign()
-    affine = Composed(AffineMap(centre, (lower * sign.unsqueeze(1)).T), Rotation((turn * sign).T))
+    affine = affine_frame(centre, factor)
     parents = torch.tensor([ROOT] + [0] * (dim - 1), device=centre.device)
     log_scale = torch.zeros(dim, 3, dtype=torch.float64, device=centre.device)
     log_scale[1:, 1] = slope
@@ -203,3 +203,10 @@ def _checked(
     level = (energy(x)[0] - log_det).view(2, -1)
     off = (level[0] - level[1] - 0.5 * z[:, 1:].square().sum(-1)).abs().max()
     return found if float(off) < 1e-3 * dim else None
+
+
+def affine_frame(centre: Tensor, factor: Tensor) -> Coordinates:
+    """X = m + L z with any regular L (D, D), as a rotation before a triangular map."""
+    turn, lower = torch.linalg.qr(factor.T)
+    sign = lower.diagonal().sign()
+    return Composed(AffineMap(centre, (lower * sign.unsqueeze(1)).T), Rotation((turn * sign).T))

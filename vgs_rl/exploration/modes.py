@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap, Rotation
-from vgs_rl.exploration.coordinates import Composed, Coordinates
+from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.reference import GRID, descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -25,6 +25,9 @@ HESSIANS = 40  # along the way to each
 MOST_DIMENSIONS = 128  # up to which Hessians are taken for that
 COMMUTE = 1e-4  # off the diagonal, in norms of a Hessian, where it counts as diagonal
 WORTH = 30.0  # ratio of widths from which on it pays
+
+
+Function = Callable[[Tensor], tuple[Tensor, Tensor]]  # E and ∇E at x (B, D)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +110,7 @@ def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:
     return x[chosen]
 
 
-def hessian_at(
-    energy: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, step: Tensor
-) -> Tensor:
+def hessian_at(energy: Function, x: Tensor, step: Tensor) -> Tensor:
     """Hessians at x (B, D) by central differences of the gradient, symmetric: (B, D, D)."""
     batch, dim = x.shape
     shifts = torch.diag_embed(step)  # (B, D, D): one row for each coordinate
@@ -119,13 +120,31 @@ def hessian_at(
     return 0.5 * (hessian + hessian.mT)
 
 
+def eigen(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, D) and axes (B, D, D) of symmetric matrices, what is not finite being 0.
+
+    Where the numbers of a matrix are too far apart for LAPACK, they are those of its diagonal.
+    """
+    hessian = hessian.nan_to_num(0.0, 0.0, 0.0)
+    try:
+        width, axes = torch.linalg.eigh(hessian)
+        return width, axes
+    except RuntimeError:
+        if len(hessian) == 1:
+            return hessian.diagonal(dim1=1, dim2=2), torch.eye(hessian.shape[1]).expand_as(
+                hessian
+            ).to(hessian)
+    parts = [eigen(each) for each in hessian.split(1)]
+    return torch.cat([width for width, _ in parts]), torch.cat([axes for _, axes in parts])
+
+
 def decrements(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
     """Newton's decrement at x (B, D), by how much E may fall still, shape (B,).
 
     It is infinite where E is not finite or the Hessian (B, D, D) is not positive definite.
     """
     value, slope = energy(x)
-    width, axes = torch.linalg.eigh(hessian.nan_to_num(0.0, 0.0, 0.0))
+    width, axes = eigen(hessian)
     along = torch.einsum("bi,bij->bj", slope, axes)
     decrement = (along.square() / width.abs().clamp_min(1e-300)).sum(-1)
     return torch.where((width > 0).all(-1) & value.isfinite(), decrement, torch.inf)
@@ -138,9 +157,9 @@ def local_step(hessian: Tensor, step: Tensor) -> Tensor:
     return torch.where(curvature > 0, wanted.clamp(1e-3 * step, 1e3 * step), step)
 
 
-def newton(energy: FiniteEnergy, x: Tensor, hessian: Tensor) -> Tensor:
+def newton(energy: Function, x: Tensor, hessian: Tensor) -> Tensor:
     """A few damped Newton steps with one Hessian; uphill directions are followed downhill."""
-    width, axes = torch.linalg.eigh(hessian.nan_to_num(0.0, 0.0, 0.0))
+    width, axes = eigen(hessian)
     width = width.abs()
     width = torch.maximum(width, 1e-10 * width.amax(-1, keepdim=True)).clamp_min(1e-300)
     value, slope = energy(x)

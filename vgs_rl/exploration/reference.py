@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap
-from vgs_rl.exploration.coordinates import Coordinates
+from vgs_rl.exploration.coordinates.affine import AffineMap
+from vgs_rl.exploration.coordinates.base import Coordinates
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
 from vgs_rl.weights import temper

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap
-from vgs_rl.exploration.coordinates import Composed, Coordinates
-from vgs_rl.exploration.tails import Tails
+from vgs_rl.exploration.coordinates.affine import AffineMap
+from vgs_rl.exploration.coordinates.base import Composed, Coordinates
+from vgs_rl.exploration.coordinates.tails import Tails
 from vgs_rl.weights import systematic_resample
 
 NUS = (15.0, 8.0, 5.0, 3.0, 2.0, 1.5, 1.0)  # degrees of freedom, from light to heavy

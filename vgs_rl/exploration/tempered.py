@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap
+from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.reference import Reference
 from vgs_rl.samplers.kernels import FiniteEnergy, Point, acceptance_rate, hamiltonian
 from vgs_rl.weights import (

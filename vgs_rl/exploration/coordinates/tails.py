@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.coordinates import Coordinates, part_of
+from vgs_rl.exploration.coordinates.base import Coordinates, part_of
 
 NODES = 2048
 LEAST_NU = 0.5

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
 from vgs_rl.checks import require_positive
-from vgs_rl.exploration.coordinates import Coordinates, part_of
+from vgs_rl.exploration.coordinates.base import Coordinates, part_of
 
 SOFTNESS = 0.05  # of the edges of an angle's windings, in periods
 SUM_TOLERANCE = 1e-5  # of a simplex

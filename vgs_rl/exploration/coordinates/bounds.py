@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vgs_rl.checks import count_of
-from vgs_rl.exploration.support import Block, Periodic, Support
+from vgs_rl.exploration.coordinates.support import Block, Periodic, Support
 
 
 def support_of(dim: int, *, bounds: Any = None, support: Any = None) -> Support:
@@ -22,8 +22,8 @@ def support_of(dim: int, *, bounds: Any = None, support: Any = None) -> Support:
     Constraints are `real` (or None), `positive`, `nonnegative`, `greater_than`, `greater_than_eq`,
     `less_than`, `interval`, `unit_interval`, `half_open_interval` and `simplex` of
     `torch.distributions.constraints`, `independent` around them, and
-    :func:`~vgs_rl.exploration.support.periodic`. Matrices, discrete values and all others are
-    refused.
+    :func:`~vgs_rl.exploration.coordinates.support.periodic`. Matrices, discrete values and all
+    others are refused.
 
     Args:
         dim: D.

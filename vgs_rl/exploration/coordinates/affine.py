@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.coordinates import Coordinates, Mapped, part_of
+from vgs_rl.exploration.coordinates.base import Coordinates, Mapped, part_of
 
 MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
 POWERS = 9  # of a tenth, by which a covariance may be shrunk less than its size asks for

@@ -1,23 +1,19 @@
-"""Coordinates whose place and width depend on another coordinate: funnels and bananas undone."""
+"""Funnels and bananas undone as far as states show them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.affine import AffineMap, Rotation
-from vgs_rl.exploration.coordinates import Composed, Coordinates, part_of
+from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
+from vgs_rl.exploration.coordinates.base import Composed, Coordinates
+from vgs_rl.exploration.coordinates.location_scale import MOST_LOG, ROOT, LocationScale
 from vgs_rl.exploration.tail_fit import fit_tails
 from vgs_rl.starts.em import choose_mixture
 from vgs_rl.weights import systematic_resample, temper
 
-NAMES = ("parents", "location", "log_scale")
-ROOT = -1
-MOST_LOG = 40.0  # of a width, so that numbers stay finite
 MOST = 128  # dimensions up to which pairs are looked at
 MOST_ORDERED = 64  # and up to which each may depend on all that come before it
 STATES = 4096
@@ -31,94 +27,6 @@ HINT = 0.02  # squared correlation from which on a pair is fitted
 WORTH = 0.05  # nats a state by which one coordinate must depend on another
 CLEARLY = 0.1  # nats a state by which other coordinates must be better, and a mixture fit there
 MODES = 64  # Gaussians of a mixture: with too few, modes pass for a bend
-
-
-class LocationScale(Coordinates, kind="location_scale"):
-    """x_j = m_j(x_i) + exp(s_j(x_i)) z_j, where i is the parent of j, and x_j = z_j of a root.
-
-    m is quadratic; s is linear with a bend, so that it has a slope far out on either side, and
-    bounded by 40. Coordinates and parents form trees, so the Jacobian is triangular. It undoes what
-    hierarchical models do (non-centring: Papaspiliopoulos, Roberts and Sköld, Statistical Science
-    22, 2007).
-
-    Args:
-        parents: index of each parent or -1, shape (D,), int64.
-        location: coefficients of 1, x_i and x_i² in m, shape (D, 3).
-        log_scale: coefficients of 1, x_i and log(1 + exp(x_i)) in s, shape (D, 3).
-
-    Raises:
-        ValueError: if shapes do not fit, or the parents are no trees.
-    """
-
-    def __init__(self, parents: Tensor, location: Tensor, log_scale: Tensor) -> None:
-        dim = len(parents)
-        for name, value in (("location", location), ("log_scale", log_scale)):
-            if value.shape != (dim, 3):
-                raise ValueError(f"{name} must have shape ({dim}, 3), got {tuple(value.shape)}")
-        self.dim_z = self.dim_x = dim
-        self.parents = parents
-        self.location, self.log_scale = location.double(), log_scale.double()
-        self._levels = _levels(parents)
-
-    def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Coordinates.with_log_det`."""
-        x = z = z.double()
-        log_det = torch.zeros_like(z[:, 0])
-        for level in self._levels:
-            m, s = self._conditional(x[:, self.parents[level]], level)
-            x = x.index_copy(1, level, m + s.exp() * z[:, level])
-            log_det = log_det + s.sum(-1)
-        return x, log_det
-
-    def to_z(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`Coordinates.to_z`; there is one, so the generator is not used."""
-        z = x.double().clone()
-        for level in self._levels:
-            m, s = self._conditional(x[:, self.parents[level]].double(), level)
-            z[:, level] = (x[:, level].double() - m) * (-s).exp()
-        return z
-
-    def _conditional(self, above: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """M and s of some coordinates at their parents' values, both (B, rows)."""
-        (c0, c1, c2), (a, b, bend) = self.location[rows].T, self.log_scale[rows].T
-        s = a + b * above + bend * torch.nn.functional.softplus(above)
-        return c0 + above * (c1 + above * c2), s.clamp(-MOST_LOG, MOST_LOG)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Coordinates.state_dict`."""
-        return {"kind": self.kind, **{name: getattr(self, name) for name in NAMES}}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """See :meth:`Coordinates.from_state`."""
-        return cls(*(part_of(state, name, Tensor) for name in NAMES))
-
-    def to(self, device: torch.device | str) -> LocationScale:
-        """See :meth:`Coordinates.to`."""
-        return LocationScale(*(getattr(self, name).to(device) for name in NAMES))
-
-
-def _levels(parents: Tensor) -> list[Tensor]:
-    """Coordinates by their distance from a root, without the roots.
-
-    Raises:
-        ValueError: if a coordinate is its own ancestor, or a parent is no coordinate.
-    """
-    above = parents.tolist()
-    if any(not ROOT <= i < len(above) for i in above):
-        raise ValueError(f"parents must be from -1 to {len(above) - 1}, got {above}")
-    depth: list[int] = []
-    for j in range(len(above)):
-        at, steps = j, 0
-        while above[at] != ROOT:
-            at, steps = above[at], steps + 1
-            if steps > len(above):
-                raise ValueError(f"parents must form trees, got {above}")
-        depth.append(steps)
-    return [
-        torch.tensor([j for j, each in enumerate(depth) if each == level], device=parents.device)
-        for level in range(1, max(depth, default=0) + 1)
-    ]
 
 
 def fit_location_scale(
