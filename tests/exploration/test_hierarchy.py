@@ -184,5 +184,5 @@ def test_a_matrix_too_hard_for_lapack_is_its_diagonal(monkeypatch: pytest.Monkey
     hard = torch.tensor([[1e250, 1.0], [1.0, 1.0]], dtype=torch.float64)
     width, axes = modes.eigen(torch.stack([easy, hard]))
     torch.testing.assert_close(width[0], torch.tensor([1.0, 3.0]).double())
-    torch.testing.assert_close(width[1], torch.tensor([1e250, 1.0]).double())
+    assert width[1].tolist() == [1e250, 1.0]
     torch.testing.assert_close(axes[1], torch.eye(2).double())

@@ -131,9 +131,7 @@ def eigen(hessian: Tensor) -> tuple[Tensor, Tensor]:
         return width, axes
     except RuntimeError:
         if len(hessian) == 1:
-            return hessian.diagonal(dim1=1, dim2=2), torch.eye(hessian.shape[1]).expand_as(
-                hessian
-            ).to(hessian)
+            return hessian.diagonal(dim1=1, dim2=2), torch.eye(hessian.shape[1]).to(hessian)[None]
     parts = [eigen(each) for each in hessian.split(1)]
     return torch.cat([width for width, _ in parts]), torch.cat([axes for _, axes in parts])
 
