@@ -228,6 +228,17 @@ def test_intervals_of_log_z_are_counted_and_drawn(folder: Path) -> None:
     assert "| hidden mode |" in page.read_text()
 
 
+def test_intervals_of_a_trained_sampler_are_counted(folder: Path) -> None:
+    call("train", "tiny.yaml", "--output=runs", "--budget.updates=3", folder=folder)
+    (run_folder,) = {path.parent for path in (folder / "runs").rglob("config.yaml")}
+    options = ["--n=100", "--repeats=2", "--paths=100", "--json=out.json", "--figure=c.png"]
+    out, _ = call("benchmark", "certificate", f"--runs=[{run_folder}]", *options, folder=folder)
+    assert "2 intervals from 100 weights each, of runs 100" in out
+    rows = json.loads((folder / "out.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["name"].startswith("trained ")]
+    assert row["proven"] == 1.0 and row["below"] > 0 and row["above"] > 0
+
+
 @pytest.mark.parametrize("name", ["uniform", "lognormal 1", "Pareto 3", "hidden mode"])
 def test_the_laws_of_the_benchmark_have_log_z_zero_on_either_side(name: str) -> None:
     law = load("benchmarks.certificate").LAWS[name]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.evaluation.confidence import log_mean_low
+from vgs_rl.experiments.cli import Mistake
+from vgs_rl.experiments.run import open_run
 from vgs_rl.experiments.tables import (
     Table,
     markdown_table,
@@ -22,6 +24,7 @@ from vgs_rl.experiments.tables import (
 )
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.plots.results import CoveragePoint, plot_coverage
+from vgs_rl.registry import find
 from vgs_rl.weights import effective_share, log_mean_weight, pareto_k
 
 CONFIDENCE = 0.95
@@ -87,11 +90,13 @@ def certificate(
     n: int = 20_000,
     repeats: int = 200,
     seed: int = 0,
+    runs: tuple[Path, ...] = (),
+    paths: int = 5_000,
     figure: Path = Path("runs/coverage.png"),
     json: Path | None = None,
     markdown: Path | None = None,
 ) -> None:
-    """How often intervals of log Z at level 0.95 hold the truth, for weights of known law.
+    """How often intervals of log Z at level 0.95 hold the truth: weights of known law, and runs.
 
     The usual interval is log(mean ± 1.96 standard errors) of the forward weights. The proven one
     has its lower end from n forward weights and its upper end from n backward ones.
@@ -100,15 +105,22 @@ def certificate(
         n: forward log-weights, and backward ones, of each repeat.
         repeats: intervals of each law.
         seed: of the draws.
+        runs: folders of trained samplers whose targets have exact samples and a known log Z.
+        paths: of such a sampler, forward and backward, in each repeat.
         figure: the picture to write.
         json: also write the rows to this file.
         markdown: also write the table into the section `certificate` of this file.
     """
     n, repeats = count_of("n", n, least=100), count_of("repeats", repeats)
+    paths = count_of("paths", paths, least=100)
     generator = torch.Generator().manual_seed(seed_of(seed))
     require_outputs(json, figure, markdown=markdown, sections=["certificate"])
+    samplers = [trained(run) for run in runs]
     points = [
         coverage(name, law, n=n, repeats=repeats, generator=generator) for name, law in LAWS.items()
+    ]
+    points += [
+        coverage(name, law, n=paths, repeats=repeats, generator=generator) for name, law in samplers
     ]
     points.sort(key=lambda point: point.k_hat)
     rows: Table = [
@@ -124,7 +136,8 @@ def certificate(
         }
         for point in points
     ]
-    print_table(f"{repeats:,} intervals from {n:,} weights each; medians", rows)
+    of_runs = f", of runs {paths:,}" if runs else ""
+    print_table(f"{repeats:,} intervals from {n:,} weights each{of_runs}; medians", rows)
     write_json({"rows": [asdict(point) for point in points]}, json)
     if markdown is not None:
         write_section(markdown, "certificate", markdown_table(rows))
@@ -133,6 +146,35 @@ def certificate(
     )
     if figure.is_file():
         print(f"\n  picture {figure}")
+
+
+def trained(run: Path) -> tuple[str, Law]:
+    """The target of a run folder, and the log-weights of its sampler less the exact log Z.
+
+    Raises:
+        Mistake: if there are no backward paths, no exact samples or no known log Z.
+    """
+    config, agent = open_run(run)
+    sampler, energy = agent.sampler(), find(config.env).make_energy(**config.env_args)
+    try:
+        energy.sample(1, torch.Generator().manual_seed(0))
+    except NotImplementedError as error:
+        raise Mistake(f"--runs must have exact samples, got {run}: {error}") from error
+    log_z = energy.log_z
+    if log_z is None or not sampler.has_reverse_weights:
+        raise Mistake(f"--runs must have a known log Z and backward paths, got {run}")
+    exact = log_z
+
+    def forward(n: int, generator: torch.Generator) -> Tensor:
+        log_weight = sampler.sample(n, generator).log_weight
+        assert log_weight is not None
+        return log_weight.double() - exact
+
+    def backward(n: int, generator: torch.Generator) -> Tensor:
+        x = energy.sample(n, generator)
+        return sampler.reverse_log_weight(x, generator).double() - exact
+
+    return f"trained {config.env}", Law(forward=forward, backward=backward)
 
 
 def coverage(
