@@ -183,12 +183,16 @@ class RefinedSource(Source):
             return mdp.with_conditions(x, agent.generator)
         if conditions is not None:
             assert isinstance(mdp.energy, JointEnergy)
-            n = -(-self.config.capacity // FIRST_CONDITIONS)
-            c = conditions.draw(FIRST_CONDITIONS, agent.generator, torch.float64)
-            parts = [self._annealed(agent, mdp.energy.conditional.at(each), n).x for each in c]
-            x = torch.cat(parts).to(mdp.dtype)
-            rows = torch.cat([x, c.to(x).repeat_interleave(n, 0)], -1)
-            return rows[: self.config.capacity]
+            # Annealed at a few values of c; every row then has its own, and MALA brings it there.
+            size = self.config.capacity
+            n = -(-size // FIRST_CONDITIONS)
+            own = conditions.draw(size, agent.generator, torch.float64)
+            few = conditions.spread(FIRST_CONDITIONS, agent.generator)
+            parts = [self._annealed(agent, mdp.energy.conditional.at(each), n).x for each in few]
+            which = torch.cdist(conditions.unit(own), conditions.unit(few)).argmin(1)
+            row = torch.arange(size, device=which.device) % n
+            x = torch.stack([each[:n] for each in parts])[which, row].to(mdp.dtype)
+            return torch.cat([x, own.to(x)], -1)
         samples = self._annealed(agent, mdp.energy, self.config.capacity)
         x = samples.x.to(mdp.dtype)
         if parallel.world_size() == 1 or samples.log_weight is None:

@@ -55,6 +55,25 @@ def test_levels_undo_any_log_z_that_is_linear_in_the_unit(at_one: float, slope: 
     assert torch.allclose((level - log_weight)[::5], (level - log_weight)[0], atol=1e-8)
 
 
+def test_every_value_keeps_its_share_though_log_z_bends_between_knots() -> None:
+    conditions = Conditions({"tau": (0.5, 2.0)}, logarithmic={"tau"})
+    generator = torch.Generator().manual_seed(0)
+    tau = conditions.draw(4_000, generator, torch.float64)
+    noise = torch.randn(4_000, generator=generator, dtype=torch.float64)
+    bad = torch.rand(4_000, generator=generator) < 0.05  # paths that ended nowhere
+    log_weight = 27 / tau[:, 0] + noise - torch.where(bad, 200.0, 0.0)
+    level = conditions.levelled(tau, log_weight)
+    order = tau[:, 0].argsort()
+    shares = level[order].view(8, -1).logsumexp(1).softmax(0)
+    assert float((8 * shares - 1).abs().max()) < 0.35
+
+
+def test_few_values_fill_the_range() -> None:
+    found = both().spread(16, torch.Generator().manual_seed(0))
+    for column in both().unit(found).T:
+        assert torch.equal(column.sort().values.add(1).mul(8).long(), torch.arange(16))
+
+
 def test_dead_weights_stay_dead_when_levelled() -> None:
     conditions = Conditions({"c": (0.0, 1.0)})
     c = torch.rand(40, 1, generator=torch.Generator().manual_seed(0))

@@ -145,6 +145,13 @@ class Conditions:
         u = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
         return self.at_unit(2 * u - 1).to(dtype)
 
+    def spread(self, n: int, generator: torch.Generator) -> Tensor:
+        """N values that fill the ranges evenly: a scrambled Sobol sequence in u, (n, C), float64."""
+        device = generator.device
+        seed = int(torch.randint(2**31, (), generator=generator, device=device))
+        sobol = torch.quasirandom.SobolEngine(self.size, scramble=True, seed=seed)
+        return self.at_unit(2 * sobol.draw(n, dtype=torch.float64).to(device) - 1)
+
     def grid(self, n: int) -> Tensor:
         """N values evenly spaced in u, along the diagonal where C > 1: shape (n, C), float64."""
         u = torch.linspace(-1, 1, n, dtype=torch.float64).unsqueeze(-1)
@@ -173,6 +180,27 @@ class Conditions:
         around: Tensor = torch.linalg.solve(gram, hats.T @ (values.double() - mean))
         return (mean + around).to(values)
 
+    def _trend(self, c: Tensor, log_weight: Tensor) -> Tensor:
+        """Log-weights (B,) as a function of c (B, C), by least squares without outliers: (B,)."""
+        hats = self.hats(c).double()
+        place = (0.5 * (self.unit(c) + 1) * (self.knots - 1)).clamp(0, self.knots - 1).double()
+        cells = torch.arange(self.knots - 1, device=c.device, dtype=torch.float64)
+        share = (place.unsqueeze(-1) - cells).clamp(0, 1)
+        columns = torch.cat([hats, (share * (1 - share)).flatten(1)], -1)
+        live = torch.isfinite(log_weight)
+        y, known = torch.where(live, log_weight, 0.0).double(), live.double().unsqueeze(-1)
+        gram = columns.T @ (known * columns)
+        gram.diagonal().add_(1e-6 * len(c) / self.count)
+        mean = (known[:, 0] * y).sum() / known.sum().clamp_min(1)
+        rest = known[:, 0] * (y - mean)
+        trend = torch.zeros_like(rest)
+        for _ in range(3):
+            trend = columns @ torch.linalg.solve(gram, columns.T @ (known[:, 0] * rest))
+            gap = rest - trend
+            most = 2 * (known[:, 0] * gap.abs()).sum() / known.sum().clamp_min(1)
+            rest = trend + gap.clamp(-most, most)
+        return (mean + trend).to(log_weight)
+
     def levelled(self, c: Tensor, log_weight: Tensor) -> Tensor:
         """Log-weights (B,) less an estimate of log Z(c), at values c (B, C).
 
@@ -180,6 +208,8 @@ class Conditions:
         of all c together get the shares that training draws c with, whatever Z(c) is.
         """
         log_weight = cleaned(log_weight)
+        # Between knots log Z may bend by several nats, and then the mean weight is that of one end.
+        log_weight = log_weight - self._trend(c, log_weight)
         log_hats = self.hats(c).to(log_weight).log()  # (B, K)
         log_mean = torch.logsumexp(log_weight.unsqueeze(-1) + log_hats, 0)
         log_mean = log_mean - torch.logsumexp(log_hats, 0)
