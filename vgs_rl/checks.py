@@ -107,6 +107,12 @@ def require_module(purpose: str, module: str, extra: str) -> None:
         )
 
 
+def exporting() -> bool:
+    """Whether a program of `torch.export` is made of what runs: its sizes are not numbers then."""
+    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # of torch 2.7
+    return bool(asked())
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

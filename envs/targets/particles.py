@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vgs_rl.checks import exporting
 from vgs_rl.energy import Particles
 from vgs_rl.envs.targets.quadrature import log_z_of_four_in_the_plane
 from vgs_rl.envs.targets.references import ReferencedEnergy
@@ -113,7 +114,7 @@ class ParticleEnergy(ReferencedEnergy):
         return energy, gradient.view(self.dim, x.shape[0]).T.contiguous()
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        if x.device.type != "cpu" or torch.compiler.is_exporting():
+        if x.device.type != "cpu" or exporting():
             return (x,)
         size = max(16, self.PART // (len(self.differences) * self.geometry.n_dims))
         parts: tuple[Tensor, ...] = x.split(size)

@@ -146,7 +146,7 @@ class Conditions:
         return self.at_unit(2 * u - 1).to(dtype)
 
     def spread(self, n: int, generator: torch.Generator) -> Tensor:
-        """N values that fill the ranges evenly: a scrambled Sobol sequence in u, (n, C), float64."""
+        """N values that fill the ranges evenly, by a Sobol sequence in u: shape (n, C), float64."""
         device = generator.device
         seed = int(torch.randint(2**31, (), generator=generator, device=device))
         sobol = torch.quasirandom.SobolEngine(self.size, scramble=True, seed=seed)

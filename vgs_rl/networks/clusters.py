@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgs_rl.chain import Chain
+from vgs_rl.checks import exporting
 from vgs_rl.conditional.conditions import Conditions
 from vgs_rl.conditional.energy import TEMPERATURE
 from vgs_rl.energy import Energy
@@ -252,7 +253,7 @@ class ClusterValue(Descriptors):
 
     def _split(self, x: Tensor, t: int | Tensor) -> Iterator[tuple[Tensor, Any]]:
         """States and steps in parts that fit the cache, or a GPU's memory."""
-        if torch.compiler.is_exporting():
+        if exporting():
             return iter([(x, t)])
         part = self.PART if x.device.type == "cpu" else 250 * self.PART
         size = max(64, part // (self.sums.count * self.radial))

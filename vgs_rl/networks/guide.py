@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vgs_rl.chain import Chain
+from vgs_rl.checks import exporting
 from vgs_rl.energy import Energy
 from vgs_rl.networks.base import silu_pair
 from vgs_rl.networks.clusters import (
@@ -170,7 +171,7 @@ class ModeGuide(nn.Module):
 
     def _split(self, x: Tensor, t: int | Tensor, slope: Tensor) -> Iterator[tuple[Any, ...]]:
         """States, steps and slopes in parts that fit the cache, or a GPU's memory."""
-        if torch.compiler.is_exporting():
+        if exporting():
             return iter([(x, t, slope)])
         part = ClusterValue.PART if x.device.type == "cpu" else 50 * ClusterValue.PART
         size = max(64, part // (2 * self.sums.count))

@@ -36,6 +36,7 @@ def conditional(
     name: str = "gmm9",
     temperatures: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0),
     updates: int | None = None,
+    alone: int | None = None,
     n: int = 20_000,
     references: int = 2_000,
     seed: int = 0,
@@ -46,7 +47,7 @@ def conditional(
     section: str = "conditional",
     trust: bool = False,
 ) -> None:
-    """Trains one sampler of a range of temperatures, and one of each with the same updates.
+    """Trains one sampler of a range of temperatures, and one of each alone.
 
     The gap is log Z - ELBO [nats], with log Z by quadrature; 0 is perfect. Bounds of log Z are of
     the sampler of the range. The upper one needs samples of the target: exact ones, else those of
@@ -55,7 +56,8 @@ def conditional(
     Args:
         name: name of a file in configs/, or the path of a YAML file.
         temperatures: that are compared; the least and the greatest are the range's ends.
-        updates: gradient steps of every training; the configuration's by default.
+        updates: gradient steps of the range's sampler; the configuration's by default.
+        alone: gradient steps of each sampler of one temperature; as many as the range's by default.
         n: samples at each temperature.
         references: samples of parallel tempering, where there are no exact ones.
         seed: of everything random.
@@ -74,30 +76,32 @@ def conditional(
     print_machine(size)
     taus = sorted(float(tau) for tau in temperatures)
 
-    def settled(folder: str, temperature: float | tuple[float, float]) -> RunConfig:
+    def settled(
+        folder: str, temperature: float | tuple[float, float], updates: int | None
+    ) -> RunConfig:
         settings: dict[str, Any] = {"output": output / Path(name).stem / folder, "seed": seed}
         settings["mdp"] = {"temperature": temperature}
         settings |= {"budget": {"updates": updates}} if updates else {}
         return named_config(name, settings, trust=trust)
 
-    whole = trained_run(settled("range", (taus[0], taus[-1])), trust)
+    whole = trained_run(settled("range", (taus[0], taus[-1]), updates), trust)
     agent = whole.load()[1]
     assert isinstance(agent.energy, JointEnergy)
     drawn = _References(agent.energy, references, seed)
     curve = log_z_curve(agent.sampler(), agent.energy, taus, n, seed=seed, references=drawn)
-    alone: list[float] = []
+    elbos: list[float] = []
     rows: Table = []
     for i, tau in enumerate(taus):
-        run = trained_run(settled(f"{tau:g}", tau), trust)
+        run = trained_run(settled(f"{tau:g}", tau, alone or updates), trust)
         elbo, ess, seconds = _alone(run.load()[1], n, seed, run.report.train_seconds)
-        alone.append(elbo)
+        elbos.append(elbo)
         rows.append(_row(curve, i, elbo, ess, seconds, whole.report.train_seconds))
     title = f"{whole.report.target}, seed {seed}, {n:,} samples, {size['threads']} threads"
     print_table(title, rows)
     if markdown is not None:
         write_section(markdown, section, f"**{title}**\n\n{markdown_table(rows)}")
     write_json({"machine": size, "rows": rows}, json)
-    try_picture(str(figure), lambda: save_figure(plot_range(curve, alone), figure))
+    try_picture(str(figure), lambda: save_figure(plot_range(curve, elbos), figure))
 
 
 def _alone(agent: Agent, n: int, seed: int, seconds: float) -> tuple[float, float, float]:
