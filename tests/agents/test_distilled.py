@@ -339,6 +339,7 @@ class Different(OnSphere):
 def test_what_cannot_be_distilled_is_refused_by_name(
     arguments: dict[str, object], message: str
 ) -> None:
+    pytest.importorskip("zuko")
     with pytest.raises(ValueError, match=message):
         vgs_rl.distill(ExactSampler(FourGauss()), **arguments)  # type: ignore[arg-type]
 

@@ -75,6 +75,8 @@ def test_the_kernel_turns_mirrors_and_exchanges_with_the_particles(d: int) -> No
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_mean_weight_is_z(steps: int) -> None:
+    if steps == 1:
+        pytest.importorskip("zuko")
     agent = student(steps=steps)
     log_weight = agent.sampler().sample(30_000, 0).log_weight
     assert log_weight is not None
@@ -93,6 +95,7 @@ def test_weights_of_exact_states_are_those_of_paths_drawn_backwards() -> None:
 
 @pytest.mark.parametrize("n", [3, 4])
 def test_a_density_averaged_over_orbits_is_invariant_and_that_of_its_draws(n: int) -> None:
+    pytest.importorskip("zuko")
     agent = student(n, 2, steps=1)
     network = agent.average
     assert isinstance(network, OrbitStudent)
@@ -110,6 +113,7 @@ def test_a_density_averaged_over_orbits_is_invariant_and_that_of_its_draws(n: in
 
 
 def test_coordinates_without_a_frame_give_their_states_back() -> None:
+    pytest.importorskip("zuko")
     agent = student(4, 2, steps=1)
     network = agent.average
     assert isinstance(network, OrbitStudent)
