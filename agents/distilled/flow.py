@@ -58,10 +58,7 @@ class FlowStudent(nn.Module):
 
     Args:
         mdp: of the student; its start is the density of x_0.
-        width: units of a hidden layer.
-        depth: hidden layers of each coupling.
-        couplings: layers; by default as many as :func:`coupling_masks` says.
-        generator: initialises the weights.
+        width, depth, couplings, generator: of the layers, as :func:`coupling_layers` takes them.
 
     Raises:
         ModuleNotFoundError: if zuko is not installed.

@@ -14,6 +14,7 @@ from commands import ROOT, call, load, run, without_pictures
 from vgs_rl import MDPConfig, SamplingMDP
 from vgs_rl.envs import FourGauss
 from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.config import RunConfig
 
 TINY = (
@@ -237,6 +238,14 @@ def test_intervals_of_a_trained_sampler_are_counted(folder: Path) -> None:
     rows = json.loads((folder / "out.json").read_text())["rows"]
     (row,) = [row for row in rows if row["name"].startswith("trained ")]
     assert row["proven"] == 1.0 and row["below"] > 0 and row["above"] > 0
+
+
+def test_a_run_at_another_temperature_has_no_known_log_z_to_be_held_against(folder: Path) -> None:
+    options = ["--output=runs", "--budget.updates=1", "--mdp.temperature=0.5"]
+    call("train", "tiny.yaml", *options, folder=folder)
+    (run_folder,) = {path.parent for path in (folder / "runs").rglob("config.yaml")}
+    with pytest.raises(Mistake, match="temperature 1 and no parameters, got"):
+        load("benchmarks.certificate").trained(run_folder)
 
 
 @pytest.mark.parametrize("name", ["uniform", "lognormal 1", "Pareto 3", "hidden mode"])

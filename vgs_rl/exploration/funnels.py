@@ -10,7 +10,7 @@ from torch import Tensor
 from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
 from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.coordinates.location_scale import MOST_LOG, ROOT, LocationScale
-from vgs_rl.exploration.modes import Function, hessian_at, local_step
+from vgs_rl.exploration.modes import Function, hessian_at, settled_hessian
 from vgs_rl.exploration.reference import GRID, descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -114,20 +114,14 @@ def _in(energy: FiniteEnergy, centre: Tensor, factor: Tensor) -> Function:
 
 def _unit_curvature(energy: FiniteEnergy, x: Tensor) -> Tensor | None:
     """A matrix (D, D) in whose coordinates around x the Hessian has eigenvalues 1 and -1."""
-    at = x.unsqueeze(0)
-    step = 1e-5 * at.abs().mean().clamp_min(1e-8).expand_as(at)
-    for _ in range(4):
-        hessian = hessian_at(energy, at, step)
-        step = local_step(hessian, step)
+    hessian, zero = settled_hessian(energy, x), torch.zeros_like(x).unsqueeze(0)
     frame = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for again in range(3):
         if again:
-            hessian = hessian_at(
-                _in(energy, x, frame), torch.zeros_like(at), torch.full_like(at, 1e-3)
-            )
+            hessian = hessian_at(_in(energy, x, frame), zero, torch.full_like(zero, 1e-3))[0]
         if not bool(hessian.isfinite().all()):
             return None
-        width, axes = torch.linalg.eigh(hessian[0])
+        width, axes = torch.linalg.eigh(hessian)
         largest = width.abs().max()
         if not float(largest) > 0:
             return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.coordinates.location_scale import SplineLocationScale
 from vgs_rl.exploration.funnels import affine_frame, origins
-from vgs_rl.exploration.modes import Function, hessian_at, local_step, newton
+from vgs_rl.exploration.modes import Function, hessian_at, newton, settled_hessian
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 MOST = 128  # dimensions
@@ -70,12 +70,8 @@ def given_one(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> Coo
         return None
     starts = origins(energy, dim, generator)
     for origin in starts:
-        at = origin.unsqueeze(0)
-        step = 1e-5 * at.abs().mean().clamp_min(1e-8).expand_as(at)
-        for _ in range(4):
-            hessian = hessian_at(energy, at, step)
-            step = local_step(hessian, step)
-        width = hessian[0].diagonal().abs().clamp_min(1e-300).rsqrt()
+        curvature = settled_hessian(energy, origin).diagonal()
+        width = curvature.abs().clamp_min(1e-300).rsqrt()
         if not bool(width.isfinite().all() & (width > 0).all()):
             continue
 

@@ -129,7 +129,7 @@ def eigen(hessian: Tensor) -> tuple[Tensor, Tensor]:
     try:
         width, axes = torch.linalg.eigh(hessian)
         return width, axes
-    except RuntimeError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if len(hessian) == 1:
             return hessian.diagonal(dim1=1, dim2=2), torch.eye(hessian.shape[1]).to(hessian)[None]
     parts = [eigen(each) for each in hessian.split(1)]
@@ -153,6 +153,17 @@ def local_step(hessian: Tensor, step: Tensor) -> Tensor:
     curvature = hessian.diagonal(dim1=1, dim2=2)
     wanted = 1e-2 * curvature.clamp_min(1e-300).rsqrt()
     return torch.where(curvature > 0, wanted.clamp(1e-3 * step, 1e3 * step), step)
+
+
+def settled_hessian(energy: Function, x: Tensor) -> Tensor:
+    """The Hessian (D, D) at one state x (D,), by steps that suit it."""
+    at = x.unsqueeze(0)
+    step = 1e-5 * at.abs().mean().clamp_min(1e-8).expand_as(at)
+    hessian = hessian_at(energy, at, step)
+    for _ in range(3):
+        step = local_step(hessian, step)
+        hessian = hessian_at(energy, at, step)
+    return hessian[0]
 
 
 def newton(energy: Function, x: Tensor, hessian: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ def certificate(
     figure: Path = Path("runs/coverage.png"),
     json: Path | None = None,
     markdown: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """How often intervals of log Z at level 0.95 hold the truth: weights of known law, and runs.
 
@@ -110,12 +111,13 @@ def certificate(
         figure: the picture to write.
         json: also write the rows to this file.
         markdown: also write the table into the section `certificate` of this file.
+        trust: whether the runs may name code that is not this package's.
     """
     n, repeats = count_of("n", n, least=100), count_of("repeats", repeats)
     paths = count_of("paths", paths, least=100)
     generator = torch.Generator().manual_seed(seed_of(seed))
     require_outputs(json, figure, markdown=markdown, sections=["certificate"])
-    samplers = [trained(run) for run in runs]
+    samplers = [trained(run, trust) for run in runs]
     points = [
         coverage(name, law, n=n, repeats=repeats, generator=generator) for name, law in LAWS.items()
     ]
@@ -148,22 +150,26 @@ def certificate(
         print(f"\n  picture {figure}")
 
 
-def trained(run: Path) -> tuple[str, Law]:
+def trained(run: Path, trust: bool = False) -> tuple[str, Law]:
     """The target of a run folder, and the log-weights of its sampler less the exact log Z.
 
+    Args:
+        run: the run folder.
+        trust: whether its configuration may name code that is not this package's.
+
     Raises:
-        Mistake: if there are no backward paths, no exact samples or no known log Z.
+        Mistake: if there are no backward paths, no exact samples or no known log Z, or the run has
+            parameters or a temperature other than 1.
     """
-    config, agent = open_run(run)
+    config, agent = open_run(run, trust=trust)
     sampler, energy = agent.sampler(), find(config.env).make_energy(**config.env_args)
-    try:
-        energy.sample(1, torch.Generator().manual_seed(0))
-    except NotImplementedError as error:
-        raise Mistake(f"--runs must have exact samples, got {run}: {error}") from error
-    log_z = energy.log_z
-    if log_z is None or not sampler.has_reverse_weights:
-        raise Mistake(f"--runs must have a known log Z and backward paths, got {run}")
-    exact = log_z
+    exact = energy.log_z
+    if agent.mdp.conditions is not None or agent.mdp.temperature != 1.0:
+        raise Mistake(f"--runs must have temperature 1 and no parameters, got {run}")
+    if exact is None or not energy.can_sample or not sampler.has_reverse_weights:
+        raise Mistake(
+            f"--runs must have exact samples, a known log Z and backward paths, got {run}"
+        )
 
     def forward(n: int, generator: torch.Generator) -> Tensor:
         log_weight = sampler.sample(n, generator).log_weight
