@@ -280,6 +280,10 @@ def test_an_upper_bound_below_the_estimate_is_told() -> None:
             "FunctionEnergy.energy failed on states",
         ),
         ({"target": lambda x: x, "dim": 2}, r"must return shape \(B,\)"),
+        (
+            {"target": lambda x: np.square(np.asarray(x)).sum(-1), "dim": 2},
+            "must return a tensor, got ndarray: give a function of NumPy to Energy.from_function",
+        ),
         ({"target": far_is_an_error, "dim": 2}, "coordinates up to .*: RuntimeError: too far"),
     ],
 )

@@ -21,7 +21,15 @@ def central_differences(energy: Callable[[Tensor], Tensor], x: Tensor, values: T
 
     Returns:
         Gradients, shape (B, D).
+
+    Raises:
+        ValueError: if the values are no tensor.
     """
+    if not isinstance(values, Tensor):
+        raise ValueError(
+            f"energy must return a tensor, got {type(values).__name__}: give a function of NumPy "
+            'to Energy.from_function(..., framework="numpy")'
+        )
     # Cancellation grows as the step falls, curvature as it rises.
     digits = torch.finfo(x.dtype).eps * torch.finfo(values.dtype).eps
     step = digits ** (1 / 6) * x.abs().clamp_min(1.0)
