@@ -26,6 +26,7 @@ from vgs_rl.exploration import (
     fit_location_scale,
     fitted_reference,
     given_one,
+    independent,
     preconditioner,
 )
 from vgs_rl.samplers.kernels import FiniteEnergy
@@ -99,6 +100,12 @@ def survey(
     unit = funnel
     if fast and funnel is None:
         unit = preconditioner(finite, energy.dim, generator)
+        plain = energy if unit is None else MappedEnergy(energy, unit, dtype=dtype)
+        within = FiniteEnergy(plain, dtype=dtype)
+        marginal = independent(within, plain.dim, generator)
+        evaluations += within.evaluations
+        if marginal is not None:
+            unit = marginal if unit is None else Composed(unit, marginal)
     if unit is not None:
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)

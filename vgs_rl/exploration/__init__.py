@@ -12,6 +12,7 @@ from vgs_rl.exploration.coordinates.base import (
 )
 from vgs_rl.exploration.coordinates.bounds import support_of
 from vgs_rl.exploration.coordinates.location_scale import LocationScale, SplineLocationScale
+from vgs_rl.exploration.coordinates.quantiles import Quantiles
 from vgs_rl.exploration.coordinates.support import Support, periodic
 from vgs_rl.exploration.coordinates.tails import Tails
 from vgs_rl.exploration.funnels import common_scale
@@ -23,6 +24,7 @@ from vgs_rl.exploration.islands import (
     explore_again,
 )
 from vgs_rl.exploration.modes import Modes, find_modes, preconditioner
+from vgs_rl.exploration.products import independent
 from vgs_rl.exploration.reference import (
     GaussianReference,
     JoinedReference,
@@ -34,7 +36,7 @@ from vgs_rl.exploration.reference import (
     fitted_reference,
 )
 from vgs_rl.exploration.tail_fit import TailFit, fit_tails
-from vgs_rl.exploration.tempered import Island, tempered_smc
+from vgs_rl.exploration.tempered import Island, moved, tempered_smc
 
 __all__ = [
     "AffineMap",
@@ -53,6 +55,7 @@ __all__ = [
     "MixtureReference",
     "Modes",
     "PriorReference",
+    "Quantiles",
     "Reference",
     "Rotation",
     "SplineLocationScale",
@@ -69,7 +72,9 @@ __all__ = [
     "fit_tails",
     "fitted_reference",
     "given_one",
+    "independent",
     "load_coordinates",
+    "moved",
     "periodic",
     "preconditioner",
     "support_of",

@@ -125,39 +125,20 @@ def tempered_smc(
         log_z += float(log_z_estimate(increment))
         chosen = systematic_resample(increment, n, generator)
         x, e, gradient, ancestor = x[chosen], e[chosen], gradient[chosen], ancestor[chosen]
-        # Each half is whitened by the other: particles that shaped their own moves would bias them.
-        halves = [slice(0, n // 2), slice(n // 2, n)]
-        densities = [
-            Tempered(energy, reference, beta, _whitening(reference, x[other]))
-            for other in reversed(halves)
-        ]
-        points = [
-            density.at(x[half], e[half], gradient[half])
-            for density, half in zip(densities, halves, strict=True)
-        ]
-        before = torch.cat([point.level for point in points])
-        for move in range(most_moves):
-            if move and stop():
-                break
-            ratios, short = [], move % 3 == 2
-            for i, density in enumerate(densities):
-                # Every third trajectory is shorter, by a factor of its own: for narrow places.
-                h = step * _shortening(points[i].level, generator) if short else step
-                points[i], log_ratio = hamiltonian(density, points[i], h, leapfrog_steps, generator)
-                ratios.append(log_ratio)
-            if short:
-                continue
-            rate = float(acceptance_rate(torch.cat(ratios)))
-            step *= math.exp(rate - 0.7)
-            rates.append(rate)
-            memory = _correlation(before, torch.cat([point.level for point in points]))
-            if memory < forgotten and rate > 0.4:
-                break
+        x, e, gradient, step, rate, memory = _moved(
+            energy,
+            reference,
+            beta,
+            (x, e, gradient),
+            generator,
+            step=step,
+            leapfrog_steps=leapfrog_steps,
+            most_moves=most_moves,
+            forgotten=forgotten,
+            stop=stop,
+        )
+        rates += rate
         memories.append(memory)
-        moved = zip(densities, points, strict=True)
-        x = torch.cat([density.coordinates.to_x(point.x) for density, point in moved])
-        e = torch.cat([point.energy for point in points])
-        gradient = torch.cat([point.gradient for point in points])
         levels += 1
     rest = torch.zeros_like(e) if beta >= 1.0 else (1.0 - beta) * (reference.level(x)[0] - e)
     return Island(
@@ -171,6 +152,84 @@ def tempered_smc(
         ancestors=len(ancestor.unique()) / n,
         complete=beta >= 1.0,
     )
+
+
+def moved(
+    energy: FiniteEnergy,
+    reference: Reference,
+    x: Tensor,
+    generator: torch.Generator,
+    *,
+    most_moves: int = 15,
+    stop: Callable[[], bool] = lambda: False,
+) -> Tensor:
+    """States of exp(-E/tau), moved until they have forgotten where in their modes they were.
+
+    What was fitted to states fits these too well to be judged by them. Moved ones are as new, but
+    for the modes' shares.
+
+    Args:
+        energy: the target.
+        reference: whose modes shape the moves.
+        x: states, shape (B, D), B at least 2.
+        generator: source of randomness.
+        most_moves: trajectories, at most.
+        stop: asked before each but the first; True ends the moves.
+    """
+    found = _moved(
+        energy, reference, 1.0, (x, *energy(x)), generator, most_moves=most_moves, stop=stop
+    )
+    return found[0]
+
+
+def _moved(
+    energy: FiniteEnergy,
+    reference: Reference,
+    beta: float,
+    at: tuple[Tensor, Tensor, Tensor],
+    generator: torch.Generator,
+    *,
+    step: float = 0.5,
+    leapfrog_steps: int = 5,
+    most_moves: int = 15,
+    forgotten: float = 0.2,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor, Tensor, float, list[float], float]:
+    """States, E and ∇E of γ_β after moves, the step, rates of acceptance and what is remembered."""
+    x, e, gradient = at
+    n, rates, memory = len(x), [], 1.0
+    # Each half is whitened by the other: particles that shaped their own moves would bias them.
+    halves = [slice(0, n // 2), slice(n // 2, n)]
+    densities = [
+        Tempered(energy, reference, beta, _whitening(reference, x[other]))
+        for other in reversed(halves)
+    ]
+    points = [
+        density.at(x[half], e[half], gradient[half])
+        for density, half in zip(densities, halves, strict=True)
+    ]
+    before = torch.cat([point.level for point in points])
+    for move in range(most_moves):
+        if move and stop():
+            break
+        ratios, short = [], move % 3 == 2
+        for i, density in enumerate(densities):
+            # Every third trajectory is shorter, by a factor of its own: for narrow places.
+            h = step * _shortening(points[i].level, generator) if short else step
+            points[i], log_ratio = hamiltonian(density, points[i], h, leapfrog_steps, generator)
+            ratios.append(log_ratio)
+        if short:
+            continue
+        rate = float(acceptance_rate(torch.cat(ratios)))
+        step *= math.exp(rate - 0.7)
+        rates.append(rate)
+        memory = _correlation(before, torch.cat([point.level for point in points]))
+        if memory < forgotten and rate > 0.4:
+            break
+    x = torch.cat([each.coordinates.to_x(p.x) for each, p in zip(densities, points, strict=True)])
+    e = torch.cat([point.energy for point in points])
+    gradient = torch.cat([point.gradient for point in points])
+    return x, e, gradient, step, rates, memory
 
 
 def _shortening(level: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.agents.automatic.progress import Progress
-from vgs_rl.agents.automatic.survey import survey
+from vgs_rl.agents.automatic.survey import Survey, survey
 from vgs_rl.agents.automatic.trials import Rows, Trial, Trials
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.conditional.energy import require_one
@@ -30,11 +30,13 @@ from vgs_rl.exploration import (
     MappedReference,
     PriorReference,
     Reference,
+    moved,
     support_of,
 )
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
+from vgs_rl.samplers.kernels import FiniteEnergy
 
 EXPLORED = 0.45  # of the time, for exploration
 TURNS = 3  # of learning, with an exploration from the samples between them
@@ -178,9 +180,7 @@ def sample(
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
             verdict = judge_evidence(
-                evidence := _evidence(
-                    best, samples, exploration, ends(samples), found.cautions, seed
-                )
+                evidence := _evidence(best, samples, exploration, ends(samples), found, seed)
             )
             board.judged(verdict, evidence)
             late = (1 - LATE) * seconds
@@ -199,9 +199,7 @@ def sample(
             )
             board.explored(exploration)
             verdict = judge_evidence(
-                evidence := _evidence(
-                    best, samples, exploration, ends(samples), found.cautions, seed
-                )
+                evidence := _evidence(best, samples, exploration, ends(samples), found, seed)
             )
             board.judged(verdict, evidence)
             if verdict.word == "trust" or clock.late(late):
@@ -281,14 +279,17 @@ def _evidence(
     samples: Samples,
     exploration: Exploration,
     doubts: tuple[str, ...],
-    cautions: tuple[str, ...],
+    found: Survey,
     seed: int,
 ) -> Evidence:
-    """What speaks for and against the samples."""
+    """What speaks for and against the samples; where E is fast, new particles say it."""
     assert samples.log_weight is not None
     mdp = best.agent.mdp
     generator = mdp.generator(seed + 1)
     particles = Rows.of(exploration).resampled(generator)
+    if found.fast:
+        energy = FiniteEnergy(found.energy, dtype=found.dtype)
+        particles = moved(energy, exploration.reference, particles, generator)
     z = best.energy.coordinates.to_z(particles)
     backward = best.agent.sampler().reverse_log_weight(z, generator)
     return Evidence.of(
@@ -299,5 +300,5 @@ def _evidence(
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,
         doubts=(*doubts, *exploration.doubts),
-        cautions=cautions,
+        cautions=found.cautions,
     )

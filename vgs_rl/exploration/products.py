@@ -1,0 +1,199 @@
+"""Coordinates that are independent of all others: their marginal densities by quadrature."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vgs_rl.exploration.coordinates.base import Coordinates
+from vgs_rl.exploration.coordinates.quantiles import Quantiles
+from vgs_rl.exploration.funnels import origins
+from vgs_rl.exploration.modes import Function, settled_hessian
+from vgs_rl.samplers.kernels import FiniteEnergy
+
+MOST = 512  # dimensions
+PAIRS = 12  # states at which a gradient's component is compared with that at others
+SHIFT = 1.5  # in widths, of these states around where descents ended
+SAME = 1e-2  # of its size, by which that component may differ
+BATCH = 4_000_000  # numbers of a batch
+NEAR, REACH = 1e-3, 1e8  # in widths, of the first look along a coordinate
+LOOKS, ADDED = 14, 16  # more of them, and the places of each
+DEPTH = 30.0  # nats below the highest density, where knots end
+TURN = 8.0  # nats, that a standard deviation counts as much as
+KNOTS, NODES = 513, 3  # of a spline, and of the quadrature between two
+WORTH = 0.05  # of a log-slope within 4 standard deviations that is not Gaussian
+CHECKED = 64  # states at which the result is held against the energy
+EXACT = 1e-3  # nats a dimension, there
+
+
+def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> Coordinates | None:
+    """Coordinates in which those that are independent of all others are standard normal.
+
+    Of E = e(x_i) + f(all others) the derivative by x_i is the same wherever the others are. Where
+    that holds, E along x_i is the marginal density but for a constant, and one-dimensional
+    quadrature gives its quantiles, in however many wells its mass is.
+
+    Args:
+        energy: E/tau.
+        dim: D.
+        generator: source of randomness.
+
+    Returns:
+        None where no coordinate is independent, where all that are have normal densities, or where
+        D is above 512.
+    """
+    if not 1 <= dim <= MOST:
+        return None
+    starts = origins(energy, dim, generator)
+    if not len(starts):
+        return None
+    width = settled_hessian(energy, starts[0]).diagonal().abs().clamp_min(1e-300).rsqrt()
+    if not bool((width.isfinite() & (width > 0) & (width < 1e100)).all()):
+        return None
+    index = _alone(energy, starts, width, generator)
+    if not len(index):
+        return None
+    tables = _tables(energy, starts, width, index)
+    if tables is None:
+        return None
+    z, x, log_slope = tables
+    middle = torch.where(z.abs() < 4, log_slope, torch.nan)
+    level = middle.nanmean(-1, keepdim=True)
+    bent = (middle - level).abs().nan_to_num(0.0).amax(-1) > WORTH
+    if not bool(bent.any()):
+        return None
+    found = Quantiles(dim, index[bent], z[bent], x[bent], log_slope[bent])
+    return found if _holds(energy, found, starts[0], width, generator) else None
+
+
+def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Generator) -> Tensor:
+    """The coordinates by which the derivative of E is the same at other values of the others."""
+    dim, device = len(width), width.device
+    rows = torch.arange(2 * PAIRS, device=device) % len(starts)
+    shape = (2 * PAIRS, dim)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+    states = starts[rows] + SHIFT * width * normal
+    order = torch.randperm(2 * PAIRS, generator=generator, device=device)
+    here, there = states[order[:PAIRS]], states[order[PAIRS:]]
+    same = torch.ones(dim, dtype=torch.bool, device=device)
+    size = torch.zeros(dim, dtype=torch.float64, device=device)
+    one = torch.eye(dim, dtype=torch.bool, device=device)
+    slopes = []
+    for a, b in zip(here, there, strict=True):  # (D, D): in row i all but x_i are those of a
+        mixed = torch.where(one, b, a)
+        slopes.append((energy(mixed)[1].diagonal(), energy(b.unsqueeze(0))[1][0]))
+    first = torch.stack([each for each, _ in slopes]) * width
+    second = torch.stack([each for _, each in slopes]) * width
+    size = torch.maximum(first.abs(), second.abs()).amax(0).clamp_min(1e-300)
+    same = ((first - second).abs().amax(0) <= SAME * size) & size.isfinite()
+    return same.nonzero().flatten()
+
+
+def _tables(
+    energy: Function, starts: Tensor, width: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Knots z, x there and log dx/dz there of coordinates (N,), all (N, K)."""
+    centre, scale = starts[0], width[index].unsqueeze(1)
+
+    def level(at: Tensor) -> Tensor:
+        """-E at places (N, M) of each coordinate, all others being those of the centre."""
+        return _along(energy, centre, index, at)
+
+    ladder = torch.logspace(math.log10(NEAR), math.log10(REACH), 88, dtype=torch.float64)
+    ladder = torch.cat([ladder, torch.linspace(0.25, 8, 32, dtype=torch.float64)]).to(centre)
+    ladder = torch.cat([-ladder, ladder.new_zeros(1), ladder])
+    ends = starts[:, index].T.unsqueeze(-1) + scale.unsqueeze(1) * ladder.new_tensor([-1, 0, 1])
+    x = torch.cat([centre[index].unsqueeze(1) + scale * ladder, ends.flatten(1)], 1).sort(1).values
+    height = level(x)
+    for _ in range(LOOKS):
+        travel = _travel(x, height)
+        most = travel.topk(ADDED, dim=1).indices
+        added = 0.5 * (x.gather(1, most) + x.gather(1, most + 1))
+        x, order = torch.cat([x, added], 1).sort(1)
+        height = torch.cat([height, level(added)], 1).gather(1, order)
+    travel = _travel(x, height)
+    path = torch.nn.functional.pad(travel.cumsum(1), (1, 0))
+    places = _evenly(x, path, KNOTS)
+    if places is None:
+        return None
+    x, height = places, level(places)
+    rule = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = (torch.from_numpy(part).to(x) for part in rule)
+    half = 0.5 * x.diff(dim=1)
+    between = (x[:, :-1] + half).unsqueeze(-1) + half.unsqueeze(-1) * nodes
+    inner = level(between.flatten(1)).view_as(between)
+    top = torch.maximum(height.amax(1), inner.flatten(1).amax(1)).view(-1, 1)
+    height = (height - top).clamp_min(-DEPTH)
+    inner = (inner - top.unsqueeze(-1)).clamp_min(-DEPTH)
+    mass = (inner.exp() * weights).sum(-1) * half
+    mass = torch.cat([mass[:, :1], mass, mass[:, -1:]], 1)
+    z, total = _quantiles(mass), mass.sum(1, keepdim=True)
+    log_slope = -0.5 * z.square() - 0.5 * math.log(2 * math.pi) - height + total.log()
+    usable = z.isfinite().all() & log_slope.isfinite().all() & (z.diff() > 0).all()
+    return (z, x, log_slope) if bool(usable) else None
+
+
+def _along(energy: Function, centre: Tensor, index: Tensor, at: Tensor) -> Tensor:
+    """-E at places (N, M) of coordinates (N,), the others being those of a state (D,)."""
+    n, m = at.shape
+    rows = max(BATCH // len(centre), 1)
+    which = index.repeat_interleave(m)
+    parts = []
+    for some, place in zip(which.split(rows), at.flatten().split(rows), strict=True):
+        states = centre.expand(len(some), -1).scatter(1, some.unsqueeze(1), place.unsqueeze(1))
+        parts.append(-energy(states)[0])
+    return torch.cat(parts).view(n, m)
+
+
+def _travel(x: Tensor, height: Tensor) -> Tensor:
+    """How much happens between places (N, M) at heights (N, M): nats and quantiles, (N, M - 1)."""
+    height = (height - height.amax(1, keepdim=True)).clamp_min(-2 * DEPTH)
+    top = torch.maximum(height[:, 1:], height[:, :-1])
+    mass = x.diff(dim=1) * 0.5 * (height.exp()[:, 1:] + height.exp()[:, :-1])
+    z = _quantiles(torch.nn.functional.pad(mass, (1, 1)))
+    return torch.where(top > -DEPTH, height.diff(dim=1).abs().clamp_max(DEPTH) + TURN * z.diff(), 0)
+
+
+def _quantiles(mass: Tensor) -> Tensor:
+    """Of a standard normal, between intervals (N, M + 1) of these masses: shape (N, M)."""
+    below, above = mass.cumsum(1)[:, :-1], mass.flip(1).cumsum(1).flip(1)[:, 1:]
+    total = mass.sum(1, keepdim=True)
+    share = (torch.minimum(below, above) / total).clamp(1e-300, 0.5)
+    z = torch.special.ndtri(share)
+    return torch.where(below < above, z, -z)
+
+
+def _evenly(x: Tensor, path: Tensor, n: int) -> Tensor | None:
+    """Places (N, n) between places (N, M), evenly along a path (N, M), if they all differ."""
+    at = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) * path[:, -1:]
+    left = torch.searchsorted(path, at) - 1
+    left[:, :1] = torch.searchsorted(path, at[:, :1].contiguous(), right=True) - 1
+    left = left.clamp(0, path.shape[1] - 2)
+    start, end = path.gather(1, left), path.gather(1, left + 1)
+    share = ((at - start) / (end - start).clamp_min(1e-300)).clamp(0, 1)
+    places = x.gather(1, left) + share * (x.gather(1, left + 1) - x.gather(1, left))
+    return places if bool((places.diff() > 0).all()) else None
+
+
+def _holds(
+    energy: Function,
+    found: Quantiles,
+    centre: Tensor,
+    width: Tensor,
+    generator: torch.Generator,
+) -> bool:
+    """Whether E is |z|²/2 in the mapped coordinates, wherever the others are."""
+    dim = len(centre)
+    shape = (CHECKED, dim)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=centre.device)
+    mapped = torch.zeros(dim, dtype=torch.bool, device=centre.device)
+    mapped[found.index] = True
+    z = torch.where(mapped, normal, centre + SHIFT * width * normal)
+    plain = torch.where(mapped, 0.0, z)
+    x, log_det = found.with_log_det(torch.cat([z, plain]))
+    level = (energy(x)[0] - log_det).view(2, -1)
+    off = level[0] - level[1] - 0.5 * torch.where(mapped, z, 0.0).square().sum(-1)
+    return bool(off.abs().nan_to_num(math.inf).max() < EXACT * dim)
