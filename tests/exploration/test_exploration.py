@@ -101,6 +101,13 @@ def test_few_states_of_any_affine_copy_whiten_as_those_of_the_original(dim: int)
     assert float(widths[0] / widths[-1]) < 1.1 * float(plain[0] / plain[-1])
 
 
+def test_independent_coordinates_whiten_by_a_diagonal() -> None:
+    """The full covariance of 1,000 states of 64 coordinates would cost a nat."""
+    x = torch.randn(1000, 64, generator=generator(), dtype=torch.float64)
+    factor = AffineMap.whitening(3 * x + 1).factor / 3
+    assert float((factor - torch.eye(64)).abs().max()) < 0.1
+
+
 def test_states_fewer_than_coordinates_whiten_by_a_shrunk_covariance() -> None:
     x = torch.randn(40, 64, generator=generator(), dtype=torch.float64)
     widths = torch.linalg.svdvals(AffineMap.whitening(x).factor)

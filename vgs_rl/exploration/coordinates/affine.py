@@ -12,6 +12,7 @@ from vgs_rl.exploration.coordinates.base import Coordinates, Mapped, part_of
 
 MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
 POWERS = 9  # of a tenth, by which a covariance may be shrunk less than its size asks for
+MORE = (1.0, 0.9, 0.75, 0.5, 0.3, 0.15)  # shares of the diagonal, where it is all that is known
 ENOUGH = 5.0  # states for each dimension, from which it may
 ROUNDING = 1e-12  # of a correlation
 
@@ -95,9 +96,9 @@ class AffineMap(Coordinates, kind="affine"):
         """The map in whose coordinates states x (B, D) have mean 0 and unit covariance.
 
         The covariance is diagonal above MOST_FULL dimensions. Below, it is shrunk towards its
-        diagonal, the more the fewer different states there are, but no more than makes states that
-        are left out likely. Shrinking by a hundredth alone would leave an ellipsoid with axes of
-        1 and 10,000 a thousand times as long as it is wide.
+        diagonal as far as makes states that are left out likeliest: wholly where coordinates are
+        independent, and hardly where they depend on each other. Shrinking by a hundredth alone
+        would leave an ellipsoid with axes of 1 and 10,000 a thousand times as long as it is wide.
 
         Args:
             x: states, shape (B, D).
@@ -143,7 +144,8 @@ def _shrinkage(correlation: Tensor, scaled: Tensor, weight: Tensor, most: float)
     Morrison (Theiler, Proc. SPIE 8390, 2012).
     """
     size, axes = torch.linalg.eigh(correlation)
-    shares = most * 0.1 ** torch.arange(POWERS, dtype=size.dtype, device=size.device)
+    less = most * 0.1 ** torch.arange(POWERS, dtype=size.dtype, device=size.device)
+    shares = torch.cat([size.new_tensor([share for share in MORE if share > most]), less])
     width = (1 - shares) * size.clamp_min(0.0).unsqueeze(-1) + shares + ROUNDING  # (D, shares)
     square = (scaled @ axes).square() @ (1 / width)  # (n, shares), in units of the width
     left = (1 - (1 - shares) * weight.unsqueeze(-1) * square).clamp_min(ROUNDING)
