@@ -239,7 +239,11 @@ def _independent_axes(z: Tensor) -> Tensor | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         search = FastICA(whiten=False, algorithm="deflation", max_iter=100, random_state=0)
-        exactly = AffineMap.whitening(z).to_z(z)  # as the search takes for granted
+        gap = z - z.mean(0)  # the search takes exact whiteness for granted
+        root, info = torch.linalg.cholesky_ex(torch.cov(z.T))
+        if int(info):
+            return None
+        exactly = torch.linalg.solve_triangular(root, gap.T, upper=False).T
         found = search.fit(exactly.cpu().numpy())
     rotation = torch.as_tensor(found.components_, dtype=torch.float64)
     if not bool(rotation.isfinite().all()):

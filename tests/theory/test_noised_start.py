@@ -120,6 +120,25 @@ def test_a_product_is_the_mixture_of_all_its_combinations() -> None:
     )
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+def test_variances_of_few_states_are_as_alike_as_states_say(spread: float) -> None:
+    """Of 40 components with 50 states each; each own variance would cost a nat and a half."""
+    generator = source()
+    means = 10 * torch.randn(40, 50, generator=generator, dtype=torch.float64)
+    width = (spread * torch.randn(40, 50, generator=generator, dtype=torch.float64)).exp()
+
+    def draw() -> Tensor:
+        which = torch.randint(40, (2000,), generator=generator)
+        normal = torch.randn(2000, 50, generator=generator, dtype=torch.float64)
+        return means[which] + width[which] * normal
+
+    fitted = fit_mixture(draw(), 40, generator, kind="diagonal", begin=means)
+    truth = Mixture(weights=torch.full((40,), 1 / 40), means=means, covariances=width.square())
+    x = draw()
+    lost = float((truth.log_prob(x) - fitted.log_prob(x)).mean())
+    assert lost < (1.8 if spread else 0.8)
+
+
 @pytest.mark.parametrize("kind", ["diagonal", "full"])
 def test_a_chain_from_the_targets_own_mixture_needs_no_learning(kind: str) -> None:
     """Its value is exact, so that weights lack what finite steps lose alone."""

@@ -166,7 +166,8 @@ def judge_evidence(evidence: Evidence) -> Verdict:
             f"{evidence.effective:.0f} effective samples are fewer than {LEAST:.0f}; draw more, or "
             "give it more seconds"
         )
-    if proven.contradicts:
+    below = 0.0 if proven.log_z_high is None else proven.log_z - proven.log_z_high
+    if proven.contradicts and below > AGREE:  # SMC's particles are not quite independent samples
         against.append("exploration's particles are not of the target that the weights show")
     gap = abs(proven.log_z - evidence.explored_log_z)
     allowed = AGREE + 3 * (proven.log_z_error or 0.0) + min(evidence.explored_spread, 0.3)
@@ -189,7 +190,6 @@ def judge_evidence(evidence: Evidence) -> Verdict:
     if evidence.dead > 0.5:
         against.append(f"{evidence.dead:.0%} of the samples have weight 0")
     notes = []
-    below = 0.0 if proven.log_z_high is None else proven.log_z - proven.log_z_high
     if below > 0:
         notes.append(
             f"the upper bound of log Z is {below:.2g} below its estimate: "

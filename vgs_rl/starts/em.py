@@ -107,8 +107,8 @@ def fit_mixture(
     """Maximum likelihood by EM.
 
     A component's covariance is shrunk towards its diagonal, and that towards the mean variance
-    within components, the more the fewer states it has. So a handful of states gives no singular
-    one, in any dimension.
+    within components, the more the fewer states it has and the more alike the variances are. So a
+    handful of states gives no singular one, in any dimension.
 
     Args:
         x: states, shape (n, D).
@@ -158,7 +158,8 @@ def _maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
     own = (second - means.square()).clamp_min(0.0)
     pooled = weights @ own
     count = (mass * size).unsqueeze(-1)  # effective states of each component
-    variance = torch.maximum((count * own + 2 * pooled) / (count + 2), least)
+    prior = _alike(own / pooled.clamp_min(1e-300), count, weights)
+    variance = torch.maximum((count * own + prior * pooled) / (count + prior), least)
     if kind == "diagonal":
         return Mixture(weights=weights, means=means, covariances=variance)
     covariances = []
@@ -170,6 +171,22 @@ def _maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
         covariance.diagonal().copy_(variance[k] * (1 + 1e-9))
         covariances.append(covariance)
     return Mixture(weights=weights, means=means, covariances=torch.stack(covariances))
+
+
+def _alike(ratio: Tensor, count: Tensor, weights: Tensor) -> Tensor:
+    """How many states the mean variance counts for, between 2 and 1,000.
+
+    Variances of `count` states differ by 2/count of their square though their truths are equal.
+    What they differ by beyond that is how much these do (Smyth, Stat. Appl. Genet. Mol. Biol. 3,
+    2004).
+
+    Args:
+        ratio: variances of components over their mean, shape (K, D).
+        count: effective states of each component, shape (K, 1).
+        weights: of the components, shape (K,).
+    """
+    beyond = (weights @ ((ratio - 1).square() - 2 / count.clamp_min(2.0))).mean()
+    return 2 / beyond.nan_to_num(1.0).clamp(2e-3, 1.0)
 
 
 def _tied(x: Tensor, shares: Tensor, means: Tensor, size: Tensor) -> Tensor:
