@@ -133,7 +133,9 @@ def test_variances_of_few_states_are_as_alike_as_states_say(spread: float) -> No
         return means[which] + width[which] * normal
 
     fitted = fit_mixture(draw(), 40, generator, kind="diagonal", begin=means)
-    truth = Mixture(weights=torch.full((40,), 1 / 40), means=means, covariances=width.square())
+    truth = Mixture(
+        weights=torch.full((40,), 1 / 40).double(), means=means, covariances=width.square()
+    )
     x = draw()
     lost = float((truth.log_prob(x) - fitted.log_prob(x)).mean())
     assert lost < (1.8 if spread else 0.8)
