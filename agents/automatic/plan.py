@@ -94,7 +94,7 @@ def make_plan(
             seconds=seconds - share,
             target_ess=ENOUGH,
             tell=tell,
-            guided=found.fast,
+            guided=found.fast and not found.marginals,
         )
         design = trials.choose().design
     decided = replace(

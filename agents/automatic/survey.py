@@ -46,6 +46,8 @@ class Survey:
             coordinates depend less on each other.
         unit: the map from these to the energy's own coordinates, or None.
         bends: how many of its maps undo funnels and bananas.
+        marginals: whether some coordinates are quantiles: between wells these are so steep that ∇E
+            is the difference of large numbers, which no guide should follow.
         exploration: of `energy`.
         doubts: why its coordinates should not be believed, a sentence each.
         cautions: why they may be wrong without a sign of it, a sentence each.
@@ -57,6 +59,7 @@ class Survey:
     energy: Energy
     unit: Coordinates | None
     bends: int
+    marginals: bool
     exploration: Exploration
     doubts: tuple[str, ...]
     cautions: tuple[str, ...]
@@ -98,6 +101,7 @@ def survey(
     if fast and funnel is None:
         funnel = given_one(finite, energy.dim, generator)
     unit = funnel
+    marginal: Coordinates | None = None
     if fast and funnel is None:
         unit = preconditioner(finite, energy.dim, generator)
         plain = energy if unit is None else MappedEnergy(energy, unit, dtype=dtype)
@@ -156,6 +160,7 @@ def survey(
         energy=energy,
         unit=unit,
         bends=BENDS - left + (funnel is not None),
+        marginals=marginal is not None,
         exploration=exploration,
         doubts=doubts,
         cautions=cautions,

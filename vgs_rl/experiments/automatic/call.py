@@ -169,7 +169,7 @@ def sample(
                 target_ess=target_ess,
                 tell=tell,
                 known=known,
-                guided=found.fast,
+                guided=found.fast and not found.marginals,
                 noted=board.trial,
             )
             share = 0.6 if turn + 1 < TURNS else 0.9
