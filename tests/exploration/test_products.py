@@ -10,7 +10,7 @@ from torch import Tensor
 from vgs_rl import Energy, FunctionEnergy
 from vgs_rl.agents.automatic.survey import survey
 from vgs_rl.envs import GMM9, BreastCancer, FortyModes, Funnel, Gaussian, ManyWell, Phi4, StudentT
-from vgs_rl.exploration import Clock, Quantiles, independent, load_coordinates
+from vgs_rl.exploration import Clock, MappedEnergy, Quantiles, independent, load_coordinates
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 WELLS = slice(2, 6)
@@ -73,6 +73,16 @@ def test_what_is_independent_is_normal_there(energy: Energy, mapped: list[int], 
     assert float(off(energy, found, z).abs().max()) < 2e-3 * energy.dim
 
 
+@pytest.mark.parametrize("energy", [ManyWell(32), FunctionEnergy(some_wells, 6)])
+def test_gradients_there_are_those_of_a_normal_nearly_everywhere(energy: Energy) -> None:
+    found = found_in(energy, 0)
+    assert found is not None
+    mapped = MappedEnergy(energy, found, dtype=torch.float64)
+    z = torch.randn(2000, energy.dim, generator=source(1), dtype=torch.float64)
+    off = (mapped.with_gradient(z)[1] - z)[:, found.index].abs()
+    assert float(off.flatten().quantile(0.999)) < 0.5
+
+
 def test_a_barrier_of_hundreds_of_nats_keeps_both_wells_in_their_shares() -> None:
     def energy(x: Tensor) -> Tensor:
         return (30 * (x.square() - 4).square() + x / 2).sum(-1)
@@ -105,7 +115,7 @@ def test_other_targets_stay_as_they_are(energy: Energy) -> None:
 def test_a_survey_of_a_product_ends_in_a_standard_normal() -> None:
     energy = ManyWell(64)
     found = survey(energy, source(), clock=Clock(), seconds=20, tell=lambda _: None)
-    assert found.unit is not None
+    assert found.unit is not None and found.marginals
     z = torch.randn(200, 64, generator=source(1), dtype=torch.float64)
     level = found.energy(z) - 0.5 * z.square().sum(-1)
     assert float(level.std()) < 0.02

@@ -78,17 +78,13 @@ def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Gen
     states = starts[rows] + SHIFT * width * normal
     order = torch.randperm(2 * PAIRS, generator=generator, device=device)
     here, there = states[order[:PAIRS]], states[order[PAIRS:]]
-    same = torch.ones(dim, dtype=torch.bool, device=device)
-    size = torch.zeros(dim, dtype=torch.float64, device=device)
     one = torch.eye(dim, dtype=torch.bool, device=device)
-    slopes = []
-    for a, b in zip(here, there, strict=True):  # (D, D): in row i all but x_i are those of a
-        mixed = torch.where(one, b, a)
-        slopes.append((energy(mixed)[1].diagonal(), energy(b.unsqueeze(0))[1][0]))
-    first = torch.stack([each for each, _ in slopes]) * width
-    second = torch.stack([each for _, each in slopes]) * width
-    size = torch.maximum(first.abs(), second.abs()).amax(0).clamp_min(1e-300)
-    same = ((first - second).abs().amax(0) <= SAME * size) & size.isfinite()
+    # In row i of (D, D) coordinate i is that of the second state, and all others of the first.
+    pairs = zip(here, there, strict=True)
+    mixed = torch.stack([energy(torch.where(one, b, a))[1].diagonal() for a, b in pairs])
+    second = energy(there)[1]
+    size = torch.maximum(mixed.abs(), second.abs()).amax(0).clamp_min(1e-300)
+    same = ((mixed - second).abs().amax(0) <= SAME * size) & size.isfinite()
     return same.nonzero().flatten()
 
 
