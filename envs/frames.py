@@ -24,6 +24,7 @@ Array = NDArray[Any]
 Frame = NDArray[np.uint8]
 SIDE, HEADER = 480, 28  # pixels; multiples of 4, as video codecs want them
 SAMPLER, VALUE = (np.array(to_rgb(c)) * 255 for c in (draw.SAMPLER, draw.ACCENTS[1]))
+DPI = 100
 WHITE = np.full(3, 255.0)
 
 
@@ -42,13 +43,18 @@ def headed(mdp: SamplingMDP, t: int | Array) -> Frame:
 @lru_cache(maxsize=64)
 def _text(text: str, width: int) -> Frame:
     """A name, or a single letter of one width, in a strip of the header's height."""
-    figure = Figure(figsize=(width / 100, HEADER / 100), dpi=100)
+    figure = Figure(figsize=inches(width, HEADER), dpi=DPI)
     style: dict[str, Any] = {"va": "center", "fontsize": 9.5, "color": draw.INK}
     if len(text) == 1:
         figure.text(0.5, 0.5, text, ha="center", family="monospace", **style)
     else:
         figure.text(8 / width, 0.5, text, fontweight="bold", **style)
     return pixels(figure)
+
+
+def inches(width: int, height: int) -> tuple[float, float]:
+    """A figure's size for so many pixels: a little more, since matplotlib 3.8 rounds it down."""
+    return (width + 0.25) / DPI, (height + 0.25) / DPI
 
 
 def pixels(figure: Figure) -> Frame:
@@ -104,7 +110,7 @@ class Panel(Scene):
         self._way: Array
         self._stops: Array
         with rc_context(draw.STYLE):
-            figure = Figure(figsize=(SIDE / 100, (SIDE - HEADER) / 100), dpi=100)
+            figure = Figure(figsize=inches(SIDE, SIDE - HEADER), dpi=DPI)
             axes = figure.add_axes((0.135, 0.105, 0.84, 0.87))
             axes.set(xlim=view.x, ylim=view.y, xlabel=labels[0], ylabel=labels[1])
             if not labels[1]:

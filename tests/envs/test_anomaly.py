@@ -16,6 +16,8 @@ from vgs_rl.envs.anomaly.textures import BAND, BANDS, CROP
 from vgs_rl.evaluation.detection import LabelledFeatures, score_features
 from vgs_rl.plots.detection import plot_detections
 
+pytest.importorskip("skimage", reason="needs the extra anomaly")
+
 SMALL = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
 
 
