@@ -112,6 +112,17 @@ def test_other_targets_stay_as_they_are(energy: Energy) -> None:
         assert found_in(energy, seed) is None
 
 
+def test_a_coordinate_without_an_integral_leaves_the_others_theirs() -> None:
+    """Of 1 / (1 + |x|) and a double well, whose shares nothing but the quadrature knows."""
+
+    def energy(x: Tensor) -> Tensor:
+        return x[:, 0].abs().log1p() + (x[:, 1].square() - 3).square() + x[:, 1] / 2
+
+    found = found_in(FunctionEnergy(energy, 2), 0)
+    assert found is not None
+    assert found.index.tolist() == [1]
+
+
 def test_a_survey_of_a_product_ends_in_a_standard_normal() -> None:
     energy = ManyWell(64)
     found = survey(energy, source(), clock=Clock(), seconds=20, tell=lambda _: None)

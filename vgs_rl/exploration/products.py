@@ -21,6 +21,7 @@ SAME = 1e-2  # of its size, by which that component may differ
 BATCH = 4_000_000  # numbers of a batch
 NEAR, REACH = 1e-3, 1e8  # in widths, of the first look along a coordinate
 LOOKS, ADDED = 14, 16  # more of them, and the places of each
+BEYOND = 1e-3  # of the mass, about, that may lie where the look does not reach
 DEPTH = 30.0  # nats below the highest density, where knots end
 TURN = 8.0  # nats, that a standard deviation counts as much as
 KNOTS, NODES = 2049, 2  # of a spline, so many that gradients are right, and of the quadrature
@@ -42,8 +43,8 @@ def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> C
         generator: source of randomness.
 
     Returns:
-        None where no coordinate is independent, where all that are have normal densities, or where
-        D is above 512.
+        None where no coordinate is independent, where all that are have normal densities or tails
+        beyond reach, or where D is above 512.
     """
     if not 1 <= dim <= MOST:
         return None
@@ -56,13 +57,11 @@ def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> C
     index = _alone(energy, starts, width, generator)
     if not len(index):
         return None
-    tables = _tables(energy, starts, width, index)
-    if tables is None:
-        return None
-    z, x, log_slope = tables
+    z, x, log_slope, usable = _tables(energy, starts, width, index)
     middle = torch.where(z.abs() < 4, log_slope, torch.nan)
     level = middle.nanmean(-1, keepdim=True)
     bent = (middle - level).abs().nan_to_num(0.0).amax(-1) > WORTH
+    bent &= usable
     if not bool(bent.any()):
         return None
     found = Quantiles(dim, index[bent], z[bent], x[bent], log_slope[bent])
@@ -90,8 +89,11 @@ def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Gen
 
 def _tables(
     energy: Function, starts: Tensor, width: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Knots z, x there and log dx/dz there of coordinates (N,), all (N, K)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Knots z, x there and log dx/dz there of coordinates (N,), all (N, K), and which are usable.
+
+    Those are not whose knots do not rise, or whose tails have too much mass where the look ends.
+    """
     centre, scale = starts[0], width[index].unsqueeze(1)
 
     def level(at: Tensor) -> Tensor:
@@ -112,10 +114,8 @@ def _tables(
         height = torch.cat([height, level(added)], 1).gather(1, order)
     travel = _travel(x, height)
     path = torch.nn.functional.pad(travel.cumsum(1), (1, 0))
-    places = _evenly(x, path, KNOTS)
-    if places is None:
-        return None
-    x, height = places, level(places)
+    x = _evenly(x, path, KNOTS)
+    height = level(x)
     rule = np.polynomial.legendre.leggauss(NODES)
     nodes, weights = (torch.from_numpy(part).to(x) for part in rule)
     half = 0.5 * x.diff(dim=1)
@@ -128,8 +128,11 @@ def _tables(
     mass = torch.cat([mass[:, :1], mass, mass[:, -1:]], 1)
     z, total = _quantiles(mass), mass.sum(1, keepdim=True)
     log_slope = -0.5 * z.square() - 0.5 * math.log(2 * math.pi) - height + total.log()
-    usable = z.isfinite().all() & log_slope.isfinite().all() & (z.diff() > 0).all()
-    return (z, x, log_slope) if bool(usable) else None
+    usable = (z.isfinite() & log_slope.isfinite()).all(1) & (x.diff(dim=1) > 0).all(1)
+    ends = torch.stack([x[:, 0], x[:, -1]], 1) - centre[index].unsqueeze(1)
+    beyond = ends.abs() * height[:, [0, -1]].exp() / total  # of 1 / x^(1 + a), a times the mass
+    usable &= (z.diff(dim=1) > 0).all(1) & (beyond < BEYOND).all(1)
+    return z, x, log_slope, usable
 
 
 def _along(energy: Function, centre: Tensor, index: Tensor, at: Tensor) -> Tensor:
@@ -162,16 +165,15 @@ def _quantiles(mass: Tensor) -> Tensor:
     return torch.where(below < above, z, -z)
 
 
-def _evenly(x: Tensor, path: Tensor, n: int) -> Tensor | None:
-    """Places (N, n) between places (N, M), evenly along a path (N, M), if they all differ."""
+def _evenly(x: Tensor, path: Tensor, n: int) -> Tensor:
+    """Places (N, n) between places (N, M), evenly along a path (N, M)."""
     at = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) * path[:, -1:]
     left = torch.searchsorted(path, at) - 1
     left[:, :1] = torch.searchsorted(path, at[:, :1].contiguous(), right=True) - 1
     left = left.clamp(0, path.shape[1] - 2)
     start, end = path.gather(1, left), path.gather(1, left + 1)
     share = ((at - start) / (end - start).clamp_min(1e-300)).clamp(0, 1)
-    places = x.gather(1, left) + share * (x.gather(1, left + 1) - x.gather(1, left))
-    return places if bool((places.diff() > 0).all()) else None
+    return x.gather(1, left) + share * (x.gather(1, left + 1) - x.gather(1, left))
 
 
 def _holds(
