@@ -28,6 +28,9 @@ from vgs_rl.weights import (
 )
 
 SHORTEST = 0.03  # of a trajectory's step, in units of the adapted one
+FIRST_STEP, LEAPFROG_STEPS = 0.5, 5  # of a trajectory, in whitened coordinates
+MOST_MOVES = 15  # trajectories at a level
+FORGOTTEN = 0.2  # correlation of levels, before and after, at which moves are enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +96,9 @@ def tempered_smc(
     n: int,
     generator: torch.Generator,
     *,
-    leapfrog_steps: int = 5,
-    most_moves: int = 15,
-    forgotten: float = 0.2,
+    leapfrog_steps: int = LEAPFROG_STEPS,
+    most_moves: int = MOST_MOVES,
+    forgotten: float = FORGOTTEN,
     most_levels: int = 400,
     stop: Callable[[], bool] = lambda: False,
 ) -> Island:
@@ -114,7 +117,7 @@ def tempered_smc(
     """
     x = reference.sample(n, generator)
     e, gradient = energy(x)
-    beta, log_z, step, levels = 0.0, 0.0, 0.5, 0
+    beta, log_z, step, levels = 0.0, 0.0, FIRST_STEP, 0
     rates, memories = [], [0.0]
     ancestor = torch.arange(n, device=x.device)
     while beta < 1.0 and levels < most_levels and not stop():
@@ -131,11 +134,11 @@ def tempered_smc(
             beta,
             (x, e, gradient),
             generator,
-            step=step,
-            leapfrog_steps=leapfrog_steps,
-            most_moves=most_moves,
-            forgotten=forgotten,
-            stop=stop,
+            step,
+            leapfrog_steps,
+            most_moves,
+            forgotten,
+            stop,
         )
         rates += rate
         memories.append(memory)
@@ -155,13 +158,7 @@ def tempered_smc(
 
 
 def moved(
-    energy: FiniteEnergy,
-    reference: Reference,
-    x: Tensor,
-    generator: torch.Generator,
-    *,
-    most_moves: int = 15,
-    stop: Callable[[], bool] = lambda: False,
+    energy: FiniteEnergy, reference: Reference, x: Tensor, generator: torch.Generator
 ) -> Tensor:
     """States of exp(-E/tau), moved until they have forgotten where in their modes they were.
 
@@ -173,13 +170,14 @@ def moved(
         reference: whose modes shape the moves.
         x: states, shape (B, D), B at least 2.
         generator: source of randomness.
-        most_moves: trajectories, at most.
-        stop: asked before each but the first; True ends the moves.
+
+    Returns:
+        Shape (B, D).
     """
-    found = _moved(
-        energy, reference, 1.0, (x, *energy(x)), generator, most_moves=most_moves, stop=stop
-    )
-    return found[0]
+    at = (x, *energy(x))
+    return _moved(
+        energy, reference, 1.0, at, generator, FIRST_STEP, LEAPFROG_STEPS, MOST_MOVES, FORGOTTEN
+    )[0]
 
 
 def _moved(
@@ -188,11 +186,10 @@ def _moved(
     beta: float,
     at: tuple[Tensor, Tensor, Tensor],
     generator: torch.Generator,
-    *,
-    step: float = 0.5,
-    leapfrog_steps: int = 5,
-    most_moves: int = 15,
-    forgotten: float = 0.2,
+    step: float,
+    leapfrog_steps: int,
+    most_moves: int,
+    forgotten: float,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor, Tensor, float, list[float], float]:
     """States, E and ∇E of γ_β after moves, the step, rates of acceptance and what is remembered."""
