@@ -188,7 +188,7 @@ def test_gymnasium_records_films(tmp_path):
 
 
 @pytest.mark.skipif(
-    not hasattr(gymnasium.wrappers.vector, "RecordVideo"), reason="of a newer gymnasium"
+    not hasattr(gymnasium.wrappers.vector, "RecordVideo"), reason="gymnasium 1.1 has none"
 )
 @pytest.mark.parametrize("vector", ["vector_entry_point", "sync"])
 def test_gymnasiums_vector_recorder_gets_a_frame_for_each_environment(

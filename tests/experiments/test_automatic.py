@@ -225,7 +225,7 @@ def changed(change: dict[str, Any]) -> Evidence:
         ({"certificate": {"k_hat": 0.8}}, "tail is too heavy"),
         ({"certificate": {"k_hat": math.nan}}, "tail is too heavy"),
         ({"certificate": {"ess": 0.005}}, "50 effective samples are fewer"),
-        ({"certificate": {"log_z_high": 0.8}}, "not of the target that the weights show"),
+        ({"certificate": {"log_z_high": 0.89}}, "not of the target that the weights show"),
         ({"explored_log_z": 2.0}, "log Z of the weights and of exploration differ by 1.00"),
         ({"explored_log_z": math.nan}, "differ by nan"),
         ({"eubo": 0.2}, "contradict log Z"),

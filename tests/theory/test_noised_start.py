@@ -122,7 +122,7 @@ def test_a_product_is_the_mixture_of_all_its_combinations() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.7])
 def test_variances_of_few_states_are_as_alike_as_states_say(spread: float) -> None:
-    """Of 40 components with 50 states each; each own variance would cost a nat and a half."""
+    """Of 40 components with 50 states each; with a variance of its own each would cost a nat."""
     generator = source()
     means = 10 * torch.randn(40, 50, generator=generator, dtype=torch.float64)
     width = (spread * torch.randn(40, 50, generator=generator, dtype=torch.float64)).exp()
