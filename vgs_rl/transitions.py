@@ -79,5 +79,5 @@ class CoordinateMap(Protocol):
     def to_x(self, z: Tensor) -> Tensor:
         """X (B, D_x) of z (B, D_z)."""
 
-    def to_z(self, x: Tensor) -> Tensor:
-        """Z (B, D_z) of x (B, D_x)."""
+    def to_z(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Z (B, D_z) of x (B, D_x); the generator chooses one of many."""

@@ -12,7 +12,14 @@ from torch import Tensor
 from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.chain import ScheduleConfig
-from vgs_rl.exploration import AffineMap, Composed, Coordinates, Rotation, fit_tails
+from vgs_rl.exploration import (
+    AffineMap,
+    Composed,
+    Coordinates,
+    Rotation,
+    fit_components,
+    fit_tails,
+)
 from vgs_rl.mdp import MDPConfig
 from vgs_rl.networks.config import MixtureNetwork
 from vgs_rl.starts import (
@@ -24,6 +31,8 @@ from vgs_rl.starts import (
     fit_product,
 )
 from vgs_rl.weights import systematic_resample
+
+Tails = Literal["none", "radial", "coordinates", "components"]
 
 PARTICLES = 6_000  # that a design is fitted to
 CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture
@@ -40,7 +49,8 @@ class Design:
         steps: T.
         total_noise: S_0.
         guided: whether ∇E guides the value.
-        tails: the kind of heavy tails that the coordinates take away.
+        tails: the kind of heavy tails that the coordinates take away, of the target or of each
+            component.
     """
 
     coordinates: Coordinates
@@ -49,7 +59,7 @@ class Design:
     steps: int = 20
     total_noise: float = 0.8
     guided: bool = True
-    tails: Literal["none", "radial", "coordinates"] = "none"
+    tails: Tails = "none"
 
     @property
     def kind(self) -> str:
@@ -92,7 +102,11 @@ class Design:
         """The agent."""
         dim = self.coordinates.dim_z
         objective = GradientMatching(
-            batch_size=512, references=1024 if dim <= 32 else 0, start_size=4096, first_size=2048
+            batch_size=512,
+            references=1024 if dim <= 32 else 0,
+            start_size=4096,
+            first_size=2048,
+            targets="denoising" if self.tails == "components" else "auto",
         )
         network = MixtureNetwork(guided=self.guided)
         return ValueGradientConfig(objective=objective, network=network, prior_std=1.0)
@@ -135,9 +149,7 @@ def choose_design(
         coordinates the target has. The first has less to correct, the second also connects what
         the mixture keeps apart.
     """
-    some = torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]
-    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
-    x, log_weight = x[some].double(), log_weight[some].double()
+    x, log_weight = _some(x, log_weight, generator)
     heavy = fit_tails(x, log_weight) if tails else None
     if heavy is None or heavy.kind == "none":
         return _light(x, log_weight, generator, modes)
@@ -149,6 +161,40 @@ def choose_design(
         for design in (local, whole)
     )
     return local, whole
+
+
+def design_of_components(
+    x: Tensor,
+    generator: torch.Generator,
+    *,
+    log_weight: Tensor | None = None,
+    modes: Tensor | None = None,
+) -> Design | None:
+    """A standard normal that coordinates make a mixture of Student-t; see :func:`choose_design`.
+
+    It is without ∇E, since E jumps where components meet.
+
+    Returns:
+        None where no such mixture is clearly likelier than Gaussians.
+    """
+    x, log_weight = _some(x, log_weight, generator)
+    coordinates = fit_components(x, generator, log_weight, modes)
+    if coordinates is None:
+        return None
+    one = torch.ones(1, coordinates.dim_z, dtype=torch.float64, device=x.device)
+    mixture = Mixture(weights=one[:, 0], means=torch.zeros_like(one), covariances=one)
+    return Design(
+        coordinates=coordinates, mixture=mixture, unit="target", guided=False, tails="components"
+    )
+
+
+def _some(
+    x: Tensor, log_weight: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Particles that a design is fitted to, in float64, and their log-weights."""
+    some = torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]
+    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
+    return x[some].double(), log_weight[some].double()
 
 
 def _light(

@@ -53,9 +53,9 @@ class Explored:
         """User's coordinates of z (B, D), in the type that the energy computes in."""
         return self.energy.to_x(z)
 
-    def to_z(self, x: Tensor) -> Tensor:
-        """The chain's coordinates of x (B, D), float64."""
-        return self.energy.coordinates.to_z(x)
+    def to_z(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The chain's coordinates of x (B, D), float64; the generator chooses one of many."""
+        return self.energy.coordinates.to_z(x, generator)
 
     def evidence(self, sampler: ChainSampler, samples: Samples, seed: int) -> Evidence:
         """What speaks for and against samples of x.

@@ -29,7 +29,8 @@ class ExplorationConfig:
         seconds: about how long exploration and the choice may take together.
         unit: what has unit size in the chain's coordinates, the target or a component of the start;
             known afterwards.
-        tails: heavy tails that the coordinates take away; known afterwards.
+        tails: heavy tails that the coordinates take away, of the target or of each component; known
+            afterwards.
         bends: how many of its maps undo funnels and bananas; known afterwards.
         effort: how much was done, by name and in its order; known afterwards.
     """
@@ -37,7 +38,7 @@ class ExplorationConfig:
     when: When = "auto"
     seconds: float = 60.0
     unit: Literal["target", "component"] | None = None
-    tails: Literal["none", "radial", "coordinates"] | None = None
+    tails: Literal["none", "radial", "coordinates", "components"] | None = None
     bends: int | None = None
     effort: dict[str, Any] = field(default_factory=dict)
 

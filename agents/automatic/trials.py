@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.automatic.design import Design, choose_design
+from vgs_rl.agents.automatic.design import Design, Tails, choose_design, design_of_components
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner
 from vgs_rl.agents.value_gradient.sources import WeightedSource
@@ -63,16 +63,16 @@ class Rows:
         """States by weight, shape (n, D)."""
         return self.x[systematic_resample(self.log_weight, len(self.x), generator)]
 
-    def fill(self, agent: ValueGradientAgent, design: Design) -> None:
+    def fill(self, agent: ValueGradientAgent, design: Design, generator: torch.Generator) -> None:
         """Gives an agent the design's mixture as its start, and these states as its buffer.
 
-        Ranks that train together share the states out.
+        Ranks that train together share the states out. The generator chooses one z of many.
         """
         agent.mdp.start.become(design.mixture)  # type: ignore[operator]
         learner = agent.objective
         assert isinstance(learner, GradientMatchingLearner)
         assert isinstance(learner.source, WeightedSource)
-        z = design.coordinates.to_z(self.x)
+        z = design.coordinates.to_z(self.x, generator)
         slope = design.coordinates.pull_back(z, self.gradient)
         rows = (part.to(agent.mdp.dtype) for part in (z, slope, self.log_weight))
         size = parallel.world_size()
@@ -113,7 +113,7 @@ class Trial:
         assert self.drawn.log_weight is not None
         x = rows.resampled(generator)
         x = x[torch.randperm(len(x), generator=generator, device=x.device)[: CHECKED // 2]]
-        z = self.energy.coordinates.to_z(x)
+        z = self.energy.coordinates.to_z(x, generator)
         backward = sampler.reverse_log_weight(z, generator)
         self.gap = _trimmed(backward) - _trimmed(self.drawn.log_weight)
         # A path evaluates the same forwards and backwards.
@@ -164,14 +164,20 @@ class Trials:
         """States at which E or ∇E was evaluated so far."""
         return sum(trial.evaluations + trial.agent.mdp.energy_evaluations for trial in self.tried)
 
-    def designs(self, tails: bool) -> tuple[Design, Design]:
-        """Designs for one component and for the whole target."""
+    def designs(self, tails: Tails) -> tuple[Design, Design]:
+        """Designs for one component and for the whole target; tails of `components` if there are.
+
+        The two are one where tails are those of components.
+        """
         modes, rows = self.exploration.modes, self.rows.tempered()
         known = None if modes is None else modes.x
-        log_weight = rows.log_weight
-        local, whole = choose_design(
-            rows.x, self.generator, log_weight=log_weight, modes=known, tails=tails
-        )
+        states = {"log_weight": rows.log_weight, "modes": known}
+        if tails == "components":
+            design = design_of_components(rows.x, self.generator, **states)
+            if design is not None:
+                return design, design
+        heavy = tails in ("radial", "coordinates")
+        local, whole = choose_design(rows.x, self.generator, **states, tails=heavy)
         if self.guided:
             return local, whole
         plain = replace(local, guided=False)
@@ -179,14 +185,20 @@ class Trials:
 
     def choose(self) -> Trial:
         """Tries one change of the design after the other, and keeps what helps."""
-        local, whole = self.designs(tails=False)
+        local, whole = self.designs("none")
         best = self.attempt(local, "local")
-        if best.ess < self.target_ess:
-            heavy, heavy_whole = self.designs(tails=True)
-            if heavy.tails != "none":
-                other = self.attempt(heavy, "tails")
+        heavy: tuple[tuple[Tails, str], ...] = (
+            ("coordinates", "tails"),
+            ("components", "tails of components"),
+        )
+        for tails, name in heavy:
+            if best.ess >= self.target_ess:
+                break
+            found = self.designs(tails)
+            if found[0].tails != "none":
+                other = self.attempt(found[0], name)
                 if other.gap < best.gap:
-                    best, local, whole = other, heavy, heavy_whole
+                    best, (local, whole) = other, found
         changes: list[tuple[str, Callable[[Design], Design]]] = [
             ("whole", lambda design: replace(whole, steps=design.steps)),
             ("unguided", lambda design: replace(design, guided=False)),
@@ -209,7 +221,7 @@ class Trials:
         mapped = MappedEnergy(self.energy, design.coordinates, dtype=self.dtype)
         mdp = SamplingMDP(mapped, design.mdp(), device=self.rows.x.device)
         agent = design.agent().build(mdp, seed=self.seed + len(self.history))
-        self.rows.fill(agent, design)
+        self.rows.fill(agent, design, self.generator)
         if not agent.learn(updates=1, evaluation=UNWATCHED, progress_bar=False).finished:
             raise KeyboardInterrupt  # which the training has taken for its own
         trial = Trial(design=design, agent=agent, energy=mapped)

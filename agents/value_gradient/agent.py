@@ -206,7 +206,7 @@ class ValueGradientAgent(TargetAgent):
         self.mdp = SamplingMDP(plan.explored.energy, chain, device=device, dtype=self.mdp.dtype)
         self._seed_generators()
         self._setup()
-        plan.rows.fill(self, plan.design)
+        plan.rows.fill(self, plan.design, self.mdp.generator(self.seed))
         used = Counters(
             energy_evaluations=self.counters.energy_evaluations + plan.evaluations,
             seconds=self.counters.seconds + time.perf_counter() - began,

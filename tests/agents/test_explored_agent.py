@@ -79,7 +79,7 @@ def test_samples_are_in_the_coordinates_of_the_energy(agent: ValueGradientAgent)
     torch.testing.assert_close(mean, 2.4 * WIDTHS.double(), atol=0.0, rtol=0.2)
     assert agent.energy is not agent.mdp.energy and isinstance(agent.energy, Pair)
     # Weights are those of the energy itself: log w + E is free of what the map does.
-    z = agent.explored.to_z(drawn.x)  # type: ignore[union-attr]
+    z = agent.explored.to_z(drawn.x, torch.Generator())  # type: ignore[union-attr]
     log_det = agent.mdp.energy.coordinates.with_log_det(z)[1]  # type: ignore[union-attr]
     mapped = agent.energy(drawn.x) - log_det
     torch.testing.assert_close(mapped.float(), agent.mdp.energy(z.float()), atol=1e-2, rtol=1e-3)

@@ -216,7 +216,7 @@ class WithoutParameters:
         """States (B, D) of rows (B, D + C)."""
         return z[:, : self.moving]
 
-    def to_z(self, x: Tensor) -> Tensor:
+    def to_z(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of states."""
         return torch.cat([x, self.condition.to(x).expand(len(x), -1)], -1)
 

@@ -11,6 +11,7 @@ from vgs_rl.exploration.coordinates.base import (
     load_coordinates,
 )
 from vgs_rl.exploration.coordinates.bounds import support_of
+from vgs_rl.exploration.coordinates.components import Components
 from vgs_rl.exploration.coordinates.location_scale import LocationScale, SplineLocationScale
 from vgs_rl.exploration.coordinates.quantiles import Quantiles
 from vgs_rl.exploration.coordinates.support import Support, periodic
@@ -35,12 +36,13 @@ from vgs_rl.exploration.reference import (
     find_reference,
     fitted_reference,
 )
-from vgs_rl.exploration.tail_fit import TailFit, fit_tails
+from vgs_rl.exploration.tail_fit import TailFit, fit_components, fit_tails
 from vgs_rl.exploration.tempered import Island, moved, tempered_smc
 
 __all__ = [
     "AffineMap",
     "Clock",
+    "Components",
     "Composed",
     "Coordinates",
     "Deadline",
@@ -68,6 +70,7 @@ __all__ = [
     "explore_again",
     "find_modes",
     "find_reference",
+    "fit_components",
     "fit_location_scale",
     "fit_tails",
     "fitted_reference",

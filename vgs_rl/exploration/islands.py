@@ -254,9 +254,9 @@ class _Explorer:
             modes = self._all_modes()
             at = None if modes is None else modes.x
             known = fitted_reference(*_joined(runs), self.generator, at)
-            self.tell(f"exploring, round {rounds}, {len(known.means)} Gaussians known")
+            self.tell(f"exploring, round {rounds}, {known}")
             if effort == 1.0:
-                self.n = max(self.n, 64 * len(known.means))
+                self.n = max(self.n, 64 * known.known)
             reference = JoinedReference(known, wide, 0.8)
             new = self.islands([reference, reference], 1.0)
             if not all(run.complete for run in new) and all(run.complete for run in runs):

@@ -17,6 +17,8 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 MOST = 512  # dimensions
 PAIRS = 12  # states at which a gradient's component is compared with that at others
 SHIFT = 1.5  # in widths, of these states around where descents ended
+FAR = 100.0  # in widths, of more of them, where other modes may be
+TURNED = 1e-3  # of the longest component of a far gradient: turned axes are nearly right
 SAME = 1e-2  # of its size, by which that component may differ
 BATCH = 4_000_000  # numbers of a batch
 NEAR, REACH = 1e-3, 1e8  # in widths, of the first look along a coordinate
@@ -71,20 +73,27 @@ def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> C
 def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Generator) -> Tensor:
     """The coordinates by which the derivative of E is the same at other values of the others."""
     dim, device = len(width), width.device
-    rows = torch.arange(2 * PAIRS, device=device) % len(starts)
-    shape = (2 * PAIRS, dim)
+    rows = torch.arange(4 * PAIRS, device=device) % len(starts)
+    shape = (4 * PAIRS, dim)
     normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-    states = starts[rows] + SHIFT * width * normal
+    far = torch.logspace(math.log10(SHIFT), math.log10(FAR), 2 * PAIRS, dtype=torch.float64)
+    shift = torch.cat([torch.full_like(far, SHIFT), far]).to(device).unsqueeze(1)
+    states = starts[rows] + shift * width * normal
     order = torch.randperm(2 * PAIRS, generator=generator, device=device)
-    here, there = states[order[:PAIRS]], states[order[PAIRS:]]
+    order = torch.cat([order, order + 2 * PAIRS]).view(2, 2, PAIRS)
+    here, there = (states[part.flatten()] for part in order.unbind(1))
     one = torch.eye(dim, dtype=torch.bool, device=device)
     # In row i of (D, D) coordinate i is that of the second state, and all others of the first.
     pairs = zip(here, there, strict=True)
-    mixed = torch.stack([energy(torch.where(one, b, a))[1].diagonal() for a, b in pairs])
-    second = energy(there)[1]
-    size = torch.maximum(mixed.abs(), second.abs()).amax(0).clamp_min(1e-300)
-    same = ((mixed - second).abs().amax(0) <= SAME * size) & size.isfinite()
-    return same.nonzero().flatten()
+    mixed = torch.stack([energy(torch.where(one, b, a))[1].diagonal() for a, b in pairs]) * width
+    first, second = energy(here)[1] * width, energy(there)[1] * width
+    off, size = (mixed - second).abs(), torch.maximum(mixed.abs(), second.abs())
+    near = size[:PAIRS].amax(0).clamp_min(1e-300)
+    same = (off[:PAIRS].amax(0) <= SAME * near) & near.isfinite()
+    longest = torch.maximum(first.abs(), second.abs()).amax(1, keepdim=True)
+    allowed = (SAME * size + TURNED * longest)[PAIRS:]
+    off = torch.where(off.isfinite() & longest.isfinite(), off, 0.0)[PAIRS:]  # E may end there
+    return (same & (off <= allowed).all(0)).nonzero().flatten()
 
 
 def _tables(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.coordinates.base import Coordinates
+from vgs_rl.exploration.coordinates.components import Components
+from vgs_rl.exploration.tail_fit import fit_components
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
 from vgs_rl.weights import temper
@@ -149,13 +151,16 @@ class MixtureReference:
         root = pooled.sqrt() if pooled.ndim == 1 else torch.linalg.cholesky(pooled)
         self.coordinates = AffineMap(mixture.weights @ mixture.means, root)
         self.log_weights = mixture.weights.clamp_min(1e-300).log()
-        self.means = self.coordinates.to_z(mixture.means)
+        self.means, self.known = self.coordinates.to_z(mixture.means), len(mixture.means)
         if root.ndim == 1:
             variances = mixture.covariances / pooled
         else:
             inverse = torch.linalg.inv(root)
             variances = (inverse @ mixture.covariances @ inverse.T).diagonal(dim1=1, dim2=2)
         self.variances = (variances * factor**2).expand_as(self.means)
+
+    def __str__(self) -> str:
+        return f"{self.known} Gaussians known"
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """See :class:`Reference`."""
@@ -180,6 +185,38 @@ class MixtureReference:
     def labels(self, x: Tensor) -> Tensor:
         """See :class:`Reference`."""
         return self._parts(x)[0].argmax(-1)
+
+
+class StudentReference:
+    """Student-t components around what is known, where its tails are heavy.
+
+    Args:
+        components: of x.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.components, self.known = components, len(components.students.scales.weights)
+
+    def __str__(self) -> str:
+        return f"{self.known} Student-t known"
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """See :class:`Reference`."""
+        shape, device = (n, self.components.dim_z), self.components.device
+        z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
+        return self.components.to_x(z)
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Reference`."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            level = -self.components.students.log_prob(leaf)
+            (slope,) = torch.autograd.grad(level.sum(), leaf)
+        return level.detach(), slope
+
+    def labels(self, x: Tensor) -> Tensor:
+        """See :class:`Reference`."""
+        return self.components.students.log_components(x).argmax(-1)
 
 
 class MappedReference:
@@ -286,8 +323,10 @@ def descend(energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS) -> tuple[
 
 def fitted_reference(
     x: Tensor, log_weight: Tensor, generator: torch.Generator, modes: Tensor | None = None
-) -> MixtureReference:
+) -> MixtureReference | StudentReference:
     """A density around weighted states, by a mixture that is fitted to them.
+
+    Where Student-t components are clearly likelier than Gaussians, it is one of these.
 
     Args:
         x: states, shape (n, D), float64.
@@ -297,12 +336,16 @@ def fitted_reference(
     """
     dim = x.shape[1]
     some = torch.randperm(len(x), generator=generator, device=x.device)[:4096]
+    x, log_weight = x[some], temper(log_weight[some], 1 / 3).log()
     mixture = choose_mixture(
-        x[some],
+        x,
         generator,
-        log_weight=temper(log_weight[some], 1 / 3).log(),
+        log_weight=log_weight,
         most=32 if modes is None else max(32, len(modes)),
         modes=modes,
         kinds=("diagonal", "tied"),
     )
+    heavy = fit_components(x, generator, log_weight, modes, light=mixture)
+    if heavy is not None:
+        return StudentReference(heavy)
     return MixtureReference(mixture, 1 + 1.5 / dim**0.5)  # wider where that costs little

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.coordinates.base import Composed, Coordinates
+from vgs_rl.exploration.coordinates.components import Components
 from vgs_rl.exploration.coordinates.tails import Tails
+from vgs_rl.starts.em import Mixture, choose_mixture, fit_mixture
+from vgs_rl.starts.student import NUS, StudentComponents, fit_students
 from vgs_rl.weights import systematic_resample
 
-NUS = (15.0, 8.0, 5.0, 3.0, 2.0, 1.5, 1.0)  # degrees of freedom, from light to heavy
 STEPS = 10  # of the fit of location and scale, which begins at that of the lighter tail
 WORTH = 3.0  # nats by which a coordinate's likelihood must favour a tail
 CLEAR = 4.0  # standard errors
@@ -25,6 +27,9 @@ LEAST_STATES = 200
 MOST_STATES = 4096
 MOST_NUMBERS = 2**19  # in these states, of which there are at least a quarter of MOST_STATES
 COMPONENTS = (2, 4, 8, 16)
+LIKELIER = 0.1  # nats a state, by which Student-t components must be, than Gaussian ones
+MOST_MODES = 64
+MOST_PARTS = 4096  # coordinates of all components, up to which products of t are fitted
 MOST_FULL_COMPONENTS = 8  # dimensions up to which components have full covariances
 
 Fit = Callable[[Tensor, Tensor], Coordinates]
@@ -109,6 +114,54 @@ def fit_tails(x: Tensor, log_weight: Tensor | None = None) -> TailFit:
     tails = coordinates.inner.outer
     assert isinstance(tails, Tails)
     return TailFit(kind=kind, nu=tails.nu, coordinates=coordinates, gain=gain, error=error)
+
+
+def fit_components(
+    x: Tensor,
+    generator: torch.Generator,
+    log_weight: Tensor | None = None,
+    modes: Tensor | None = None,
+    *,
+    light: Mixture | None = None,
+) -> Components | None:
+    """Coordinates in which a mixture of Student-t is one normal, or None where it is no likelier.
+
+    Components are multivariate t, or products of t. They begin at the mixture of Gaussians that is
+    likeliest, and at the known modes. Held-out states choose among all of these.
+
+    Args:
+        x: states, shape (n, D).
+        generator: source of randomness.
+        log_weight: of the states, shape (n,); equal if None.
+        modes: where components may be, shape (M, D).
+        light: the mixture of Gaussians, if it is known.
+    """
+    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
+    half = len(x) // 2
+    fitted, own, held = x[:half], log_weight[:half], x[half:]
+    share = torch.softmax(log_weight[half:], 0)
+    if light is None:
+        light = choose_mixture(fitted, generator, log_weight=own, modes=modes)
+    level = float(share @ light.log_prob(held)) + LIKELIER
+    begins = [(len(light.weights), light.means)]
+    if modes is not None and 1 < len(modes) <= MOST_MODES:
+        begins.append((len(modes), modes))
+    best: StudentComponents | None = None
+    for count, means in begins:
+        kinds = {False: "diagonal", True: light.kind}
+        for radial, kind in kinds.items():
+            if not radial and count * x.shape[1] > MOST_PARTS:
+                continue
+            begin = fit_mixture(
+                fitted, count, generator, kind=kind, log_weight=own, begin=means, iterations=5
+            )
+            found = fit_students(fitted, begin, radial=radial, log_weight=own)
+            if (here := float(share @ found.log_prob(held))) > level:
+                best, level = found, here
+    if best is None:
+        return None
+    again = fit_students(x, best.scales, radial=best.radial, log_weight=log_weight, nu=best.nu)
+    return Components(again)
 
 
 class _Trial:

@@ -341,7 +341,7 @@ class ChainSampler(Sampler):
     def reverse_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See :meth:`Sampler.reverse_log_weight`."""
         if self.coordinates is not None:
-            x = self.coordinates.to_z(x)
+            x = self.coordinates.to_z(x, generator)
         parts = x.to(self.mdp.dtype).split(self.chunk_size)
         with self.mdp.uncounted():
             weights = [self.mdp.reverse_log_weight(self.policy, part, generator) for part in parts]

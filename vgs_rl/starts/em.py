@@ -45,33 +45,40 @@ class Mixture:
         pooled: Tensor = torch.tensordot(self.weights, self.covariances, dims=1)
         return pooled
 
-    def log_components(self, x: Tensor) -> Tensor:
-        """Log w_k N(x; m_k, C_k) at states x (B, D): shape (B, K)."""
-        x, dim = x.double(), self.means.shape[1]
+    def squares(self, x: Tensor) -> Tensor:
+        """Squared distances of x (B, D) from the means, in standard deviations: shape (B, K)."""
+        x = x.double()
         if self.kind == "diagonal":
             # Around the centre, as products of matrices: float64 has the digits that cancel.
             centre = self.weights @ self.means
             x, means, precision = x - centre, self.means - centre, self.covariances.reciprocal()
             pulls = means * precision
-            squares = x.square() @ precision.T - 2 * x @ pulls.T + (means * pulls).sum(-1)
-            log_det = self.covariances.log().sum(-1)
-        else:
-            factor = torch.linalg.cholesky(self.covariances)
-            log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(-1)
-            if self.kind == "tied":
-                solved, centres = (
-                    torch.linalg.solve_triangular(factor[0], part.T, upper=False).T
-                    for part in (x, self.means)
-                )
-                squares = torch.cdist(
-                    solved, centres, compute_mode="donot_use_mm_for_euclid_dist"
-                ).square()
-            else:
-                gap = (x.unsqueeze(0) - self.means.unsqueeze(1)).mT  # (K, D, B)
-                solved = torch.linalg.solve_triangular(factor, gap, upper=False)
-                squares = solved.square().sum(1).T
-        constant = log_det + dim * math.log(2 * math.pi)
-        return self.weights.clamp_min(1e-300).log() - 0.5 * (squares + constant)
+            return x.square() @ precision.T - 2 * x @ pulls.T + (means * pulls).sum(-1)
+        factor = torch.linalg.cholesky(self.covariances)
+        if self.kind == "tied":
+            solved, centres = (
+                torch.linalg.solve_triangular(factor[0], part.T, upper=False).T
+                for part in (x, self.means)
+            )
+            return torch.cdist(
+                solved, centres, compute_mode="donot_use_mm_for_euclid_dist"
+            ).square()
+        gap = (x.unsqueeze(0) - self.means.unsqueeze(1)).mT  # (K, D, B)
+        squares: Tensor = torch.linalg.solve_triangular(factor, gap, upper=False).square()
+        return squares.sum(1).T
+
+    def log_det(self) -> Tensor:
+        """Log |C_k|, shape (K,) or (1,)."""
+        if self.kind == "diagonal":
+            return self.covariances.log().sum(-1)
+        factor = torch.linalg.cholesky(self.covariances)
+        log_det: Tensor = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(-1)
+        return log_det
+
+    def log_components(self, x: Tensor) -> Tensor:
+        """Log w_k N(x; m_k, C_k) at states x (B, D): shape (B, K)."""
+        constant = self.log_det() + self.means.shape[1] * math.log(2 * math.pi)
+        return self.weights.clamp_min(1e-300).log() - 0.5 * (self.squares(x) + constant)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x (B, D): shape (B,)."""
@@ -131,7 +138,7 @@ def fit_mixture(
         means = _means(x, share, components, generator) if begin is None else begin.to(x)
         near = torch.cdist(x, means).argmin(1)
         shares = torch.nn.functional.one_hot(near, len(means)).to(x.dtype)
-        mixture = _maximum(x, shares * share.unsqueeze(-1), size, "diagonal")
+        mixture = maximum(x, shares * share.unsqueeze(-1), size, "diagonal")
     before = -math.inf
     for step in range(iterations):
         parts = mixture.log_components(x)
@@ -141,11 +148,11 @@ def fit_mixture(
             break
         before = level
         shares = (parts - total.unsqueeze(-1)).exp() * share.unsqueeze(-1)
-        mixture = _maximum(x, shares, size, kind)
+        mixture = maximum(x, shares, size, kind)
     return mixture
 
 
-def _maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
+def maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
     """The M step from shares (n, K) that sum to 1."""
     dim = x.shape[1]
     mass = shares.sum(0).clamp_min(1e-12)
@@ -156,10 +163,8 @@ def _maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
     second = (shares.T @ x.square()) / mass.unsqueeze(-1)
     least = 1e-8 * x.var(0).clamp_min(1e-300)
     own = (second - means.square()).clamp_min(0.0)
-    pooled = weights @ own
     count = (mass * size).unsqueeze(-1)  # effective states of each component
-    prior = _alike(own / pooled.clamp_min(1e-300), count, weights)
-    variance = torch.maximum((count * own + prior * pooled) / (count + prior), least)
+    variance = torch.maximum(pooled_variances(own, count, weights), least)
     if kind == "diagonal":
         return Mixture(weights=weights, means=means, covariances=variance)
     covariances = []
@@ -173,6 +178,19 @@ def _maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
     return Mixture(weights=weights, means=means, covariances=torch.stack(covariances))
 
 
+def pooled_variances(own: Tensor, count: Tensor, weights: Tensor) -> Tensor:
+    """Variances (K, D) of components drawn to their mean, as far as they are alike.
+
+    Args:
+        own: of each component, shape (K, D).
+        count: effective states of each component, shape (K, 1) or (K, D).
+        weights: of the components, shape (K,).
+    """
+    pooled = weights @ own
+    prior = _alike(own / pooled.clamp_min(1e-300), count, weights)
+    return (count * own + prior * pooled) / (count + prior)
+
+
 def _alike(ratio: Tensor, count: Tensor, weights: Tensor) -> Tensor:
     """How many states the mean variance counts for, between 2 and 1,000.
 
@@ -182,7 +200,7 @@ def _alike(ratio: Tensor, count: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         ratio: variances of components over their mean, shape (K, D).
-        count: effective states of each component, shape (K, 1).
+        count: effective states of each component, shape (K, 1) or (K, D).
         weights: of the components, shape (K,).
     """
     beyond = (weights @ ((ratio - 1).square() - 2 / count.clamp_min(2.0))).mean()

@@ -59,9 +59,11 @@ class Learning:
         if self.stopped or best.ess >= self.target_ess or self._late(2.0):
             return best
         trials.rows = trials.rows.joined(self.drawn(best))
-        local, whole = trials.designs(best.design.tails != "none")
+        local, whole = trials.designs(best.design.tails)
         again = local if best.design.unit == "component" else whole
-        options = {name: getattr(best.design, name) for name in ("steps", "guided")}
+        options: dict[str, Any] = {"steps": best.design.steps}
+        if again.tails != "components":
+            options["guided"] = best.design.guided
         fitted = trials.attempt(replace(again, **options), "fitted again")
         best.check(trials.rows, trials.seed + 3)
         if fitted.gap < best.gap:
