@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.automatic.design import Design, choose_design
-from vgs_rl.envs import GMM9, ManyWell, StudentT, TwoModes
+from vgs_rl.agents.automatic.design import Design, choose_design, design_of_components
+from vgs_rl.agents.value_gradient.objectives import GradientMatching
+from vgs_rl.envs import GMM9, ManyWell, StudentMixture, StudentT, TwoModes
 from vgs_rl.starts import ProductMixture
 
 
@@ -68,3 +69,16 @@ def test_heavy_tails_are_taken_away() -> None:
     chain.start.components += 1
     with pytest.raises(ValueError, match="mdp.start.components must be .*, as explored, got"):
         design.check(chain)
+
+
+def test_tails_of_components_are_taken_away() -> None:
+    target = StudentMixture(10, degrees=2.0, components=4)
+    x = target.sample(6_000, source()).double()
+    design = design_of_components(x, source())
+    assert design is not None and design.tails == "components" and not design.guided
+    z = design.coordinates.to_z(x, source())
+    torch.testing.assert_close(z.std(0), torch.ones(10).double(), atol=0.1, rtol=0)
+    own = design.mixture.log_prob(z) - design.coordinates.with_log_det(z)[1]
+    assert abs(float((-target(x) - own).mean())) < 0.05  # a KL divergence
+    objective = design.agent().objective
+    assert isinstance(objective, GradientMatching) and objective.targets == "denoising"

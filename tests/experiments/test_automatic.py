@@ -21,9 +21,9 @@ import vgs_rl
 from vgs_rl.agents.automatic.design import choose_design
 from vgs_rl.agents.automatic.trials import Trial
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
-from vgs_rl.envs import Gaussian
+from vgs_rl.envs import Gaussian, StudentMixture
 from vgs_rl.evaluation.certificate import Certificate
-from vgs_rl.evaluation.verdict import Evidence, judge_evidence
+from vgs_rl.evaluation.verdict import Evidence, Verdict, judge_evidence
 from vgs_rl.experiments.automatic.around import explore_around
 from vgs_rl.exploration import Clock, MappedEnergy, explore, periodic
 
@@ -118,6 +118,35 @@ def test_a_funnel_of_one_scale_is_sampled_down_its_neck() -> None:
 @pytest.mark.usefixtures("processor_time")
 def test_a_funnel_of_several_scales_is_sampled_down_its_neck() -> None:
     require_the_neck((1.0, 1.0, 0.5, 0.5), seconds=15)
+
+
+def test_modes_with_heavy_tails_are_trusted() -> None:
+    target = StudentMixture(10, degrees=2.0, components=4)
+    result = vgs_rl.sample(target, 5_000, seconds=40, progress_bar=False)
+    assert result.verdict.word == "trust"
+    assert abs(result.log_z.value) < 0.05
+    assert result.settings["learning"][-1]["tails"] == "components"
+
+
+def test_the_better_of_two_turns_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second turn that ends in a worse sampler does not replace the first one's."""
+    call = importlib.import_module("vgs_rl.experiments.automatic.call")
+    run, turns = call.Learning.run, []
+
+    def learned(learning: Any) -> Trial:
+        best: Trial = run(learning)
+        if turns:
+            best.agent.mdp.start.widen(3.0)
+        turns.append(best)
+        return best
+
+    monkeypatch.setattr(call.Learning, "run", learned)
+    unsure = Verdict(word="use the weights", reasons=("so says the test",))
+    monkeypatch.setattr(call, "judge_evidence", lambda evidence: unsure)
+    result = vgs_rl.sample("FourGauss", 1_000, seconds=12, progress_bar=False)
+    assert len(turns) > 1
+    assert result.agent is turns[0].agent
+    assert result.evidence.certificate.ess == pytest.approx(result.samples.ess)
 
 
 @pytest.mark.parametrize("seconds", [0.0, math.inf])

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from vgs_rl import Energy, FunctionEnergy
 from vgs_rl.agents.automatic.survey import survey
-from vgs_rl.envs import GMM9, BreastCancer, FortyModes, Funnel, Gaussian, ManyWell, Phi4, StudentT
+from vgs_rl.envs import (
+    GMM9,
+    BreastCancer,
+    FortyModes,
+    Funnel,
+    Gaussian,
+    ManyWell,
+    Phi4,
+    StudentMixture,
+    StudentT,
+)
 from vgs_rl.exploration import Clock, MappedEnergy, Quantiles, independent, load_coordinates
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -100,6 +110,7 @@ def test_a_barrier_of_hundreds_of_nats_keeps_both_wells_in_their_shares() -> Non
     [
         Phi4(),
         FortyModes(),
+        StudentMixture(50),  # where all descents end in one mode, only far states show the others
         Funnel(),
         StudentT(10, 2.0),
         BreastCancer(),
@@ -110,6 +121,17 @@ def test_a_barrier_of_hundreds_of_nats_keeps_both_wells_in_their_shares() -> Non
 def test_other_targets_stay_as_they_are(energy: Energy) -> None:
     for seed in range(3):
         assert found_in(energy, seed) is None
+
+
+def test_wells_that_end_far_out_are_still_independent() -> None:
+    """Of E = +inf from |x| = 20 on: far states, which show other modes, say nothing there."""
+
+    def energy(x: Tensor) -> Tensor:
+        inside = x.abs().amax(-1) < 20
+        return torch.where(inside, (x.square() - 3).square().sum(-1), torch.inf)
+
+    found = found_in(FunctionEnergy(energy, 4), 0)
+    assert found is not None and found.index.tolist() == [0, 1, 2, 3]
 
 
 def test_a_coordinate_without_an_integral_leaves_the_others_theirs() -> None:

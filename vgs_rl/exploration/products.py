@@ -84,15 +84,18 @@ def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Gen
     here, there = (states[part.flatten()] for part in order.unbind(1))
     one = torch.eye(dim, dtype=torch.bool, device=device)
     # In row i of (D, D) coordinate i is that of the second state, and all others of the first.
-    pairs = zip(here, there, strict=True)
-    mixed = torch.stack([energy(torch.where(one, b, a))[1].diagonal() for a, b in pairs]) * width
-    first, second = energy(here)[1] * width, energy(there)[1] * width
+    found = [energy(torch.where(one, b, a)) for a, b in zip(here, there, strict=True)]
+    mixed = torch.stack([slopes.diagonal() for _, slopes in found]) * width
+    within = torch.stack([heights.isfinite() for heights, _ in found])
+    (first_height, first), (second_height, second) = energy(here), energy(there)
+    within &= (first_height.isfinite() & second_height.isfinite()).unsqueeze(1)
+    first, second = first * width, second * width
     off, size = (mixed - second).abs(), torch.maximum(mixed.abs(), second.abs())
     near = size[:PAIRS].amax(0).clamp_min(1e-300)
     same = (off[:PAIRS].amax(0) <= SAME * near) & near.isfinite()
     longest = torch.maximum(first.abs(), second.abs()).amax(1, keepdim=True)
     allowed = (SAME * size + TURNED * longest)[PAIRS:]
-    off = torch.where(off.isfinite() & longest.isfinite(), off, 0.0)[PAIRS:]  # E may end there
+    off = torch.where(within, off, 0.0)[PAIRS:]  # E may end there
     return (same & (off <= allowed).all(0)).nonzero().flatten()
 
 

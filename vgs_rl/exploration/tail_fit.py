@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.coordinates.components import Components
 from vgs_rl.exploration.coordinates.tails import Tails
-from vgs_rl.starts.em import Mixture, choose_mixture, fit_mixture
+from vgs_rl.starts.em import Kind, Mixture, choose_mixture, fit_mixture
 from vgs_rl.starts.student import NUS, StudentComponents, fit_students
 from vgs_rl.weights import systematic_resample
 
@@ -28,6 +28,10 @@ MOST_STATES = 4096
 MOST_NUMBERS = 2**19  # in these states, of which there are at least a quarter of MOST_STATES
 COMPONENTS = (2, 4, 8, 16)
 LIKELIER = 0.1  # nats a state, by which Student-t components must be, than Gaussian ones
+PROBED = 5.0  # degrees of freedom with which tails are tried
+INNER = 0.02  # of the states, beyond which a coordinate does not say where components are
+FEWER = (1, 2, 4, 8, 16, 32)  # components than Gaussians
+PATIENCE = 2  # of these numbers without a gain
 MOST_MODES = 64
 MOST_PARTS = 4096  # coordinates of all components, up to which products of t are fitted
 MOST_FULL_COMPONENTS = 8  # dimensions up to which components have full covariances
@@ -136,32 +140,54 @@ def fit_components(
         modes: where components may be, shape (M, D).
         light: the mixture of Gaussians, if it is known.
     """
-    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
+    x = x.double()
+    log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight.double()
     half = len(x) // 2
     fitted, own, held = x[:half], log_weight[:half], x[half:]
+    inner = torch.maximum(
+        torch.minimum(fitted, fitted.quantile(1 - INNER, 0)), fitted.quantile(INNER, 0)
+    )
     share = torch.softmax(log_weight[half:], 0)
     if light is None:
         light = choose_mixture(fitted, generator, log_weight=own, modes=modes)
-    level = float(share @ light.log_prob(held)) + LIKELIER
-    begins = [(len(light.weights), light.means)]
+
+    def level(mixture: Mixture | StudentComponents) -> float:
+        return float(share @ mixture.log_prob(held))
+
+    def begin(means: Tensor | int, kind: Kind) -> Mixture:
+        count, at = (means, None) if isinstance(means, int) else (len(means), means)
+        return fit_mixture(
+            inner, count, generator, kind=kind, log_weight=own, begin=at, iterations=5
+        )
+
+    gaussian, most = level(light), len(light.weights)
+    begins: list[Tensor | int] = [k for k in FEWER if k < most]
     if modes is not None and 1 < len(modes) <= MOST_MODES:
-        begins.append((len(modes), modes))
-    best: StudentComponents | None = None
-    for count, means in begins:
-        kinds = {False: "diagonal", True: light.kind}
-        for radial, kind in kinds.items():
-            if not radial and count * x.shape[1] > MOST_PARTS:
-                continue
-            begin = fit_mixture(
-                fitted, count, generator, kind=kind, log_weight=own, begin=means, iterations=5
-            )
-            found = fit_students(fitted, begin, radial=radial, log_weight=own)
-            if (here := float(share @ found.log_prob(held))) > level:
-                best, level = found, here
+        begins.insert(0, modes)
+    best: tuple[float, StudentComponents] | None = None
+    for radial in (False, True):
+        kind = light.kind if radial else "diagonal"
+        if not radial and most * x.shape[1] > MOST_PARTS:
+            continue
+        nu = x.new_tensor(PROBED) if radial else x.new_full(x.shape[1:], PROBED)
+        options: dict[str, Any] = {"radial": radial, "log_weight": own}
+        trial = fit_students(fitted, begin(light.means, kind), nu=nu, **options)
+        if level(trial) < gaussian:  # with tails it is worse
+            continue
+        idle = 0
+        for means in (*begins, light.means):  # Gaussians need more of them than there are
+            trial = fit_students(fitted, begin(means, kind), **options)
+            here, idle = level(trial), idle + 1
+            if here > (gaussian + LIKELIER if best is None else best[0]):
+                best, idle = (here, trial), 0
+            if best is not None and idle == PATIENCE:
+                break
     if best is None:
         return None
-    again = fit_students(x, best.scales, radial=best.radial, log_weight=log_weight, nu=best.nu)
-    return Components(again)
+    found = best[1]
+    return Components(
+        fit_students(x, found.scales, radial=found.radial, log_weight=log_weight, nu=found.nu)
+    )
 
 
 class _Trial:

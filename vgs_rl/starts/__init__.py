@@ -7,6 +7,7 @@ from vgs_rl.starts.make import make_start, start_of
 from vgs_rl.starts.mixtures import MixtureStart
 from vgs_rl.starts.noised import NoisedMixtureStart
 from vgs_rl.starts.product import NoisedProductStart, ProductMixture, ProductStart, fit_product
+from vgs_rl.starts.student import StudentComponents, fit_students
 
 __all__ = [
     "DataStart",
@@ -19,10 +20,12 @@ __all__ = [
     "ProductStart",
     "Start",
     "StartConfig",
+    "StudentComponents",
     "UniformStart",
     "choose_mixture",
     "fit_mixture",
     "fit_product",
+    "fit_students",
     "make_start",
     "start_of",
     "widened",

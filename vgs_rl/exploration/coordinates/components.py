@@ -60,13 +60,13 @@ class Components(Coordinates, kind="components"):
     def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Coordinates.with_log_det`."""
         z = z.double()
-        above = torch.special.ndtr(-z[:, 0])  # of the mass
+        above = _below(-z[:, 0])  # of the mass
         k = (above.detach().unsqueeze(1) <= self._above[1:]).sum(1)
         end = torch.nn.functional.pad(self._above[1:], (0, 1))[k]
         share = self._share[k]
         right, left = (above - end) / share, (self._above[k] - above) / share
         # The first piece has no left end, where 1 - above would have no digits.
-        left = torch.where(k == 0, torch.special.ndtr(z[:, 0]) / share, left)
+        left = torch.where(k == 0, _below(z[:, 0]) / share, left)
         inner = torch.where(
             right < left,
             -torch.special.ndtri(right.clamp(LEAST, 0.5)),
@@ -91,9 +91,9 @@ class Components(Coordinates, kind="components"):
         z = self.tails.to_z(self._unplaced(x, k))
         inner = z[:, 0]
         end = torch.nn.functional.pad(self._above[1:], (0, 1))[k]
-        above = end + self._share[k] * torch.special.ndtr(-inner)
-        below = 1 - self._above[k] + self._share[k] * torch.special.ndtr(inner)
-        below = torch.where(k == 0, self._share[k] * torch.special.ndtr(inner), below)
+        above = end + self._share[k] * _below(-inner)
+        below = 1 - self._above[k] + self._share[k] * _below(inner)
+        below = torch.where(k == 0, self._share[k] * _below(inner), below)
         first = torch.where(
             above < below,
             -torch.special.ndtri(above.clamp(LEAST, 0.5)),
@@ -144,3 +144,9 @@ class Components(Coordinates, kind="components"):
         return Components(
             StudentComponents(scales=Mixture(**tables), nu=self.students.nu.to(device))
         )
+
+
+def _below(z: Tensor) -> Tensor:
+    """Φ(z), with all its digits where it is small."""
+    share: Tensor = torch.special.log_ndtr(z).exp()
+    return share
