@@ -66,7 +66,8 @@ class Design:
         """What the start is, in a word or two."""
         if isinstance(self.mixture, ProductMixture):
             return "product"
-        return f"{len(self.mixture.weights)} Gaussians, {self.mixture.kind}"
+        count = len(self.mixture.weights)
+        return f"{count} Gaussian{'s' if count > 1 else ''}, {self.mixture.kind}"
 
     def mdp(self) -> MDPConfig:
         """The chain."""

@@ -10,9 +10,17 @@ from torch import Tensor
 from vgs_rl.agents.automatic.survey import computing_type
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.verdict import Evidence, Verdict, early_ends, judge_evidence
-from vgs_rl.exploration import AffineMap, Coordinates, MappedEnergy, load_coordinates
+from vgs_rl.exploration import (
+    AffineMap,
+    Coordinates,
+    GaussianReference,
+    MappedEnergy,
+    energy_drift,
+    load_coordinates,
+)
 from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import ChainSampler, Samples
+from vgs_rl.samplers.kernels import FiniteEnergy
 
 KEPT = 4_096  # particles
 
@@ -69,9 +77,13 @@ class Explored:
         generator = sampler.mdp.generator(seed)
         particles, x = self.particles.to(samples.x.device), samples.x.double()
         ends: list[str] = []
+        drift: tuple[float, float] | None = None
         if self.fast:
             tau, dtype = sampler.temperature, self.energy.computes_in or x.dtype
             ends = early_ends(x, samples.log_weight, self.energy.inner, tau, dtype)
+            energy = FiniteEnergy(self.energy.inner, tau, dtype=dtype)
+            around = GaussianReference(particles.mean(0), particles.std(0))
+            drift = energy_drift(energy, around, x, samples.log_weight, generator)
         return Evidence.of(
             x,
             samples.log_weight,
@@ -79,6 +91,7 @@ class Explored:
             backward=sampler.reverse_log_weight(particles, generator),
             explored_log_z=self.log_z,
             explored_spread=self.spread,
+            drift=drift,
             doubts=(*self.doubts, *ends),
             cautions=self.cautions,
         )

@@ -53,6 +53,10 @@ GOOD = Evidence(
     explored_spread=0.05,
     moved=0.05,
     moved_error=0.03,
+    shares=0.01,
+    shares_error=0.03,
+    drift=0.05,
+    drift_error=0.2,
     doubts=(),
 )
 
@@ -260,6 +264,9 @@ def changed(change: dict[str, Any]) -> Evidence:
         ({"eubo": 0.2}, "contradict log Z"),
         ({"certificate": {"k_hat_backward": 1.1}}, "where the sampler hardly goes"),
         ({"moved": 0.5}, "0.50 standard deviations apart"),
+        ({"shares": 0.12}, "a region's share is 0.12 larger or smaller"),
+        ({"drift": -0.4}, "MCMC moves change the samples' mean energy by -0.40 nats"),
+        ({"drift": math.nan}, "MCMC moves change the samples' mean energy by nan nats"),
         ({"dead": 0.7}, "70% of the samples have weight 0"),
         ({"doubts": ("it ran out of time",)}, "it ran out of time"),
     ],
@@ -291,6 +298,18 @@ def test_an_upper_bound_below_the_estimate_is_told() -> None:
     verdict = judge_evidence(changed({"certificate": {"log_z_high": high}}))
     assert verdict.word == "trust" and "below its estimate" in verdict.reasons[-1]
     assert len(judge_evidence(GOOD).reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"dead": 0.002}, "0.20% of the samples have weight 0"),
+        ({"notes": ("rho_t is at its bound",)}, "rho_t is at its bound"),
+    ],
+)
+def test_what_costs_nothing_is_told_all_the_same(change: dict[str, Any], note: str) -> None:
+    verdict = judge_evidence(changed(change))
+    assert verdict.word == "trust" and note in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize(

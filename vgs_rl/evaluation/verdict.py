@@ -12,12 +12,15 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.evaluation.certificate import Certificate, certificate
+from vgs_rl.exploration import share_gap
 from vgs_rl.weights import dead_paths, live_elbo
 
 Word = Literal["trust", "use the weights", "do not use"]
 
 AGREE = 0.1  # nats between estimates of log Z that are called equal, besides their errors
 MOVED = 0.15  # standard deviations between means that are called equal, besides their errors
+SHARE = 0.05  # of a region, that is called equal, besides its error
+CORRELATED = 4.0  # particles say as much as one independent state
 ENOUGH = 0.3  # effective share above which samples serve without their weights
 FINITE = 0.5  # k-hat above which weights have no variance
 LEAST = 200.0  # effective samples below which nothing is believed
@@ -63,8 +66,15 @@ class Evidence:
         moved: largest distance between the weighted mean and the particles' mean, in standard
             deviations.
         moved_error: standard error of that.
+        shares: largest difference between regions' shares in weighted samples and in particles, as
+            :func:`~vgs_rl.exploration.agreement.share_gap` finds it.
+        shares_error: what chance makes of it once in 1,000.
+        drift: by what MCMC moves change the samples' mean energy [nats], as
+            :func:`~vgs_rl.exploration.agreement.energy_drift` finds it, or None where E is slow.
+        drift_error: what chance makes of that once in 16,000.
         doubts: exploration's own.
         cautions: why samples may be wrong without a sign of it, a sentence each.
+        notes: what else the sampler has to say, a sentence each.
     """
 
     certificate: Certificate
@@ -75,8 +85,13 @@ class Evidence:
     explored_spread: float
     moved: float
     moved_error: float
+    shares: float
+    shares_error: float
+    drift: float | None
+    drift_error: float
     doubts: tuple[str, ...]
     cautions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -88,8 +103,10 @@ class Evidence:
         backward: Tensor,
         explored_log_z: float,
         explored_spread: float,
+        drift: tuple[float, float] | None,
         doubts: tuple[str, ...],
         cautions: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> Evidence:
         """The evidence of samples x (n, D) and particles (m, D).
 
@@ -100,8 +117,10 @@ class Evidence:
             backward: log w of paths drawn backwards from the particles, shape (m,).
             explored_log_z: exploration's log Z.
             explored_spread: difference between its islands.
+            drift: what MCMC changes the mean energy by, and what chance may; None if not known.
             doubts: exploration's own.
             cautions: why samples may be wrong without a sign of it.
+            notes: what else the sampler has to say.
         """
         proven = certificate(log_weight, backward, premise="explored particles (SMC)")
         weight = torch.softmax(log_weight.double(), 0)
@@ -110,8 +129,8 @@ class Evidence:
         moved = float(((particles.mean(0) - mean).abs() / std).max())
         # The largest of D standard normal numbers is about √(2 log 2 D).
         spread = math.sqrt(2 * math.log(2 * x.shape[1]) + 1)
-        # Particles are no independent draws.
-        few = 1 / max(proven.ess * len(x), 1.0) + 4 / len(particles)
+        few = 1 / max(proven.ess * len(x), 1.0) + CORRELATED / len(particles)
+        shares, shares_error = share_gap(x, particles, log_weight, correlated=CORRELATED)
         return cls(
             certificate=proven,
             elbo=float(live_elbo(log_weight)),
@@ -121,8 +140,13 @@ class Evidence:
             explored_spread=explored_spread,
             moved=moved,
             moved_error=spread * math.sqrt(few),
+            shares=shares,
+            shares_error=shares_error,
+            drift=None if drift is None else drift[0],
+            drift_error=math.inf if drift is None else drift[1],
             doubts=doubts,
             cautions=cautions,
+            notes=notes,
         )
 
     @property
@@ -137,6 +161,15 @@ class Evidence:
             f"{self.explored_log_z:.4f} (islands {self.explored_spread:.4f} apart)",
         )
         yield "ELBO, EUBO", f"{self.elbo:.4f}, {self.eubo:.4f} (on exploration's particles)"
+        yield (
+            "shares of regions",
+            f"{self.shares:.3f} apart (chance: {self.shares_error:.3f}; to exploration's)",
+        )
+        if self.drift is not None:
+            yield (
+                "mean energy after MCMC",
+                f"{self.drift:+.3f} (chance: {self.drift_error:.3f})",
+            )
         yield from self.certificate.rows()
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,7 +179,8 @@ class Evidence:
             for name, value in vars(self).items()
             if name != "certificate"
         }
-        own["doubts"], own["cautions"] = list(self.doubts), list(self.cautions)
+        for name in ("doubts", "cautions", "notes"):
+            own[name] = list(getattr(self, name))
         return {**own, "certificate": self.certificate.as_dict()}
 
 
@@ -170,7 +204,8 @@ def judge_evidence(evidence: Evidence) -> Verdict:
     if proven.contradicts and below > AGREE:  # SMC's particles are not quite independent samples
         against.append("exploration's particles are not of the target that the weights show")
     gap = abs(proven.log_z - evidence.explored_log_z)
-    allowed = AGREE + 3 * (proven.log_z_error or 0.0) + min(evidence.explored_spread, 0.3)
+    spread = min(evidence.explored_spread, 0.3)
+    allowed = AGREE + 3 * (proven.log_z_error or 0.0) + spread
     if not gap <= allowed:
         against.append(
             f"log Z of the weights and of exploration differ by {gap:.2f}, more than {allowed:.2f}"
@@ -187,9 +222,21 @@ def judge_evidence(evidence: Evidence) -> Verdict:
             f"weighted samples and exploration have means {evidence.moved:.2f} standard "
             "deviations apart"
         )
+    if not evidence.shares <= SHARE + evidence.shares_error + 0.25 * spread:
+        against.append(
+            f"a region's share is {evidence.shares:.2f} larger or smaller in the samples than in "
+            "exploration's particles"
+        )
+    if evidence.drift is not None and not abs(evidence.drift) <= evidence.drift_error:
+        against.append(
+            f"MCMC moves change the samples' mean energy by {evidence.drift:.2f} nats, more than "
+            f"{evidence.drift_error:.2f}"
+        )
     if evidence.dead > 0.5:
         against.append(f"{evidence.dead:.0%} of the samples have weight 0")
-    notes = []
+    notes = list(evidence.notes)
+    if 0 < evidence.dead <= 0.5:
+        notes.append(f"{evidence.dead:.2%} of the samples have weight 0: E is not finite there")
     if below > 0:
         notes.append(
             f"the upper bound of log Z is {below:.2g} below its estimate: "

@@ -1,5 +1,6 @@
 """Finding out what an unknown energy is like: where its mass is, how wide, in how many places."""
 
+from vgs_rl.exploration.agreement import energy_drift, share_gap
 from vgs_rl.exploration.bends import fit_location_scale
 from vgs_rl.exploration.clock import Clock, Deadline
 from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
@@ -66,6 +67,7 @@ __all__ = [
     "Tails",
     "affordable_effort",
     "common_scale",
+    "energy_drift",
     "explore",
     "explore_again",
     "find_modes",
@@ -80,6 +82,7 @@ __all__ = [
     "moved",
     "periodic",
     "preconditioner",
+    "share_gap",
     "support_of",
     "tempered_smc",
 ]

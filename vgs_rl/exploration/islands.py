@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vgs_rl.energy import Energy
+from vgs_rl.exploration.agreement import share_gap
 from vgs_rl.exploration.clock import Clock
 from vgs_rl.exploration.modes import Modes, find_modes, joined_modes
 from vgs_rl.exploration.reference import (
@@ -378,23 +379,7 @@ def _doubts(islands: tuple[Island, ...]) -> list[str]:
     # Few levels are steps of plain importance sampling: there is little to forget.
     if any(island.memory > 0.5 and island.levels > 3 for island in islands):
         found.append("exploration's moves did not forget where they began")
-    gap = share_gap(islands[0].x, islands[-1].x)
+    gap, _ = share_gap(islands[0].x, islands[-1].x, clusters=(8,))
     if gap > 0.1:
         found.append(f"two independent explorations disagree about a region's share by {gap:.0%}")
     return found
-
-
-def share_gap(a: Tensor, b: Tensor, clusters: int = 8) -> float:
-    """Largest difference between the shares that two sets of states have in clusters of both."""
-    from sklearn.cluster import KMeans
-
-    both = torch.cat([a, b])
-    both = (both - both.mean(0)) / both.std(0).clamp_min(1e-300)
-    labels = torch.as_tensor(
-        KMeans(clusters, n_init=3, random_state=0).fit_predict(both.cpu().numpy())
-    ).long()
-    shares = [
-        torch.bincount(part, minlength=clusters) / len(part)
-        for part in (labels[: len(a)], labels[len(a) :])
-    ]
-    return float((shares[0] - shares[1]).abs().max())

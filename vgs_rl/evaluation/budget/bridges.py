@@ -48,7 +48,7 @@ class Bridges:
         halves: the same of the two half steps, shape (n, T, 2).
         slopes: ‖∇V_t‖² at t and in the middle of the step, shape (n, T, 2).
         log_kernel: log density of v given x_t, or None where values are not known.
-        start: log p_0 - log pi_0 at x_0, shape (n,).
+        start: log p_0 - log pi_0 at x_0, of these paths or of others, shape (m,).
     """
 
     learning: Tensor
@@ -128,8 +128,36 @@ def _paths(
             noise = 0.5 * (controls[0] + dim + dim * math.log(2 * math.pi))
             statistics.append(value - before - noise + dim * (a1 * a2).log())
         rows.append(torch.stack([*controls, *statistics], dim=-1))
-    start = posterior.log_start(x) - mdp.start.log_prob(x.to(mdp.dtype)).to(x)
-    return start, torch.stack(rows[::-1], dim=1)
+    return _missed(sampler, x, posterior), torch.stack(rows[::-1], dim=1)
+
+
+@torch.no_grad()
+def start_part(
+    sampler: ChainSampler, x: Tensor, posterior: Posterior, generator: torch.Generator
+) -> Tensor:
+    """Log p_0 - log pi_0 at final states (n, D) noised at once, shape (n,).
+
+    It needs no path, so there can be many: where the target's tails are heavier than the start's, a
+    state in a thousand makes most of the mean.
+
+    Args:
+        sampler: whose start is measured.
+        x: independent samples of the target.
+        posterior: says what the best start is.
+        generator: source of all noise.
+    """
+    scale, noise = posterior.chain.A[0], posterior.chain.S[0]
+    parts = []
+    for part in x.double().split(CHUNK):
+        noised = part / scale + noise.sqrt() * _noise(sampler, part, generator)
+        parts.append(_missed(sampler, noised, posterior))
+    return torch.cat(parts)
+
+
+def _missed(sampler: ChainSampler, x: Tensor, posterior: Posterior) -> Tensor:
+    """Log p_0 - log pi_0 at x_0 (B, D), shape (B,)."""
+    start = sampler.mdp.start.log_prob(x.to(sampler.mdp.dtype)).to(x)
+    return posterior.log_start(x) - start
 
 
 def _noise(sampler: ChainSampler, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ discretisation  E KL(P(v | x_t) ‖ N(u*, r² I))
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.conditional.energy import require_one
 from vgs_rl.energy import Split
-from vgs_rl.evaluation.budget.bridges import draw_bridges, halved
+from vgs_rl.evaluation.budget.bridges import draw_bridges, halved, start_part
 from vgs_rl.evaluation.budget.parts import GROUPS, split_gap
 from vgs_rl.evaluation.budget.posterior import ExactPosterior, Posterior, SampledPosterior
 from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate
@@ -31,6 +32,7 @@ from vgs_rl.transitions import KernelPolicy
 from vgs_rl.weights import log_z_estimate, log_z_standard_error
 
 EXACT, SAMPLED = 20_000, 2_000  # bridge paths by default
+STARTS = 10  # times as many states for the start's part, where exact ones are to be had
 POOL = 20_000  # samples that posteriors are drawn from
 
 
@@ -106,6 +108,9 @@ def error_budget(
         else:
             posterior = SampledPosterior(energy, chain, pool)
         drawn = draw_bridges(sampler, x, posterior, bridges)
+        if exact and energy.can_sample:
+            more = energy.sample(STARTS * n, source)
+            drawn = replace(drawn, start=start_part(sampler, more, posterior, bridges))
     eubo = sampler.reverse_log_weight(again, backward).double()
     end = posterior.slope_at_end if isinstance(posterior, SampledPosterior) else None
     found = split_gap(drawn, mdp.rho, mdp.effective_dim, chain, end)

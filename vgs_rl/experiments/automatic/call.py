@@ -30,6 +30,7 @@ from vgs_rl.exploration import (
     MappedReference,
     PriorReference,
     Reference,
+    energy_drift,
     moved,
     support_of,
 )
@@ -327,19 +328,23 @@ def _evidence(
     assert samples.log_weight is not None
     mdp = best.agent.mdp
     generator = mdp.generator(seed + 1)
-    particles = Rows.of(exploration).resampled(generator)
+    particles, drift = Rows.of(exploration).resampled(generator), None
+    x = samples.x.double()
     if found.fast:
-        energy = FiniteEnergy(found.energy, dtype=found.dtype)
-        particles = moved(energy, exploration.reference, particles, generator)
+        energy, reference = FiniteEnergy(found.energy, dtype=found.dtype), exploration.reference
+        particles = moved(energy, reference, particles, generator)
+        drift = energy_drift(energy, reference, x, samples.log_weight, generator)
     z = best.energy.coordinates.to_z(particles, generator)
     backward = best.agent.sampler().reverse_log_weight(z, generator)
     return Evidence.of(
-        samples.x.double(),
+        x,
         samples.log_weight,
         particles=particles,
         backward=backward,
         explored_log_z=exploration.log_z,
         explored_spread=exploration.spread,
+        drift=drift,
         doubts=(*doubts, *exploration.doubts),
         cautions=found.cautions,
+        notes=tuple(best.agent.notes()),
     )

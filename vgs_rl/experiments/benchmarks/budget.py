@@ -14,7 +14,7 @@ from vgs_rl.agents import Agent
 from vgs_rl.chain import Chain
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.energy import Energy
-from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
+from vgs_rl.evaluation.budget.estimate import STARTS, chain_of, error_budget
 from vgs_rl.evaluation.budget.result import ErrorBudget, Estimate, Purchase
 from vgs_rl.evaluation.budget.tightness import tightness
 from vgs_rl.experiments.config import RunConfig, named_config
@@ -64,7 +64,7 @@ def budget(
     """Trains briefly, splits the gap, buys everything, and measures what it gained.
 
     A longer training is the exact control with its noise scales. More steps are those of the exact
-    control, from the same start. A better start is the exact one.
+    control, from the same start. A better start is the exact one, on ten times as many paths.
 
     Args:
         configs: names of files in configs/, or paths of YAML files, of targets with exact values;
@@ -73,7 +73,8 @@ def budget(
         updates: gradient steps of each training.
         n: bridge paths of each budget.
         paths: on which each gap of a trained sampler is measured.
-        exact: paths on which gains are measured, and states that noise scales are fitted to.
+        exact: paths on which gains are measured, and states that noise scales are fitted to; ten
+            times as many for the gain of a better start.
         seed: of training; that of the measurements is one more.
         figure: the picture to write.
         json: also write the budgets to this file.
@@ -148,8 +149,9 @@ def _gained(agent: Agent, paths: int, seed: int) -> dict[Purchase, Estimate]:
     generator = mdp.generator(seed + 1)
     x = mdp.energy.sample(paths, generator)
     fit = mdp.energy.sample(paths, generator)
+    many = mdp.energy.sample(STARTS * paths, generator)
 
-    def measured(sampler: ChainSampler) -> Tensor:
+    def measured(sampler: ChainSampler, x: Tensor = x) -> Tensor:
         """Log w of backward paths, by the same noise each time."""
         return sampler.reverse_log_weight(x, mdp.generator(seed + 2)).double()
 
@@ -166,10 +168,11 @@ def _gained(agent: Agent, paths: int, seed: int) -> dict[Purchase, Estimate]:
     ideal.rho.copy_(mdp.rho)
     ideal.start = ExactStart(mdp.energy, mdp.chain)
     now, best, twice = measured(sampler), perfect(mdp.num_steps), perfect(2 * mdp.num_steps)
+    started = ChainSampler(ideal, sampler.policy)
     return {
         "more steps": _paired(best, twice),
         "longer training": _paired(now, best),
-        "a better start": _paired(now, measured(ChainSampler(ideal, sampler.policy))),
+        "a better start": _paired(measured(sampler, many), measured(started, many)),
         "a fitted noise scale": _paired(
             now, measured(_sampler(same, mdp.start, sampler.policy, fit))
         ),
