@@ -226,8 +226,10 @@ def _light(
     return local, whole
 
 
-def _joined(outer: AffineMap, inner: AffineMap) -> AffineMap:
-    """One affine map in place of two."""
+def _joined(outer: AffineMap, inner: AffineMap) -> Coordinates:
+    """One affine map in place of two, where that is as short."""
+    if len(outer.stretch):
+        return Composed(outer, inner)
     a, b = (torch.diag(part) if part.ndim == 1 else part for part in (outer.factor, inner.factor))
     if outer.factor.ndim == inner.factor.ndim == 1:
         return AffineMap(outer.to_x(inner.shift.unsqueeze(0))[0], outer.factor * inner.factor)

@@ -174,15 +174,16 @@ def condition_number(x: Tensor, log_weight: Tensor) -> float:
     """That of weighted states (B, D) in units of each coordinate: longest axis over shortest.
 
     It is that of the covariance that whitening takes, so it is too small where that is shrunk, with
-    fewer than five states a dimension, and 1 where that is diagonal.
+    fewer than five states a dimension; above 256 dimensions it is that of its long axes.
 
     Args:
         x: states, shape (B, D).
         log_weight: their log-weights, shape (B,).
     """
-    scaled = AffineMap.whitening(x, log_weight.double().softmax(0)).factor
+    whitening = AffineMap.whitening(x, log_weight.double().softmax(0))
+    scaled = whitening.factor
     if scaled.ndim == 1:
-        return 1.0
+        return float(whitening.stretch.max()) if len(whitening.stretch) else 1.0
     widths = torch.linalg.svdvals(scaled / scaled.norm(dim=-1, keepdim=True))
     return float(widths[0] / widths[-1])
 

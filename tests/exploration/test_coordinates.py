@@ -21,7 +21,15 @@ from vgs_rl.exploration.coordinates.affine import MOST_FULL
 
 LOWER = AffineMap(torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 0.0], [0.7, 0.5]]))
 DIAGONAL = AffineMap(torch.tensor([0.5, 2.0]), torch.tensor([0.3, 4.0]))
-MAPS = {"lower": LOWER, "diagonal": DIAGONAL, "composed": Composed(LOWER, DIAGONAL)}
+AXES = torch.tensor([[0.6], [0.8]], dtype=torch.float64)
+LONG = AffineMap(DIAGONAL.shift, DIAGONAL.factor, AXES, torch.tensor([7.0]))
+MAPS = {
+    "lower": LOWER,
+    "diagonal": DIAGONAL,
+    "long": LONG,
+    "long and lower": AffineMap(LOWER.shift, LOWER.factor, AXES, torch.tensor([0.2])),
+    "composed": Composed(LOWER, DIAGONAL),
+}
 
 
 def generator() -> torch.Generator:
@@ -129,6 +137,36 @@ def test_a_mapped_reference_is_the_same_density_in_other_coordinates() -> None:
     entropy = float(reference.std.log().sum()) + 1 + math.log(2 * math.pi) - LOWER.log_det
     found = mapped.level(mapped.sample(20_000, generator()))[0]
     assert float(found.mean()) == pytest.approx(entropy, abs=5 / math.sqrt(20_000))
+
+
+def test_gradients_go_both_ways() -> None:
+    slope = normal(5, 2)
+    for name in ("lower", "diagonal", "long", "long and lower"):
+        each = MAPS[name]
+        assert isinstance(each, AffineMap)
+        torch.testing.assert_close(each.gradient_of_x(each.gradient(slope)), slope)
+
+
+@pytest.mark.parametrize("n", [400, 2_000])
+def test_a_few_long_axes_are_found_in_many_dimensions(n: int) -> None:
+    """Of three, 30, 10 and 4 times as wide as the rest; where there is none, none is."""
+    dim = 600
+    axes = torch.linalg.qr(normal(dim, 3)).Q
+    scales = torch.logspace(-2, 2, dim, dtype=torch.float64)
+    z = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    truth = AffineMap(scales, scales, axes, torch.tensor([30.0, 10.0, 4.0]))
+    found = AffineMap.whitening(truth.to_x(z))
+    assert len(found.stretch) == 3
+    again = torch.randn(4_000, dim, generator=torch.Generator().manual_seed(2)).double()
+    inside = found.to_z(truth.to_x(again))
+    widest = float(torch.linalg.eigvalsh(torch.cov(inside.T))[-1])
+    assert widest < 3.5  # 900 before, 1.9 by chance
+    plain = AffineMap.whitening(scales * z)
+    assert len(plain.stretch) == 0
+    with pytest.raises(ValueError, match="axes must be orthonormal"):
+        AffineMap(scales, scales, 2 * axes, torch.ones(3))
+    with pytest.raises(ValueError, match=r"axes must have shape \(600, r\), got \(600, 3\)"):
+        AffineMap(scales, scales, axes, torch.ones(2))
 
 
 @pytest.mark.parametrize("dim", [1, 3, MOST_FULL + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from vgs_rl.exploration.coordinates.base import Coordinates, Mapped, part_of
 
-MOST_FULL = 256  # dimensions up to which a covariance is full; above, it is diagonal
+MOST_FULL = 256  # dimensions up to which a covariance is full; above, few of its axes are long
+MOST_LONG = 16  # axes that are longer, above that
+ITERATIONS = 8  # of the search for them
 POWERS = 9  # of a tenth, by which a covariance may be shrunk less than its size asks for
 MORE = (1.0, 0.9, 0.75, 0.5, 0.3, 0.15)  # shares of the diagonal, where it is all that is known
 ENOUGH = 5.0  # states for each dimension, from which it may
@@ -18,20 +21,28 @@ ROUNDING = 1e-12  # of a correlation
 
 
 class AffineMap(Coordinates, kind="affine"):
-    """x = shift + factor z, in float64.
+    """x = shift + factor (1 + U (s - 1) U^T) z, in float64.
 
     Args:
         shift: shape (D,).
         factor: lower triangular, shape (D, D), or the diagonal of one, shape (D,).
+        axes: U, orthonormal, a column each, shape (D, r); none if None.
+        stretch: s, shape (r,), above 0.
 
     Raises:
         ValueError: if the factor is singular or not finite, or its shape does not fit.
 
     Attributes:
-        log_det: log |det factor|.
+        log_det: log of the map's determinant.
     """
 
-    def __init__(self, shift: Tensor, factor: Tensor) -> None:
+    def __init__(
+        self,
+        shift: Tensor,
+        factor: Tensor,
+        axes: Tensor | None = None,
+        stretch: Tensor | None = None,
+    ) -> None:
         diagonal = factor if factor.ndim == 1 else factor.diagonal()
         if not bool((diagonal > 0).all() & factor.isfinite().all()):
             raise ValueError("factor must be finite with a positive diagonal")
@@ -42,10 +53,25 @@ class AffineMap(Coordinates, kind="affine"):
         self.dim_z = self.dim_x = dim
         self.shift, self.factor = shift.detach().double(), factor.detach().double()
         self.log_det = float(diagonal.double().log().sum())
+        self.axes = self.shift.new_zeros(dim, 0) if axes is None else axes.detach().double()
+        self.stretch = self.shift.new_ones(0) if stretch is None else stretch.detach().double()
+        rank = len(self.stretch)
+        if self.stretch.ndim != 1 or self.axes.shape != (dim, rank):
+            raise ValueError(f"axes must have shape ({dim}, r), got {tuple(self.axes.shape)}")
+        gap = self.axes.T @ self.axes - torch.eye(rank).to(self.axes)
+        if not bool((gap.abs() < 1e-6).all() & (self.stretch > 0).all()):
+            raise ValueError("axes must be orthonormal, and their stretches above 0")
+        self.log_det += float(self.stretch.log().sum())
+
+    def _stretched(self, z: Tensor, power: float = 1.0) -> Tensor:
+        """Z (B, D) times s^power along the axes."""
+        if not len(self.stretch):
+            return z
+        return z + ((z @ self.axes) * (self.stretch**power - 1)) @ self.axes.T
 
     def to_x(self, z: Tensor) -> Tensor:
         """X (B, D) of z (B, D)."""
-        z = z.double()
+        z = self._stretched(z.double())
         return self.shift + (z * self.factor if self.factor.ndim == 1 else z @ self.factor.T)
 
     def with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,18 +87,19 @@ class AffineMap(Coordinates, kind="affine"):
         """Z (B, D) of x (B, D); there is one, so the generator is not used."""
         gap = x.double() - self.shift
         if self.factor.ndim == 1:
-            return gap / self.factor
+            return self._stretched(gap / self.factor, -1.0)
         solved: Tensor = torch.linalg.solve_triangular(self.factor, gap.T, upper=False)
-        return solved.T
+        return self._stretched(solved.T, -1.0)
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient by z (B, D) of a function whose gradient by x is given (B, D)."""
         gradient = gradient.double()
-        return gradient * self.factor if self.factor.ndim == 1 else gradient @ self.factor
+        whole = gradient * self.factor if self.factor.ndim == 1 else gradient @ self.factor
+        return self._stretched(whole)
 
     def gradient_of_x(self, gradient: Tensor) -> Tensor:
         """The gradient by x (B, D) of a function whose gradient by z is given (B, D)."""
-        gradient = gradient.double()
+        gradient = self._stretched(gradient.double(), -1.0)
         if self.factor.ndim == 1:
             return gradient / self.factor
         solved: Tensor = torch.linalg.solve_triangular(self.factor.T, gradient.T, upper=True)
@@ -80,25 +107,31 @@ class AffineMap(Coordinates, kind="affine"):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Coordinates.state_dict`."""
-        return {"kind": self.kind, "shift": self.shift, "factor": self.factor}
+        state = {"kind": self.kind, "shift": self.shift, "factor": self.factor}
+        return {**state, "axes": self.axes, "stretch": self.stretch}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """See :meth:`Coordinates.from_state`."""
-        return cls(part_of(state, "shift", Tensor), part_of(state, "factor", Tensor))
+        """See :meth:`Coordinates.from_state`; a state without axes has none."""
+        parts = [part_of(state, name, Tensor) for name in ("shift", "factor")]
+        if "axes" in state:
+            parts += [part_of(state, name, Tensor) for name in ("axes", "stretch")]
+        return cls(*parts)
 
     def to(self, device: torch.device | str) -> AffineMap:
         """See :meth:`Coordinates.to`."""
-        return AffineMap(self.shift.to(device), self.factor.to(device))
+        parts = (self.shift, self.factor, self.axes, self.stretch)
+        return AffineMap(*(part.to(device) for part in parts))
 
     @classmethod
     def whitening(cls, x: Tensor, weight: Tensor | None = None) -> AffineMap:
         """The map in whose coordinates states x (B, D) have mean 0 and unit covariance.
 
-        The covariance is diagonal above MOST_FULL dimensions. Below, it is shrunk towards its
-        diagonal as far as makes states that are left out likeliest: wholly where coordinates are
-        independent, and hardly where they depend on each other. Shrinking by a hundredth alone
-        would leave an ellipsoid with axes of 1 and 10,000 a thousand times as long as it is wide.
+        Above MOST_FULL dimensions, the covariance is diagonal but for a few long axes. Below, it is
+        shrunk towards its diagonal as far as makes states that are left out likeliest: wholly where
+        coordinates are independent, and hardly where they depend on each other. Shrinking by a
+        hundredth alone would leave an ellipsoid with axes of 1 and 10,000 a thousand times as long
+        as it is wide.
 
         Args:
             x: states, shape (B, D).
@@ -112,9 +145,11 @@ class AffineMap(Coordinates, kind="affine"):
         std = ((weight @ (x - mean).square()) * unbiased).sqrt()
         # A coordinate that all states share has no width: a millionth of its size stands in.
         std = std.clamp_min(1e-6 * mean.abs().clamp_min(1e-6))
-        if dim > MOST_FULL or dim == 1:
+        if dim == 1:
             return cls(mean, std)
         scaled = (x - mean) / std
+        if dim > MOST_FULL:
+            return cls(mean, std, *_long_axes(scaled, weight, n))
         correlation = (scaled.T * weight) @ scaled * unbiased
         correlation.fill_diagonal_(1.0)
         if not bool(correlation.isfinite().all()):
@@ -135,6 +170,34 @@ def _different(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     rows, which = torch.unique(x, dim=0, return_inverse=True)
     weight = torch.zeros_like(rows[:, 0]).index_add_(0, which, weight.double())
     return rows, weight / weight.sum()
+
+
+def _long_axes(scaled: Tensor, weight: Tensor, n: float) -> tuple[Tensor, Tensor]:
+    """Axes (D, r) along which states (B, D) of unit variance are wider than chance makes them.
+
+    Of n states in D independent coordinates the widest axis has a variance of (1 + √(D/n))². What
+    is above that is as wide as the spiked model says (Donoho, Gavish and Johnstone, Annals of
+    Statistics 46, 2018: Frobenius loss). Widths of the axes come with them, shape (r,).
+    """
+    dim = scaled.shape[1]
+    rows = scaled * weight.sqrt().unsqueeze(-1)
+    axes = torch.randn(
+        dim,
+        min(2 * MOST_LONG, len(rows)),
+        generator=torch.Generator().manual_seed(0),
+        dtype=rows.dtype,
+    ).to(rows)
+    for _ in range(ITERATIONS):
+        axes = torch.linalg.qr(rows.T @ (rows @ axes)).Q
+    _, width, turn = torch.linalg.svd(rows @ axes, full_matrices=False)
+    variance, noise = width.square(), dim / n
+    found = variance[:MOST_LONG] > 1.1 * (1 + math.sqrt(noise)) ** 2
+    variance = variance[:MOST_LONG][found]
+    inner = variance + 1 - noise
+    spike = 0.5 * (inner + (inner.square() - 4 * variance).clamp_min(0.0).sqrt())
+    kept = (1 - noise / (spike - 1).square()) / (1 + noise / (spike - 1))
+    axes = torch.linalg.qr(axes @ turn.mT[:, :MOST_LONG][:, found]).Q
+    return axes, (1 + (spike - 1) * kept.clamp_min(0.0)).sqrt()
 
 
 def _shrinkage(correlation: Tensor, scaled: Tensor, weight: Tensor, most: float) -> float:
