@@ -22,7 +22,7 @@ MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken fo
 ROUNDS = 4
 POINTS = 8  # minima that are looked for to precondition a target
 HESSIANS = 40  # along the way to each
-MOST_DIMENSIONS = 128  # up to which Hessians are taken for that
+MOST_DIMENSIONS = 256  # up to which Hessians are taken for that
 COMMUTE = 1e-4  # off the diagonal, in norms of a Hessian, where it counts as diagonal
 WORTH = 30.0  # ratio of widths from which on it pays
 
@@ -213,7 +213,7 @@ def preconditioner(
         generator: source of randomness.
 
     Returns:
-        None where the widths are within a factor of 30 and no product is found, D is above 128, or
+        None where the widths are within a factor of 30 and no product is found, D is above 256, or
         no minimum was found.
     """
     if dim < 2 or dim > MOST_DIMENSIONS:
