@@ -428,6 +428,7 @@ def small(negatives=None, **options):
 
 
 def test_grids_are_evaluated_by_images_and_pixels_with_heat_maps(tmp_path):
+    pytest.importorskip("skimage", reason="textures need the extra anomaly")
     crops = anomaly.TextureConfig(train=6, validation=4, test=4, defective=8)
     data = anomaly.load_texture("brick", crops, features=toy_grids)
     trainer = EBMTrainer(data.rows, small())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,11 @@ def export_program(
 
     Raises:
         ValueError: if the chain has a part that cannot be traced, such as an energy that computes
-            outside of PyTorch.
+            outside of PyTorch, or PyTorch is too old to trace a loop.
         OSError: if the file cannot be written.
     """
+    if "check_guards" not in inspect.signature(torch.export.ExportedProgram.module).parameters:
+        raise ValueError(f"a program needs a newer PyTorch than {torch.__version__}")
     if isinstance(policy, KernelPolicy):
         raise ValueError(f"a policy that draws cannot be exported, got {type(policy).__name__}")
     if weights:
