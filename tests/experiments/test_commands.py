@@ -16,6 +16,7 @@ import torch
 from commands import ROOT, load
 
 from vgs_rl.agents.base import Agent
+from vgs_rl.experiments.cli import command as guarded
 from vgs_rl.experiments.cli import command_named
 from vgs_rl.experiments.config import RunConfig, config_of, named_config, parse_run
 from vgs_rl.experiments.detectors.config import named_detector, saved_config
@@ -420,6 +421,23 @@ def test_ctrl_c_while_the_package_is_imported_is_no_traceback(tmp_path: Path) ->
     for line in (command, [sys.executable, str(ROOT / "scripts/train.py"), "--help"]):
         done = subprocess.run(line, capture_output=True, text=True, env=environment)
         assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_ctrl_c_within_a_class_statement_is_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python 3.11 makes a RuntimeError of what `__set_name__` raises, whatever it is."""
+
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    def main(arguments: list[str]) -> int:
+        type("Owner", (), {"field": Field()})
+        return 0
+
+    assert guarded(main)([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_command_runs_as_a_module_and_names_itself_so(tmp_path: Path) -> None:

@@ -84,6 +84,9 @@ def command(main: Main) -> Main:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except (MemoryError, RuntimeError) as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # in a class statement, Python 3.11
+                print("interrupted", file=sys.stderr)
+                return 130
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
             print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
