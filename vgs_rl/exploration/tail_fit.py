@@ -28,6 +28,7 @@ MOST_STATES = 4096
 MOST_NUMBERS = 2**19  # in these states, of which there are at least a quarter of MOST_STATES
 COMPONENTS = (2, 4, 8, 16)
 LIKELIER = 0.1  # nats a state, by which Student-t components must be, than Gaussian ones
+MOST_DIMENSIONS = 256  # above, a fit takes longer than it is worth
 PROBED = 5.0  # degrees of freedom with which tails are tried
 INNER = 0.02  # of the states, beyond which a coordinate does not say where components are
 FEWER = (1, 2, 4, 8, 16, 32)  # components than Gaussians
@@ -131,7 +132,8 @@ def fit_components(
     """Coordinates in which a mixture of Student-t is one normal, or None where it is no likelier.
 
     Components are multivariate t, or products of t. They begin at the mixture of Gaussians that is
-    likeliest, and at the known modes. Held-out states choose among all of these.
+    likeliest, and at the known modes. Held-out states choose among all of these. Above 256
+    dimensions there are none.
 
     Args:
         x: states, shape (n, D).
@@ -140,6 +142,8 @@ def fit_components(
         modes: where components may be, shape (M, D).
         light: the mixture of Gaussians, if it is known.
     """
+    if x.shape[1] > MOST_DIMENSIONS:
+        return None
     x = x.double()
     log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight.double()
     half = len(x) // 2
