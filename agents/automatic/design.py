@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vgs_rl.agents.automatic.settings import Tails
 from vgs_rl.agents.value_gradient.agent import ValueGradientConfig
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.chain import ScheduleConfig
@@ -31,8 +32,6 @@ from vgs_rl.starts import (
     fit_product,
 )
 from vgs_rl.weights import systematic_resample
-
-Tails = Literal["none", "radial", "coordinates", "components"]
 
 PARTICLES = 6_000  # that a design is fitted to
 CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture

@@ -9,6 +9,7 @@ from vgs_rl.checks import require_positive
 from vgs_rl.fields import settle
 
 When = Literal["auto", "always", "never"]
+Tails = Literal["none", "radial", "coordinates", "components"]
 # Settings of a value-gradient agent that exploration leaves alone.
 KEPT = ("lr", "final_lr", "warmup", "clip_norm", "ema", "fit_noise_scale")
 
@@ -38,7 +39,7 @@ class ExplorationConfig:
     when: When = "auto"
     seconds: float = 60.0
     unit: Literal["target", "component"] | None = None
-    tails: Literal["none", "radial", "coordinates", "components"] | None = None
+    tails: Tails | None = None
     bends: int | None = None
     effort: dict[str, Any] = field(default_factory=dict)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgs_rl.agents.automatic.design import Design, Tails, choose_design, design_of_components
+from vgs_rl.agents.automatic.design import Design, choose_design, design_of_components
+from vgs_rl.agents.automatic.settings import Tails
 from vgs_rl.agents.value_gradient.agent import ValueGradientAgent
 from vgs_rl.agents.value_gradient.gradient_matching import GradientMatchingLearner
 from vgs_rl.agents.value_gradient.sources import WeightedSource

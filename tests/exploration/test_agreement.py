@@ -71,3 +71,17 @@ def test_weighted_samples_are_moved_by_their_weights() -> None:
     assert abs(drift) < allowed < 0.5
     drift, allowed = energy_drift(target, wide, x, torch.zeros(4_000), source(1))
     assert drift < -allowed
+
+
+def test_moves_of_the_target_itself_do_not_ask_the_reference_for_its_density() -> None:
+    """It may be 0 there, and its logarithm no number: far out in heavy tails."""
+
+    class Nowhere(GaussianReference):
+        def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.full_like(x[:, 0], torch.inf), torch.full_like(x, torch.nan)
+
+    target = TwoModes(2)
+    x = target.sample(1_000, source(0)).double()
+    nowhere = Nowhere(torch.zeros(2), torch.ones(2))
+    drift, allowed = energy_drift(FiniteEnergy(target), nowhere, x, x.new_zeros(1_000), source(1))
+    assert abs(drift) < allowed < 0.5

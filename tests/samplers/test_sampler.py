@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vgs_rl import VGS, MDPConfig
 from vgs_rl.files.checkpoint import save_checkpoint
 from vgs_rl.samplers.base import DrawnSampler, Samples
 
@@ -50,3 +51,13 @@ def test_drawn_samples_are_resampled_by_their_weights() -> None:
     assert torch.equal(sampler.sample(2).x, make().x[8:])
     with pytest.raises(ValueError, match="resample needs log-weights"):
         DrawnSampler(make()).sample(2, resample=True)
+
+
+def test_a_pytorch_too_old_to_trace_a_loop_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.export.ExportedProgram, "module", lambda self: None)
+    sampler = VGS("FourGauss", mdp=MDPConfig(num_steps=2)).sampler()
+    with pytest.raises(ValueError, match="a program needs a newer PyTorch than"):
+        sampler.export(tmp_path / "sampler.pt2")
+    assert list(tmp_path.iterdir()) == []

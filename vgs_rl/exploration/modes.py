@@ -19,6 +19,7 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 
 MOST_MODES = 64  # more of them are no description of a density any more
 MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken for Hessians
+MOST_CUBES = 8_000_000_000  # modes times D³: so long eigenvalues of Hessians take
 ROUNDS = 4
 POINTS = 8  # minima that are looked for to precondition a target
 HESSIANS = 40  # along the way to each
@@ -61,7 +62,7 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
         None where there is none with a positive definite Hessian, or too many to name.
     """
     dim = ends.shape[1]
-    most = min(MOST_MODES, MOST_PRODUCTS // dim)
+    most = min(MOST_MODES, MOST_PRODUCTS // dim, MOST_CUBES // dim**3)
     low = heights <= heights.min() + 5.0 * dim + 20.0
     x = _spread_out(ends[low], heights[low], scale, 2 * most)
     if most < 1 or not len(x):

@@ -84,9 +84,12 @@ class Tempered:
         return self._point(self.coordinates.to_z(x), x, energy, gradient)
 
     def _point(self, u: Tensor, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:
-        level, slope = self.reference.level(x)
-        level = (1 - self.beta) * level + self.beta * energy
-        slope = self.coordinates.gradient((1 - self.beta) * slope + self.beta * gradient)
+        level, slope = energy, gradient
+        if self.beta < 1:  # the target itself may be where the reference's density is 0
+            wide, wide_slope = self.reference.level(x)
+            level = (1 - self.beta) * wide + self.beta * energy
+            slope = (1 - self.beta) * wide_slope + self.beta * gradient
+        slope = self.coordinates.gradient(slope)
         return Point(u, level.nan_to_num(torch.inf), slope, energy, gradient)
 
 

@@ -153,7 +153,14 @@ def fit_mixture(
 
 
 def maximum(x: Tensor, shares: Tensor, size: Tensor, kind: Kind) -> Mixture:
-    """The M step from shares (n, K) that sum to 1."""
+    """The M step of EM, with shrunk covariances: see :func:`fit_mixture`.
+
+    Args:
+        x: states, shape (n, D).
+        shares: of components in states, shape (n, K), whose sum is 1.
+        size: effective number of states.
+        kind: of covariances.
+    """
     dim = x.shape[1]
     mass = shares.sum(0).clamp_min(1e-12)
     weights = mass / mass.sum()

@@ -47,6 +47,7 @@ class Components(Coordinates, kind="components"):
         self.dim_z = self.dim_x = dim
         self.students, self.tails = students, Tails(dim, students.nu)
         self._above = scales.weights.flip(0).cumsum(0).flip(0) / scales.weights.sum()
+        self._end = torch.nn.functional.pad(self._above[1:], (0, 1))
         self._share = scales.weights / scales.weights.sum()
         covariances = scales.covariances
         full = covariances.ndim == 3
@@ -62,16 +63,11 @@ class Components(Coordinates, kind="components"):
         z = z.double()
         above = _below(-z[:, 0])  # of the mass
         k = (above.detach().unsqueeze(1) <= self._above[1:]).sum(1)
-        end = torch.nn.functional.pad(self._above[1:], (0, 1))[k]
-        share = self._share[k]
+        end, share = self._end[k], self._share[k]
         right, left = (above - end) / share, (self._above[k] - above) / share
         # The first piece has no left end, where 1 - above would have no digits.
         left = torch.where(k == 0, _below(z[:, 0]) / share, left)
-        inner = torch.where(
-            right < left,
-            -torch.special.ndtri(right.clamp(LEAST, 0.5)),
-            torch.special.ndtri(left.clamp(LEAST, 0.5)),
-        )
+        inner = _quantile(left, right)
         log_det = 0.5 * (inner.square() - z[:, 0].square()) - share.log()
         y, stretch = self.tails.with_log_det(torch.cat([inner.unsqueeze(1), z[:, 1:]], 1))
         x = self._placed(y, k)
@@ -90,16 +86,10 @@ class Components(Coordinates, kind="components"):
         k = chosen.squeeze(1)
         z = self.tails.to_z(self._unplaced(x, k))
         inner = z[:, 0]
-        end = torch.nn.functional.pad(self._above[1:], (0, 1))[k]
-        above = end + self._share[k] * _below(-inner)
+        above = self._end[k] + self._share[k] * _below(-inner)
         below = 1 - self._above[k] + self._share[k] * _below(inner)
         below = torch.where(k == 0, self._share[k] * _below(inner), below)
-        first = torch.where(
-            above < below,
-            -torch.special.ndtri(above.clamp(LEAST, 0.5)),
-            torch.special.ndtri(below.clamp(LEAST, 0.5)),
-        )
-        return torch.cat([first.unsqueeze(1), z[:, 1:]], 1)
+        return torch.cat([_quantile(below, above).unsqueeze(1), z[:, 1:]], 1)
 
     def _placed(self, y: Tensor, k: Tensor) -> Tensor:
         """M_k + s_k y for rows of y (B, D) and their components (B,)."""
@@ -150,3 +140,9 @@ def _below(z: Tensor) -> Tensor:
     """Φ(z), with all its digits where it is small."""
     share: Tensor = torch.special.log_ndtr(z).exp()
     return share
+
+
+def _quantile(below: Tensor, above: Tensor) -> Tensor:
+    """Z with Φ(z) = below = 1 - above, from the smaller one, which has all its digits."""
+    low = torch.special.ndtri(below.clamp(LEAST, 0.5))
+    return torch.where(above < below, -torch.special.ndtri(above.clamp(LEAST, 0.5)), low)
