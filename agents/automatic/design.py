@@ -34,6 +34,7 @@ from vgs_rl.starts import (
 from vgs_rl.weights import systematic_resample
 
 PARTICLES = 6_000  # that a design is fitted to
+MOST_NUMBERS, FEWEST = 2**20, 1_000  # in them, but so many particles at least
 CLEARLY = 0.1  # nats a state, by which a product must be likelier than a mixture
 
 
@@ -192,7 +193,8 @@ def _some(
     x: Tensor, log_weight: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Particles that a design is fitted to, in float64, and their log-weights."""
-    some = torch.randperm(len(x), generator=generator, device=x.device)[:PARTICLES]
+    most = min(PARTICLES, max(FEWEST, MOST_NUMBERS // x.shape[1]))
+    some = torch.randperm(len(x), generator=generator, device=x.device)[:most]
     log_weight = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight
     return x[some].double(), log_weight[some].double()
 
