@@ -29,10 +29,13 @@ from vgs_rl.exploration import (
     independent,
     preconditioner,
 )
+from vgs_rl.exploration.preconditioning import MOST_OF_SEVERAL, unit_mode
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first
+FAST = 0.4  # of the usual search, from which an energy allows for Hessians and a guide by ∇E
+CURVATURE = 0.4  # of the time, that the Hessians of one minimum may take
 LEAST = 0.3  # of the time, for each of them
 ILL_CONDITIONED = 100.0  # above this condition number a bend's axis is not known well enough
 
@@ -52,7 +55,7 @@ class Survey:
         doubts: why its coordinates should not be believed, a sentence each.
         cautions: why they may be wrong without a sign of it, a sentence each.
         dtype: in which it is evaluated.
-        fast: whether E is fast enough for the whole search, and for a guide by ∇E.
+        fast: whether E is fast enough for Hessians, and for a guide by ∇E.
         evaluations: states at which E or ∇E was evaluated.
     """
 
@@ -93,7 +96,7 @@ def survey(
     dtype = computing_type(energy, generator.device)
     finite = FiniteEnergy(energy, dtype=dtype)
     effort = affordable_effort(finite, energy.dim, seconds, generator.device)
-    fast = clock.decide("fast", lambda: effort == 1.0)
+    fast = clock.decide("fast", lambda: effort > FAST)
     began, evaluations, n = clock.elapsed(), 0, PARTICLES
     funnel: Coordinates | None = None
     if fast:
@@ -102,8 +105,13 @@ def survey(
         funnel = given_one(finite, energy.dim, generator)
     unit = funnel
     marginal: Coordinates | None = None
+    large = energy.dim > MOST_OF_SEVERAL
+    if funnel is None and (fast or large):
+        until = began + CURVATURE * seconds
+        stop = clock.deadline("hessians", until) if large else None
+        unit = preconditioner(finite, energy.dim, generator, stop)
+    at_zero = large and unit is not None
     if fast and funnel is None:
-        unit = preconditioner(finite, energy.dim, generator)
         plain = energy if unit is None else MappedEnergy(energy, unit, dtype=dtype)
         within = FiniteEnergy(plain, dtype=dtype)
         marginal = independent(within, plain.dim, generator)
@@ -113,6 +121,7 @@ def survey(
     if unit is not None:
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)
+    modes = unit_mode(FiniteEnergy(energy, dtype=dtype), generator.device) if at_zero else None
     bend: Coordinates | None = None
     doubts: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
@@ -133,6 +142,7 @@ def survey(
             dtype=dtype,
             tell=tell,
             enough=bent if left else lambda x, log_weight: False,
+            modes=modes,
         )
         evaluations += exploration.evaluations
         if bend is None:
@@ -155,7 +165,7 @@ def survey(
         n = len(exploration.islands[0].x)
         known = fitted_reference(z, exploration.log_weight, generator)
         reference = JoinedReference(known, MappedReference(exploration.reference, bend), 0.8)
-        bend = None
+        bend, modes = None, None
     return Survey(
         energy=energy,
         unit=unit,

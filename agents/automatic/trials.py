@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -91,6 +92,7 @@ class Trial:
         gap: between log-weights of backward and of forward paths, both without their extremes: 0
             for a perfect sampler.
         drawn: samples that a choice is made with.
+        seconds: that a path took.
         evaluations: states at which E or ∇E was evaluated to check it.
     """
 
@@ -99,7 +101,13 @@ class Trial:
     energy: MappedEnergy
     gap: float = float("inf")
     drawn: Samples | None = None
+    seconds: float = 0.0
     evaluations: int = 0
+
+    @property
+    def misfit(self) -> float:
+        """The size of the gap: below 0 it is the known states that are not the target's."""
+        return abs(self.gap)
 
     @property
     def ess(self) -> float:
@@ -108,7 +116,7 @@ class Trial:
 
     def check(self, rows: Rows, seed: int) -> None:
         """Draws samples, not those of the result, and paths backwards from known states."""
-        generator = pilot_generator(self.agent.mdp.device, seed)
+        generator, began = pilot_generator(self.agent.mdp.device, seed), time.monotonic()
         sampler = self.agent.sampler()
         self.drawn = sampler.sample(CHECKED, generator)
         assert self.drawn.log_weight is not None
@@ -117,6 +125,7 @@ class Trial:
         z = self.energy.coordinates.to_z(x, generator)
         backward = sampler.reverse_log_weight(z, generator)
         self.gap = _trimmed(backward) - _trimmed(self.drawn.log_weight)
+        self.seconds = (time.monotonic() - began) / (CHECKED + len(z))
         # A path evaluates the same forwards and backwards.
         self.evaluations += round(self.drawn.energy_evaluations * (1 + len(z) / CHECKED))
 
@@ -198,7 +207,7 @@ class Trials:
             found = self.designs(tails)
             if found[0].tails != "none":
                 other = self.attempt(found[0], name)
-                if other.gap < best.gap:
+                if other.misfit < best.misfit:
                     best, (local, whole) = other, found
         changes: list[tuple[str, Callable[[Design], Design]]] = [
             ("whole", lambda design: replace(whole, steps=design.steps)),
@@ -212,7 +221,7 @@ class Trials:
                 continue
             other = self.attempt(change(best.design), name)
             needed = 0.85 if name == "more steps" else 0.97  # steps cost time
-            if other.gap < needed * best.gap:
+            if other.misfit < needed * best.misfit:
                 best = other
         return best
 

@@ -14,8 +14,9 @@ from vgs_rl.exploration import (
     find_modes,
     find_reference,
 )
+from vgs_rl.exploration import modes as modes_module
 from vgs_rl.exploration.islands import starts_of_walks
-from vgs_rl.exploration.modes import Modes, joined_modes
+from vgs_rl.exploration.modes import Modes, joined_modes, minimum
 from vgs_rl.exploration.reference import descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 from vgs_rl.starts import Mixture
@@ -123,3 +124,76 @@ def test_of_too_many_modes_none_is_named() -> None:
     wide = find_reference(energy, 128, generator)
     starts = starts_of_walks(wide, 512, generator)
     assert find_modes(energy, *descend(energy, starts), starts.std(0)) is None
+
+
+def skewed_pair(dim: int) -> tuple[FiniteEnergy, torch.Tensor]:
+    """Two Gaussians of one skewed covariance, 12 widths apart, and their places."""
+    normal = torch.randn(dim, dim, generator=source(), dtype=torch.float64)
+    axes = torch.linalg.qr(normal)[0]
+    width = torch.logspace(-0.5, 0.5, dim, dtype=torch.float64)
+    precision = (axes / width.square()) @ axes.T
+    places = torch.stack([-6 * width[0] * axes[:, 0], 6 * width[0] * axes[:, 0]])
+
+    def level(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        gap = x - place.to(x)
+        return 0.5 * ((gap @ precision.to(x)) * gap).sum(-1)
+
+    target = FunctionEnergy(
+        lambda x: -torch.logaddexp(-level(x, places[0]) - 1.0, -level(x, places[1])), dim
+    )
+    return FiniteEnergy(target, dtype=torch.float64), places
+
+
+def test_modes_are_the_same_where_each_is_searched_for_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dim, (energy, places) = 12, skewed_pair(12)
+    scale = torch.full((dim,), 8.0).double()
+    ends = walks(energy, dim, 8.0)
+    together = find_modes(energy, *ends, scale)
+    monkeypatch.setattr(modes_module, "ONE_BY_ONE", 1)
+    alone = find_modes(energy, *ends, scale)
+    assert together is not None and alone is not None and len(alone) == 2
+    # Each ends within a tenth of a nat of the minimum.
+    torch.testing.assert_close(alone.x, together.x, atol=0.1, rtol=0)
+    torch.testing.assert_close(alone.covariance, together.covariance, atol=1e-3, rtol=0)
+    torch.testing.assert_close(alone.log_mass, together.log_mass, atol=0.1, rtol=0)
+    assert float(torch.cdist(alone.x, places).min(1).values.max()) < 0.1
+
+
+def test_in_many_dimensions_a_mode_costs_few_hessians_and_a_known_one_none() -> None:
+    dim, (energy, _) = 160, skewed_pair(160)
+    scale = torch.full((dim,), 8.0).double()
+    ends = walks(energy, dim, 8.0)
+    before = energy.evaluations
+    found = find_modes(energy, *ends, scale)
+    assert found is not None and len(found) == 2
+    hessians = (energy.evaluations - before) / (2 * dim)
+    before = energy.evaluations
+    again = find_modes(energy, *ends, scale, found)
+    assert again is not None
+    torch.testing.assert_close(again.x, found.x)
+    assert (energy.evaluations - before) / (2 * dim) < hessians - 3
+
+
+def test_a_known_mode_where_no_walk_ends_is_not_named() -> None:
+    dim, (energy, places) = 160, skewed_pair(160)
+    scale = torch.full((dim,), 8.0).double()
+    known = find_modes(energy, *walks(energy, dim, 8.0), scale)
+    assert known is not None and len(known) == 2
+    near = places[0] + 0.1 * torch.randn(20, dim, generator=source(), dtype=torch.float64)
+    found = find_modes(energy, *descend(energy, near), scale, known)
+    assert found is not None and len(found) == 1
+    assert float((found.x[0] - places[0]).norm()) < 1e-2
+
+
+def test_a_minimum_is_found_over_a_saddle_and_not_where_there_is_none() -> None:
+    wells = FunctionEnergy(lambda x: (x.square() - 1).square().sum(-1), 3)
+    energy = FiniteEnergy(wells, dtype=torch.float64)
+    step = torch.full((3,), 1e-5).double()
+    found = minimum(energy, torch.tensor([0.1, -0.2, 0.3]).double(), step)
+    assert found is not None
+    torch.testing.assert_close(found.x[0], torch.tensor([1.0, -1, 1]).double(), atol=0.05, rtol=0)
+    slope = FiniteEnergy(FunctionEnergy(lambda x: x.sum(-1), 3), dtype=torch.float64)
+    assert minimum(slope, torch.zeros(3).double(), step) is None
+    assert minimum(energy, torch.ones(3).double(), step, stop=lambda: True) is None

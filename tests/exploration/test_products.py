@@ -186,3 +186,22 @@ def test_tables_that_are_none_are_refused(change: dict[str, object], message: st
     state = {"kind": "quantiles", "dim": 3, "index": torch.tensor([2, 0]), **table(), **change}
     with pytest.raises(ValueError, match=message):
         load_coordinates(state)
+
+
+def test_normal_coordinates_cost_one_look_each() -> None:
+    target = FunctionEnergy(lambda x: (0.5 * (x - 2) ** 2 * torch.linspace(1, 9, 40)).sum(-1), 40)
+    energy = FiniteEnergy(target, dtype=torch.float64)
+    assert independent(energy, 40, source()) is None
+    assert energy.evaluations < 40 * 400
+
+
+def test_a_far_well_beside_a_parabola_is_not_overlooked() -> None:
+    """Where walks have ended in it, however far it is."""
+    near = FunctionEnergy(
+        lambda x: (
+            -torch.logaddexp(-0.5 * x.square().sum(-1), -0.5 * ((x - 40.0) / 2).square().sum(-1))
+        ),
+        1,
+    )
+    found = independent(FiniteEnergy(near, dtype=torch.float64), 1, source())
+    assert found is not None

@@ -2,7 +2,7 @@
 
 from vgs_rl.exploration.agreement import energy_drift, share_gap
 from vgs_rl.exploration.bends import fit_location_scale
-from vgs_rl.exploration.clock import Clock, Deadline
+from vgs_rl.exploration.clock import Clock, Deadline, affordable_effort
 from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
 from vgs_rl.exploration.coordinates.base import (
     Composed,
@@ -21,11 +21,11 @@ from vgs_rl.exploration.funnels import common_scale
 from vgs_rl.exploration.hierarchy import given_one
 from vgs_rl.exploration.islands import (
     Exploration,
-    affordable_effort,
     explore,
     explore_again,
 )
-from vgs_rl.exploration.modes import Modes, find_modes, preconditioner
+from vgs_rl.exploration.modes import Modes, find_modes
+from vgs_rl.exploration.preconditioning import preconditioner
 from vgs_rl.exploration.products import independent
 from vgs_rl.exploration.reference import (
     GaussianReference,

@@ -8,7 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
+
+from vgs_rl.samplers.kernels import FiniteEnergy
+
 T = TypeVar("T")
+USUAL = 102_400  # evaluations of one island's walks, where an energy is fast
+BATCH, PROBED = 512, 0.25  # states at most, and seconds, of a batch whose time is measured
 
 
 class Deadline:
@@ -126,3 +132,31 @@ class Clock:
                 "is repeated. It is of another target, seed, version or machine"
             )
         return self._given[name].pop(0)
+
+
+def affordable_effort(
+    energy: FiniteEnergy, dim: int, seconds: float, device: torch.device | str
+) -> float:
+    """How many times the usual search an energy allows for: below 1 where it is slow.
+
+    At 1, the walks of one island, some 100,000 evaluations, take a tenth of the time.
+
+    Args:
+        energy: E/tau.
+        dim: D.
+        seconds: how long the exploration may take.
+        device: where states live.
+    """
+    if seconds == math.inf:
+        return math.inf
+    cost, n = math.inf, 8
+    for _ in range(4):  # what else the machine does slows some of them
+        x = torch.zeros(n, dim, dtype=torch.float64, device=device)
+        now = time.monotonic()
+        energy(x)
+        taken = time.monotonic() - now
+        cost = min(cost, taken / n)
+        # Where it is vectorised, a batch as large as a walk's costs less for each state.
+        if 4 * taken < PROBED:
+            n = min(4 * n, BATCH)
+    return 0.1 * seconds / (cost * USUAL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from vgs_rl.energy import Energy
 from vgs_rl.exploration.agreement import share_gap
-from vgs_rl.exploration.clock import Clock
-from vgs_rl.exploration.modes import Modes, find_modes, joined_modes
+from vgs_rl.exploration.clock import Clock, affordable_effort
+from vgs_rl.exploration.coordinates.affine import MOST_FULL
+from vgs_rl.exploration.modes import ONE_BY_ONE, Modes, find_modes, joined_modes
 from vgs_rl.exploration.reference import (
     DESCENTS,
     GaussianReference,
@@ -115,6 +115,7 @@ def explore(
     dtype: torch.dtype | None = None,
     tell: Callable[[str], None] = lambda message: None,
     enough: Callable[[Tensor, Tensor], bool] = lambda x, log_weight: False,
+    modes: Modes | None = None,
 ) -> Exploration:
     """Finds where exp(-E/tau) has its mass.
 
@@ -136,12 +137,14 @@ def explore(
         tell: told in words what happens.
         enough: asked once, with the first particles (n, D) and their log-weights; True ends it
             there.
+        modes: that are known before, and begun with where there is no time to search for any.
 
     Raises:
         ValueError: if the energy is finite nowhere that was looked.
     """
     finite = FiniteEnergy(energy, temperature, dtype=dtype)
     explorer = _Explorer(finite, int(energy.dim), generator, n, seconds, clock or Clock(), tell)
+    explorer.known = modes
     return explorer.run(reference, enough)
 
 
@@ -185,29 +188,6 @@ def explore_again(
     )
 
 
-def affordable_effort(energy: FiniteEnergy, dim: int, seconds: float, device: Any) -> float:
-    """How much of the usual search an energy allows for, in (0, 1]: below 1 where it is slow.
-
-    At 1, the walks of one island, some 100,000 evaluations, take a tenth of the time at most.
-
-    Args:
-        energy: E/tau.
-        dim: D.
-        seconds: how long the exploration may take.
-        device: where states live.
-    """
-    if seconds == math.inf:
-        return 1.0
-    x = torch.zeros(32, dim, dtype=torch.float64, device=device)
-    cost = math.inf
-    for _ in range(4):  # what else the machine does slows some of them
-        now = time.monotonic()
-        energy(x)
-        cost = min(cost, (time.monotonic() - now) / len(x))
-    # A batch as large as a walk's costs less for each state than one of 32, where it is vectorised.
-    return min(1.0, 0.1 * seconds / (0.2 * cost * WALKS * DESCENTS))
-
-
 class _Explorer:
     """One exploration: its clock, its source of randomness and what it has found."""
 
@@ -224,14 +204,18 @@ class _Explorer:
         self.energy, self.dim, self.generator, self.n = energy, dim, generator, n
         self.clock, self.began, self.seconds, self.tell = clock, clock.elapsed(), seconds, tell
         self.found: list[Modes | None] = []
+        self.known: Modes | None = None
 
     def late(self, share: float = 1.0) -> bool:
         return self.clock.late(self.began + share * self.seconds)
 
     def run(self, given: Reference | None, enough: Callable[[Tensor, Tensor], bool]) -> Exploration:
-        search = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
-        effort = self.clock.decide("search", lambda: search)
-        self.n = max(FEWEST, round(self.n * min(1.0, 4 * effort)))
+        found = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
+        allowed = self.clock.decide("search", lambda: min(found, 10.0))
+        effort = min(1.0, allowed)
+        # In many dimensions tempering takes many levels.
+        most = 4 * effort if self.dim <= ONE_BY_ONE else 0.25 * allowed
+        self.n = max(FEWEST, round(self.n * min(1.0, most)))
         wide = given
         if wide is None:
             wide = find_reference(self.energy, self.dim, self.generator, effort=effort)
@@ -240,7 +224,9 @@ class _Explorer:
         while rounds < ROUNDS:
             rounds += 1
             self.tell(f"exploring, round {rounds}")
-            self.found = [self._modes(wide, effort) for _ in range(2)]
+            self.found = []
+            for _ in range(2):
+                self.found.append(self._modes(wide, effort))
             runs = self.islands([_around(wide, modes) for modes in self.found], 0.4)
             if given is None and isinstance(wide, GaussianReference):
                 moved = _moved(wide, torch.cat([run.x for run in runs]))
@@ -248,9 +234,10 @@ class _Explorer:
                     wide = moved
                     continue
             break
-        self.n *= 2
+        complete = all(run.complete for run in runs)
+        self.n *= 2 if complete else 1
         ended = enough(*_joined(runs))
-        while rounds < ROUNDS and not ended and not self.late(0.4):
+        while rounds < ROUNDS and not ended and not self.late(0.4 if complete else 0.7):
             rounds += 1
             modes = self._all_modes()
             at = None if modes is None else modes.x
@@ -292,22 +279,23 @@ class _Explorer:
     def _modes(self, wide: Reference, effort: float) -> Modes | None:
         """Modes where walks from random starts end."""
         if effort < SEARCHING:
-            return None
+            return self.known
         starts = starts_of_walks(wide, max(16, round(WALKS * effort)), self.generator)
         ends, heights = descend(self.energy, starts, steps=max(20, round(DESCENTS * effort**0.5)))
         scale = starts.std(0).clamp_min(1e-300)
         ended = bool(heights.isfinite().any())
-        return find_modes(self.energy, ends, heights, scale) if ended else None
+        known = self._all_modes()  # each search names only those where its own walks end
+        return find_modes(self.energy, ends, heights, scale, known) if ended else None
 
     def _all_modes(self) -> Modes | None:
         """All modes that either island knows."""
-        known = [modes for modes in self.found if modes is not None]
+        known = [modes for modes in (self.known, *self.found) if modes is not None]
         return joined_modes(known) if known else None
 
     def _unknown(self, wide: Reference, runs: tuple[Island, ...], effort: float) -> list[str]:
         """Whether new walks end in a mode of some mass where no particle is."""
         modes = None if self.late() else self._modes(wide, effort)
-        if modes is None:
+        if modes is None or modes is self.known:
             return []
         x = torch.cat([run.x for run in runs])
         log_z = max(run.log_z for run in runs)
@@ -352,8 +340,13 @@ def _around(wide: Reference, modes: Modes | None) -> Reference:
         return wide
     weights = torch.softmax(0.5 * modes.log_mass, 0)
     weights = 0.5 * weights + 0.5 / len(weights)
-    known = Mixture(weights=weights, means=modes.x, covariances=modes.covariance)
-    return JoinedReference(MixtureReference(known, 1.3), wide, 0.5)
+    dim, covariances = modes.x.shape[1], modes.covariance
+    if dim > MOST_FULL:  # as narrow in each coordinate: these are of unit curvature by then
+        covariances = covariances.diagonal(dim1=1, dim2=2)
+    known = Mixture(weights=weights, means=modes.x, covariances=covariances)
+    # What is wide is far above all else in many dimensions, and ends with the first level.
+    share = 0.5 if dim <= ONE_BY_ONE else 0.8
+    return JoinedReference(MixtureReference(known, 1 + min(0.3, 3 / dim**0.5)), wide, share)
 
 
 def _moved(reference: GaussianReference, x: Tensor) -> GaussianReference | None:

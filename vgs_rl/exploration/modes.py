@@ -1,7 +1,4 @@
-"""Modes of an energy: where descents end, polished by Newton's method, with their local widths.
-
-Coordinates of unit curvature come from Hessians at a few of them: badly scaled targets need these.
-"""
+"""Modes of an energy: where descents end, polished by Newton's method, with their local widths."""
 
 from __future__ import annotations
 
@@ -12,20 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.coordinates.affine import AffineMap, Rotation
-from vgs_rl.exploration.coordinates.base import Composed, Coordinates
-from vgs_rl.exploration.reference import GRID, descend
+from vgs_rl.exploration.coordinates.affine import AffineMap
+from vgs_rl.exploration.reference import descend
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 MOST_MODES = 64  # more of them are no description of a density any more
 MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken for Hessians
-MOST_CUBES = 8_000_000_000  # modes times D³: so long eigenvalues of Hessians take
+MOST_CUBES = 20_000_000_000  # modes times D³: so long eigenvalues of Hessians take
+ONE_BY_ONE = 128  # dimensions above which a walk's end costs a Hessian only if no known mode's is
 ROUNDS = 4
-POINTS = 8  # minima that are looked for to precondition a target
-HESSIANS = 40  # along the way to each
-MOST_DIMENSIONS = 256  # up to which Hessians are taken for that
-COMMUTE = 1e-4  # off the diagonal, in norms of a Hessian, where it counts as diagonal
-WORTH = 30.0  # ratio of widths from which on it pays
+HESSIANS = 40  # along the way to a minimum
+HALVES = 12  # of a Newton step, that are tried
+FLAT = 0.1  # nats by which E may fall still at a minimum
+SAME = 1e-2  # squared widths a dimension, between states of one mode
+TO_A_MODE = 40  # steps downhill, in a mode's coordinates
 
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]  # E and ∇E at x (B, D)
@@ -48,8 +45,20 @@ class Modes:
     def __len__(self) -> int:
         return len(self.x)
 
+    def at(self, index: Tensor) -> Modes:
+        """Those at an index, shape (N,)."""
+        return Modes(
+            x=self.x[index], covariance=self.covariance[index], log_mass=self.log_mass[index]
+        )
 
-def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tensor) -> Modes | None:
+
+def find_modes(
+    energy: FiniteEnergy,
+    ends: Tensor,
+    heights: Tensor,
+    scale: Tensor,
+    known: Modes | None = None,
+) -> Modes | None:
     """The modes among the ends of descents.
 
     Args:
@@ -57,6 +66,8 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
         ends: where descents ended, shape (B, D).
         heights: E/tau there, shape (B,).
         scale: rough width of the region they lie in, per coordinate, shape (D,).
+        known: modes found before, whose Hessians need not be taken again. Those where no descent
+            ended are not among the result.
 
     Returns:
         None where there is none with a positive definite Hessian, or too many to name.
@@ -67,7 +78,21 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
     x = _spread_out(ends[low], heights[low], scale, 2 * most)
     if most < 1 or not len(x):
         return None
-    step = 1e-5 * scale.expand_as(x)
+    if dim <= ONE_BY_ONE:
+        found = _polished(energy, x, 1e-5 * scale.expand_as(x))
+    else:
+        found = _one_by_one(energy, x, scale, known, most)
+    if found is None:
+        return None
+    chosen = _distinct(found.x, torch.linalg.inv(found.covariance), found.log_mass)
+    if len(chosen) > most:  # of so many that walks find, they are a sample, however few are heavy
+        return None
+    return found.at(chosen[found.log_mass[chosen] > found.log_mass.max() - 30.0])
+
+
+def _polished(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Modes | None:
+    """Where Newton's method leads from states (B, D), if there are minima."""
+    dim = x.shape[1]
     for _ in range(ROUNDS):
         hessian = hessian_at(energy, x, step)
         step = local_step(hessian, step)
@@ -75,17 +100,94 @@ def find_modes(energy: FiniteEnergy, ends: Tensor, heights: Tensor, scale: Tenso
     hessian = hessian_at(energy, x, step)
     value, _ = energy(x)
     width, axes = torch.linalg.eigh(hessian)
-    keep = decrements(energy, x, hessian) < 0.1
+    keep = decrements(energy, x, hessian) < FLAT
     x, value, width, axes = x[keep], value[keep], width[keep], axes[keep]
     if not len(x):
         return None
     log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * width.log().sum(-1) - value
-    chosen = _distinct(x, hessian[keep], log_mass)
-    if len(chosen) > most:  # of so many that walks find, they are a sample, however few are heavy
-        return None
-    chosen = chosen[log_mass[chosen] > log_mass.max() - 30.0]
-    spread = (axes[chosen] / width[chosen].unsqueeze(1)) @ axes[chosen].mT
-    return Modes(x=x[chosen], covariance=spread, log_mass=log_mass[chosen])
+    return Modes(x=x, covariance=(axes / width.unsqueeze(1)) @ axes.mT, log_mass=log_mass)
+
+
+def _one_by_one(
+    energy: FiniteEnergy, x: Tensor, scale: Tensor, known: Modes | None, most: int
+) -> Modes | None:
+    """The minima to which states (B, D) lead, with one search for each of them.
+
+    States that follow the gradient in coordinates of a mode's unit curvature, and come to it, need
+    no Hessian of their own.
+    """
+    found: list[Modes] = []
+    for index in range(0 if known is None else len(known)):
+        assert known is not None
+        mode = known.at(torch.tensor([index], device=x.device))
+        here = _leads_to(energy, x, mode)
+        found += [mode] if bool(here.any()) else []
+        x = x[~here]
+    while len(x) and len(found) <= most:
+        reached = minimum(energy, x[0], 1e-5 * scale)
+        x = x[1:]
+        if reached is not None:
+            found.append(reached)
+            x = x[~_leads_to(energy, x, reached)]
+    return joined_modes(found) if found else None
+
+
+def _leads_to(energy: FiniteEnergy, x: Tensor, mode: Modes) -> Tensor:
+    """Whether states (B, D) come to a mode in its own coordinates, shape (B,)."""
+    if not len(x):
+        return x.new_zeros(0, dtype=torch.bool)
+    coordinates = AffineMap(mode.x[0], torch.linalg.cholesky(mode.covariance[0]))
+
+    def along(z: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = energy(coordinates.to_x(z))
+        return value, coordinates.gradient(slope)
+
+    z, _ = descend(along, coordinates.to_z(x), steps=TO_A_MODE)
+    return z.square().sum(-1) < SAME * x.shape[1]
+
+
+def minimum(
+    energy: FiniteEnergy, x: Tensor, step: Tensor, stop: Callable[[], bool] = lambda: False
+) -> Modes | None:
+    """The minimum to which Newton's method leads from one state.
+
+    Args:
+        energy: E/tau.
+        x: the state, shape (D,).
+        step: of the differences, at first, shape (D,).
+        stop: asked before each Hessian; True ends it without a minimum.
+
+    Returns:
+        None where it comes to none.
+    """
+    dim, at, step = len(x), x.unsqueeze(0), step.unsqueeze(0)
+    halves = 0.5 ** torch.arange(HALVES, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    for _ in range(HESSIANS):
+        if stop():
+            return None
+        hessian = hessian_at(energy, at, step)
+        step = local_step(hessian, step)
+        value, slope = energy(at)
+        factor, info = torch.linalg.cholesky_ex(hessian[0].nan_to_num(0.0, 0.0, 0.0))
+        if int(info):  # uphill directions are followed downhill
+            width, axes = eigen(hessian)
+            width = width[0].abs()
+            width = torch.maximum(width, 1e-10 * width.max()).clamp_min(1e-300)
+            move = axes[0] @ ((slope[0] @ axes[0]) / width)
+        else:
+            move = torch.cholesky_solve(slope.T, factor)[:, 0]
+            if bool(slope[0] @ move < FLAT / 10) and bool(value.isfinite()):
+                log_det = 2 * factor.diagonal().log().sum()
+                log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * log_det - value
+                return Modes(
+                    x=at, covariance=torch.cholesky_inverse(factor)[None], log_mass=log_mass
+                )
+        tried = at - halves * move
+        heights, _ = energy(tried)
+        if not float(heights.min()) <= float(value):
+            return None
+        at = tried[heights.argmin()].unsqueeze(0)
+    return None
 
 
 def joined_modes(parts: Sequence[Modes]) -> Modes:
@@ -93,8 +195,8 @@ def joined_modes(parts: Sequence[Modes]) -> Modes:
     x = torch.cat([part.x for part in parts])
     covariance = torch.cat([part.covariance for part in parts])
     log_mass = torch.cat([part.log_mass for part in parts])
-    chosen = _distinct(x, torch.linalg.inv(covariance), log_mass)
-    return Modes(x=x[chosen], covariance=covariance[chosen], log_mass=log_mass[chosen])
+    joined = Modes(x=x, covariance=covariance, log_mass=log_mass)
+    return joined.at(_distinct(x, torch.linalg.inv(covariance), log_mass))
 
 
 def _spread_out(x: Tensor, heights: Tensor, scale: Tensor, most: int) -> Tensor:
@@ -193,119 +295,7 @@ def _distinct(x: Tensor, hessian: Tensor, log_mass: Tensor) -> Tensor:
         gap = x[i] - x[chosen]
         if chosen:
             squares = torch.einsum("ci,cij,cj->c", gap, hessian[chosen], gap)
-            if float(squares.min()) < 1e-2 * x.shape[1]:
+            if float(squares.min()) < SAME * x.shape[1]:
                 continue
         chosen.append(i)
     return torch.tensor(chosen, device=x.device)
-
-
-def preconditioner(
-    energy: FiniteEnergy, dim: int, generator: torch.Generator
-) -> Coordinates | None:
-    """A map in whose coordinates the mean inverse Hessian at the lowest minima is the identity.
-
-    Walks downhill from states of all sizes are too slow where widths differ by orders of
-    magnitude, and so is tempering from a round density. Newton's method is not. A density that is a
-    product along other axes gets coordinates along those.
-
-    Args:
-        energy: E/tau.
-        dim: D.
-        generator: source of randomness.
-
-    Returns:
-        None where the widths are within a factor of 30 and no product is found, D is above 256, or
-        no minimum was found.
-    """
-    if dim < 2 or dim > MOST_DIMENSIONS:
-        return None
-    device = generator.device
-    shape = (4 * len(GRID), dim)
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-    starts = GRID.to(device).repeat_interleave(4).unsqueeze(-1) * normal
-    ends, heights = descend(energy, starts, steps=50)
-    if not bool(heights.isfinite().any()):
-        return None
-    x = ends[heights.argsort()[:POINTS]]
-    x, hessian, flat = _minima(energy, x)
-    if not bool(flat.any()):
-        return None
-    covariance = torch.linalg.inv(hessian[flat]).mean(0)
-    width = torch.linalg.eigvalsh(covariance)
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    if int(info):
-        return None
-    found = AffineMap(x[flat].mean(0), factor)
-    product = along_product(energy, found, x[flat], generator)
-    if product is not None:
-        return product
-    return found if float((width[-1] / width[0]).sqrt()) > WORTH else None
-
-
-def along_product(
-    energy: FiniteEnergy, coordinates: AffineMap, minima: Tensor, generator: torch.Generator
-) -> Coordinates | None:
-    """Coordinates along which exp(-E/tau) is a product, if there are any.
-
-    The Hessians of E = Σ_i e_i(b_i · x) are Bᵀ D(x) B, with a diagonal D. So they commute in
-    coordinates where the mean of the inverses of some is the identity: one rotation makes all of
-    them diagonal. It is found from a sum of a few at random states, and held against others.
-
-    Args:
-        energy: E/tau.
-        coordinates: in which the widths of the target are near 1.
-        minima: some minima, shape (M, D).
-        generator: source of randomness.
-
-    Returns:
-        None where Hessians do not commute, or are diagonal in x or z without a rotation.
-    """
-
-    def hessians(at: AffineMap, z: Tensor) -> Tensor:
-        def along(z: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = energy(at.to_x(z))
-            return value, at.gradient(slope)
-
-        return hessian_at(along, z, torch.full_like(z, 1e-3))
-
-    # Differences are exact to more digits in these coordinates than in those of x.
-    inverses, singular = torch.linalg.inv_ex(hessians(coordinates, coordinates.to_z(minima)))
-    root, info = torch.linalg.cholesky_ex(inverses.mean(0))
-    if bool(singular.any()) or int(info):
-        return None
-    exact = AffineMap(coordinates.shift, coordinates.factor @ root)
-    shape, device = (2 * POINTS, minima.shape[1]), minima.device
-    z = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-    found = hessians(exact, z)
-    sizes = found.flatten(1).norm(dim=1)
-    if not bool((sizes.isfinite() & (sizes > 0)).all()):
-        return None
-    found = found / sizes.view(-1, 1, 1)
-    if _mixed(found) < COMMUTE:
-        return None
-    share = torch.rand(POINTS, generator=generator, dtype=torch.float64, device=device)
-    axes = torch.linalg.eigh(torch.tensordot(share, found[:POINTS], dims=1))[1]
-    if _mixed(axes.T @ found[POINTS:] @ axes) > COMMUTE:
-        return None
-    return Composed(exact, Rotation(axes))
-
-
-def _mixed(matrices: Tensor) -> float:
-    """Largest entry off the diagonal of matrices (B, D, D)."""
-    diagonal = torch.diag_embed(matrices.diagonal(dim1=1, dim2=2))
-    return float((matrices - diagonal).abs().max())
-
-
-def _minima(energy: FiniteEnergy, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where Newton's method leads, the Hessians there, and which rows are minima."""
-    step = 1e-5 * x.abs().mean(-1, keepdim=True).clamp_min(1e-8).expand_as(x)
-    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    hessian = hessian_at(energy, x, step)
-    for _ in range(HESSIANS):
-        step = local_step(hessian, step)
-        x = newton(energy, x, hessian)
-        hessian = hessian_at(energy, x, step)
-        flat = decrements(energy, x, hessian) < 0.1
-        if bool(flat.all()):
-            break
-    return x, hessian, flat

@@ -22,6 +22,7 @@ TURNED = 1e-3  # of the longest component of a far gradient: turned axes are nea
 SAME = 1e-2  # of its size, by which that component may differ
 BATCH = 4_000_000  # numbers of a batch
 NEAR, REACH = 1e-3, 1e8  # in widths, of the first look along a coordinate
+PARABOLA = 1e-6  # of E, by which it may differ from one
 LOOKS, ADDED = 14, 16  # more of them, and the places of each
 BEYOND = 1e-3  # of the mass, about, that may lie where the look does not reach
 DEPTH = 30.0  # nats below the highest density, where knots end
@@ -57,6 +58,8 @@ def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> C
     if not bool((width.isfinite() & (width > 0) & (width < 1e100)).all()):
         return None
     index = _alone(energy, starts, width, generator)
+    if len(index):
+        index = index[~_is_normal(energy, starts, width, index)]
     if not len(index):
         return None
     z, x, log_slope, usable = _tables(energy, starts, width, index)
@@ -106,17 +109,13 @@ def _tables(
 
     Those are not whose knots do not rise, or whose tails have too much mass where the look ends.
     """
-    centre, scale = starts[0], width[index].unsqueeze(1)
+    centre = starts[0]
 
     def level(at: Tensor) -> Tensor:
         """-E at places (N, M) of each coordinate, all others being those of the centre."""
         return _along(energy, centre, index, at)
 
-    ladder = torch.logspace(math.log10(NEAR), math.log10(REACH), 88, dtype=torch.float64)
-    ladder = torch.cat([ladder, torch.linspace(0.25, 8, 32, dtype=torch.float64)]).to(centre)
-    ladder = torch.cat([-ladder, ladder.new_zeros(1), ladder])
-    ends = starts[:, index].T.unsqueeze(-1) + scale.unsqueeze(1) * ladder.new_tensor([-1, 0, 1])
-    x = torch.cat([centre[index].unsqueeze(1) + scale * ladder, ends.flatten(1)], 1).sort(1).values
+    x = _first_look(starts, width, index)
     height = level(x)
     for _ in range(LOOKS):
         travel = _travel(x, height)
@@ -145,6 +144,30 @@ def _tables(
     beyond = ends.abs() * height[:, [0, -1]].exp() / total  # of 1 / x^(1 + a), a times the mass
     usable &= (z.diff(dim=1) > 0).all(1) & (beyond < BEYOND).all(1)
     return z, x, log_slope, usable
+
+
+def _first_look(starts: Tensor, width: Tensor, index: Tensor) -> Tensor:
+    """Places of coordinates (N,), near and far from the first state and around all, (N, M)."""
+    centre, scale = starts[0, index].unsqueeze(1), width[index].unsqueeze(1)
+    ladder = torch.logspace(math.log10(NEAR), math.log10(REACH), 88, dtype=torch.float64)
+    ladder = torch.cat([ladder, torch.linspace(0.25, 8, 32, dtype=torch.float64)]).to(centre)
+    ladder = torch.cat([-ladder, ladder.new_zeros(1), ladder])
+    ends = starts[:, index].T.unsqueeze(-1) + scale.unsqueeze(1) * ladder.new_tensor([-1, 0, 1])
+    return torch.cat([centre + scale * ladder, ends.flatten(1)], 1).sort(1).values
+
+
+def _is_normal(energy: Function, starts: Tensor, width: Tensor, index: Tensor) -> Tensor:
+    """Along which of the coordinates (N,) E is a parabola, near and far, shape (N,)."""
+    x = _first_look(starts, width, index)
+    height = _along(energy, starts[0], index, x)
+    u = (x - starts[0, index].unsqueeze(1)) / width[index].unsqueeze(1)
+    near = (u.abs() <= 8.0).to(u).unsqueeze(-1)
+    powers = torch.stack([torch.ones_like(u), u, u.square()], -1)
+    finite = height.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
+    fitted = powers @ torch.linalg.lstsq(near * powers, near * finite).solution
+    fitted = fitted[..., 0]
+    off: Tensor = (height - fitted).abs() > PARABOLA * (1 + fitted.abs())
+    return ~off.any(1)
 
 
 def _along(energy: Function, centre: Tensor, index: Tensor, at: Tensor) -> Tensor:

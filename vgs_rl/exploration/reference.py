@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vgs_rl.exploration.coordinates.affine import AffineMap
+from vgs_rl.exploration.coordinates.affine import AffineMap, different
 from vgs_rl.exploration.coordinates.base import Coordinates
 from vgs_rl.exploration.coordinates.components import Components
 from vgs_rl.exploration.tail_fit import fit_components
@@ -301,7 +302,9 @@ def find_reference(
     return GaussianReference(centre, std)
 
 
-def descend(energy: FiniteEnergy, x: Tensor, *, steps: int = DESCENTS) -> tuple[Tensor, Tensor]:
+def descend(
+    energy: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, *, steps: int = DESCENTS
+) -> tuple[Tensor, Tensor]:
     """Gradient descent of each row with a step of its own that grows while it succeeds.
 
     Returns:
@@ -335,6 +338,9 @@ def fitted_reference(
         modes: where components may be, shape (M, D).
     """
     dim = x.shape[1]
+    rows, weight = different(x, torch.softmax(log_weight.double(), 0))
+    if len(rows) < len(x):  # states that stand twice would speak for components of their own
+        x, log_weight = rows, weight.log()
     some = torch.randperm(len(x), generator=generator, device=x.device)[:4096]
     x, log_weight = x[some], temper(log_weight[some], 1 / 3).log()
     mixture = choose_mixture(

@@ -14,6 +14,7 @@ from vgs_rl.weights import systematic_resample
 
 Kind = Literal["diagonal", "tied", "full"]
 MOST_FULL = 4096  # K D² of a mixture with a full covariance each, at most
+MOST_TIED = 256  # D of one with a covariance in common, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,8 @@ def choose_mixture(
         log_weight: of the states, shape (n,); equal if None.
         most: components, at most.
         modes: where means may begin as well, shape (M, D).
-        kinds: of covariances, to choose from; `full` is left out where it would take long.
+        kinds: of covariances, to choose from; `full` is left out where it would take long, and
+            `tied` above 256 dimensions, where states are seldom more than its numbers.
     """
     x, dim = x.double(), x.shape[1]
     weights = torch.zeros_like(x[:, 0]) if log_weight is None else log_weight.double()
@@ -281,6 +283,8 @@ def choose_mixture(
         for kind in kinds:
             long = count * dim**2 > MOST_FULL
             if kind == "full" and (long or count == 1 or dim == 1):
+                continue
+            if kind == "tied" and dim > MOST_TIED:
                 continue
             mixture = fit_mixture(
                 x[fitted],

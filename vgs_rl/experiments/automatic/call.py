@@ -41,6 +41,7 @@ from vgs_rl.samplers.kernels import FiniteEnergy
 
 EXPLORED = 0.45  # of the time, for exploration
 TURNS = 3  # of learning, with an exploration from the samples between them
+BACKWARD = 4_096  # paths, about, that judge a turn besides its samples
 LATE = 0.1  # of the time, that must be left for another
 WORDS = ("do not use", "use the weights", "trust")  # the last is the best
 REPEATED = ("target", "n", "seed", "seconds", "target_ess", "effort")
@@ -176,17 +177,20 @@ def sample(
                 noted=board.trial,
             )
             share = 0.6 if turn + 1 < TURNS else 0.9
-            learning = Learning(trials=trials, seconds=share * clock.left())
+            paths = n + BACKWARD
+            learning = Learning(trials=trials, seconds=share * clock.left(), paths=paths)
             best = learning.run()
             history += learning.history
             tell("drawing samples")
+            before = clock.elapsed()
             free = MappedSampler(best.agent.sampler(), best.energy.to_x)
             samples = free.sample(n, seed)
             judged = _Turn.of(best, free, samples, exploration, ends(samples), found, seed)
             board.judged(judged.verdict, judged.evidence)
             if kept is None or judged.better_than(kept, n, seed + 2):
                 kept = judged
-            late = (1 - LATE) * seconds
+            # Another turn draws and judges as well.
+            late = (1 - LATE) * seconds - (clock.elapsed() - before)
             if kept.verdict.word == "trust" or learning.stopped or clock.late(late):
                 break
             drawn = learning.drawn(best)
@@ -270,11 +274,10 @@ class _Turn:
 
         As many as there: a thousand seldom have the few large weights of ten thousand.
         """
-        ours, theirs = (
-            (WORDS.index(each.verdict.word), each.sampler.sample(n, seed).ess)
-            for each in (self, other)
-        )
-        return ours > theirs
+        rank, best = (WORDS.index(each.verdict.word) for each in (self, other))
+        if rank != best:
+            return rank > best
+        return self.sampler.sample(n, seed).ess > other.sampler.sample(n, seed).ess
 
 
 def _repeated(settings: Mapping[str, Any]) -> tuple[int, int, float, float, dict[str, list[Any]]]:

@@ -25,11 +25,13 @@ class Learning:
 
     Attributes:
         trials: of designs, with what they are tried on.
-        seconds: how long it may take.
+        seconds: how long it may take, with the paths of the result.
+        paths: how many these are, about.
     """
 
     trials: Trials
     seconds: float
+    paths: int
 
     def __post_init__(self) -> None:
         self.clock, self.began = self.trials.clock, self.trials.began
@@ -53,6 +55,7 @@ class Learning:
         """The best trial."""
         trials = self.trials
         best = trials.choose()
+        self.seconds -= min(self.paths * best.seconds, 0.5 * self.seconds)
         if best.ess >= self.target_ess:
             return best
         self._train(best, max(self._left() * FIRST, 1.0))
@@ -66,7 +69,7 @@ class Learning:
             options["guided"] = best.design.guided
         fitted = trials.attempt(replace(again, **options), "fitted again")
         best.check(trials.rows, trials.seed + 3)
-        if fitted.gap < best.gap:
+        if fitted.misfit < best.misfit:
             best, other = fitted, best
         else:
             other = fitted

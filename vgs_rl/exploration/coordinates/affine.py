@@ -137,7 +137,7 @@ class AffineMap(Coordinates, kind="affine"):
             x: states, shape (B, D).
             weight: their weights up to a factor, shape (B,); equal if None.
         """
-        x, weight = _different(x.double(), weight)
+        x, weight = different(x.double(), weight)
         dim = x.shape[-1]
         n = 1.0 / float(weight.square().sum())
         unbiased = n / (n - 1) if n > 1 else 1.0
@@ -163,8 +163,13 @@ class AffineMap(Coordinates, kind="affine"):
         return cls(mean, std if int(info) else std.unsqueeze(-1) * factor)
 
 
-def _different(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The different rows of x (B, D), and the weight of each, with sum 1."""
+def different(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The different rows of x (B, D), and the weight of each, with sum 1.
+
+    Args:
+        x: states, shape (B, D).
+        weight: their weights up to a factor, shape (B,); equal if None.
+    """
     if weight is None:
         weight = x.new_ones(len(x))
     rows, which = torch.unique(x, dim=0, return_inverse=True)

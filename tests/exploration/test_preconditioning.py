@@ -7,7 +7,8 @@ import torch
 
 from vgs_rl import FunctionEnergy
 from vgs_rl.envs import GMM9, ManyWell
-from vgs_rl.exploration import AffineMap, preconditioner
+from vgs_rl.exploration import AffineMap, MappedEnergy, preconditioner
+from vgs_rl.exploration.preconditioning import unit_mode
 from vgs_rl.samplers.kernels import FiniteEnergy
 
 
@@ -85,3 +86,27 @@ def test_where_it_does_not_pay_there_is_none(energy: FunctionEnergy) -> None:
     finite = FiniteEnergy(energy, dtype=torch.float64)
     assert preconditioner(finite, energy.dim, source()) is None
     assert math.isfinite(float(finite(torch.zeros(1, energy.dim).double())[0]))
+
+
+def test_of_300_dimensions_it_is_that_of_one_minimum() -> None:
+    """And the mode at 0 in its coordinates has the mass of the Gaussian."""
+    dim = 300
+    axes = torch.linalg.qr(torch.randn(dim, dim, generator=source(), dtype=torch.float64))[0]
+    width = torch.logspace(-1, 1, dim, dtype=torch.float64)
+    precision = (axes / width.square()) @ axes.T
+    target = FunctionEnergy(lambda x: 0.5 * (((x - 3) @ precision.to(x)) * (x - 3)).sum(-1), dim)
+    found = preconditioner(FiniteEnergy(target, dtype=torch.float64), dim, source())
+    assert isinstance(found, AffineMap)
+    covariance = found.factor @ found.factor.T
+    torch.testing.assert_close(covariance @ precision, torch.eye(dim).double(), atol=1e-4, rtol=0)
+    mapped = MappedEnergy(target, found, dtype=torch.float64)
+    mode = unit_mode(FiniteEnergy(mapped, dtype=torch.float64), "cpu")
+    truth = 0.5 * dim * math.log(2 * math.pi) + float(width.log().sum())
+    assert float(mode.log_mass) == pytest.approx(truth, abs=0.1)
+
+
+def test_a_round_bowl_of_300_dimensions_keeps_its_coordinates() -> None:
+    target = FunctionEnergy(lambda x: 0.5 * x.square().sum(-1), 300)
+    finite = FiniteEnergy(target, dtype=torch.float64)
+    assert preconditioner(finite, 300, source()) is None
+    assert preconditioner(finite, 300, source(), lambda: True) is None
