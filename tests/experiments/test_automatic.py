@@ -90,9 +90,8 @@ def test_badly_scaled_energies_cost_nothing() -> None:
 @pytest.fixture
 def processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are those of this process: what else the machine does takes none of them."""
-    for module in ("clock", "islands"):
-        clock = SimpleNamespace(monotonic=time.process_time)
-        monkeypatch.setattr(importlib.import_module(f"vgs_rl.exploration.{module}"), "time", clock)
+    clock = SimpleNamespace(monotonic=time.process_time)
+    monkeypatch.setattr(importlib.import_module("vgs_rl.exploration.clock"), "time", clock)
 
 
 def require_the_neck(steepness: tuple[float, ...], seconds: float) -> None:
