@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from vgs_rl import VGS, MDPConfig
+from vgs_rl.conditional import JointEnergy
+from vgs_rl.envs import ManyWell
+from vgs_rl.evaluation.conditional.references import MCMCReferences
 from vgs_rl.experiments.commands import evaluate, train
 from vgs_rl.experiments.run import load_run
 from vgs_rl.training.config import EvaluationConfig
@@ -43,12 +48,26 @@ def test_a_run_of_a_range_of_temperatures_is_evaluated_at_one(
     assert (run / "figures" / "log_z.png").is_file()
 
 
+def test_states_of_parallel_tempering_bound_log_z_from_above() -> None:
+    """Where there are no samples of the target, and those that there are stay."""
+    agent = VGS(ManyWell(2), mdp=MDPConfig(num_steps=2, temperature=(0.8, 1.2)), device="cpu")
+    energy = agent.energy
+    assert isinstance(energy, JointEnergy)
+    states = MCMCReferences(energy, 64, seed=0)
+    x = states({"temperature": 0.8}, 50)
+    assert x.shape == (50, 2) and torch.equal(x, states({"temperature": 0.8}, 50))
+    assert len(states({"temperature": 0.8}, 1_000)) == 64
+    with pytest.raises(ValueError, match="references must be"):
+        MCMCReferences(energy, 1, seed=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--temperature", "3"], "temperature must be in [0.5, 2], got 3"),
         (["--condition", "kappa=1"], "condition must name temperature, got kappa"),
         (["--condition", "hot"], "--condition must be NAME=VALUE, got 'hot'"),
+        (["--references", "9"], "--references are for --curve, which is not asked for"),
         (["--smc", "true"], "--smc is for one energy, got one with parameters"),
         (["--budget", "true"], "--budget is for one energy, got one with parameters"),
     ],

@@ -26,9 +26,11 @@ from pathlib import Path
 import torch
 
 from vgs_rl.agents import Agent, ValueGradientAgent
+from vgs_rl.conditional import JointEnergy
 from vgs_rl.evaluation.budget.estimate import chain_of, error_budget
 from vgs_rl.evaluation.budget.parts import GROUPS
 from vgs_rl.evaluation.certify import LIMIT, certify, hold, require_backward_paths
+from vgs_rl.evaluation.conditional.references import MCMCReferences
 from vgs_rl.evaluation.evaluate import Report, format_comparison
 from vgs_rl.experiments.cli import (
     STANDARD,
@@ -61,7 +63,7 @@ from vgs_rl.training.resume import run_digest
 CURVE_SAMPLES = 4_000  # at each value of --curve
 FOR_SAMPLERS = (
     *("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget"),
-    *("temperature", "condition", "curve"),
+    *("temperature", "condition", "curve", "references"),
 )
 
 
@@ -129,6 +131,9 @@ def make_parser() -> Parser:
     curve = f"log Z at so many values over the range, from --n samples each, {CURVE_SAMPLES:,} by "
     curve += "default; writes log_z.json and a picture into the run"
     add("--curve", type=whole(2), nargs="?", const=11, default=None, help=curve)
+    states = "with --curve: states of parallel tempering at each value, for an upper bound where "
+    states += "there are no samples of the target; none by default"
+    add("--references", type=whole(2), default=None, help=states)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
     add("--device", type=device, default=None, help="auto, cpu or cuda; the run's by default")
@@ -240,6 +245,8 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
     chosen, energy = agent.target_at(options.condition)
     if chosen is None and options.curve is not None:
         raise Mistake(f"--curve is for energies with parameters, got {run.config.env}")
+    if options.references is not None and options.curve is None:
+        raise Mistake("--references are for --curve, which is not asked for")
     if chosen is not None:
         for option in ("smc", "budget", "ceiling"):
             if getattr(options, option):
@@ -325,7 +332,12 @@ def _split_gap(options: Namespace, run: _Loaded, sampler: Sampler, report: Repor
 def _show_curve(options: Namespace, run: _Loaded) -> None:
     """Shows log Z over the range of the parameters, and writes it into the run's folder."""
     seed = run.config.evaluation.seed
-    curve = run.agent.log_z_curve(options.curve, n=options.n or CURVE_SAMPLES, seed=seed)
+    agent, references = run.agent, None
+    if options.references is not None:
+        assert isinstance(agent.energy, JointEnergy)
+        references = MCMCReferences(agent.energy, options.references, seed)
+    n = options.n or CURVE_SAMPLES
+    curve = agent.log_z_curve(options.curve, n=n, seed=seed, references=references)
     if options.json != STANDARD:
         print(f"log Z of {run.title}\n{curve}\n")
     if run.folder is None:

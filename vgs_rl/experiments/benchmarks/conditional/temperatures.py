@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vgs_rl.agents import Agent, ParallelTempering
-from vgs_rl.conditional import ConditionLike, JointEnergy
+from vgs_rl.agents import Agent
+from vgs_rl.conditional import JointEnergy
 from vgs_rl.evaluation.conditional.curve import LogZCurve, log_z_curve
+from vgs_rl.evaluation.conditional.references import MCMCReferences
 from vgs_rl.experiments.benchmarks.runs import trained_run
 from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.config import RunConfig, named_config
@@ -28,8 +28,6 @@ from vgs_rl.experiments.tables import (
 from vgs_rl.plots.conditional import plot_range
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.weights import effective_sample_size, live_elbo
-
-REFERENCE_EVALUATIONS = 2_000  # of parallel tempering, for each state
 
 
 def conditional(
@@ -87,7 +85,7 @@ def conditional(
     whole = trained_run(settled("range", (taus[0], taus[-1]), updates), trust)
     agent = whole.load()[1]
     assert isinstance(agent.energy, JointEnergy)
-    drawn = _References(agent.energy, references, seed)
+    drawn = MCMCReferences(agent.energy, references, seed)
     curve = log_z_curve(agent.sampler(), agent.energy, taus, n, seed=seed, references=drawn)
     elbos: list[float] = []
     rows: Table = []
@@ -132,16 +130,3 @@ def _row(
         "seconds, range": whole,
         "seconds, alone": seconds,
     }
-
-
-class _References:
-    """Samples of parallel tempering at a temperature of the range, each set drawn once."""
-
-    def __init__(self, energy: JointEnergy, count: int, seed: int) -> None:
-        self.energy, self.count, self.seed = energy, count, seed
-
-    def __call__(self, condition: ConditionLike, n: int) -> Tensor:
-        """At most n states (m, D)."""
-        target = self.energy.conditional.at(condition)
-        sampler = ParallelTempering(target, REFERENCE_EVALUATIONS * self.count, scale=2.0)
-        return sampler.sample(min(self.count, n), self.seed).x
