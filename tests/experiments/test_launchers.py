@@ -1,9 +1,12 @@
 """Launchers: the same runs and the same numbers, here or on a cluster."""
 
 import importlib.util
+import os
 import pickle
 import shutil
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -214,3 +217,47 @@ def test_a_comparison_on_a_cluster_is_the_local_one(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
     assert tables[0] == tables[1]
+
+
+def outlast(job: Writing) -> bool:
+    """Ends where it is tried again; at first it waits for its machine's end."""
+    tries = job.root / f"{job.name}.tries"
+    with tries.open("a") as file:
+        print(os.environ["RAY_NODE"], file=file)
+    if len(tries.read_text().split()) == 1 and job.name == "waits":
+        time.sleep(300)
+    return write(job)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_machine_that_is_lost_is_done_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines of a cluster are two nodes here, each with its own workers and store."""
+    ray = pytest.importorskip("ray")
+    cluster_of = pytest.importorskip("ray.cluster_utils").Cluster
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # workers know this module
+    cluster = cluster_of(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = {}
+    for name in ("first", "second"):
+        monkeypatch.setenv("RAY_NODE", name)
+        nodes[name] = cluster.add_node(num_cpus=1)
+    tries = tmp_path / "waits.tries"
+    jobs = [Writing(name, tmp_path) for name in ("waits", "after")]
+
+    def lose() -> None:
+        while not (tries.exists() and tries.read_text()):
+            time.sleep(0.1)
+        cluster.remove_node(nodes[tries.read_text().strip()], allow_graceful=False)
+
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        other = threading.Thread(target=lose)
+        other.start()
+        assert RayLauncher(retries=2).run(jobs, outlast, progress_bar=False) == {}
+        other.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert all(job.finished for job in jobs)
+    assert sorted(tries.read_text().split()) == ["first", "second"]
