@@ -214,6 +214,7 @@ def test_a_comparison_on_a_cluster_is_the_local_one(tmp_path: Path) -> None:
             call("compare", *options, launcher, "--launcher", launcher, folder=tmp_path)
             (table,) = (tmp_path / launcher).glob("*/table.json")
             tables.append(json.loads(table.read_text())["summary"])  # no times are in it
+            assert not Path(launcher).exists()  # where the cluster was started
     finally:
         ray.shutdown()
     assert tables[0] == tables[1] and tables[0]["FourGauss"]["pis"]

@@ -74,6 +74,8 @@ def _compare(options: Namespace) -> int:
     launcher = launcher_of(options, default=max(1, (os.cpu_count() or 1) // options.threads))
     budget = parse_budget(options.budget)
     root = options.output / budget_name(budget)
+    if options.launcher == "ray":  # workers start in other folders
+        root = root.absolute()
     jobs = make_jobs(
         options.env.split(","),
         options.agents.split(","),
