@@ -32,7 +32,7 @@ from vgs_rl.experiments.tables import (
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.plots.verdicts import plot_verdicts
 
-SECTION, RIVALS_SECTION = "untuned", "untuned-rivals"
+SECTION = "untuned"
 
 
 def untuned(
@@ -44,6 +44,7 @@ def untuned(
     json: Path | None = None,
     markdown: Path | None = None,
     picture: Path | None = None,
+    section: str = SECTION,
 ) -> None:
     """Samples targets of known log Z or moments by `vgs_rl.sample`, without any setting.
 
@@ -58,14 +59,15 @@ def untuned(
         rivals: methods that run on the same targets for the time that `vgs_rl.sample` took, among
             nuts, smc and dynesty; they need the extra `rivals`.
         json: also write the rows to this file, after each target.
-        markdown: also write the table into the section `untuned` of this file, and that of rivals
-            into the section `untuned-rivals`.
+        markdown: also write the table into a section of this file, and that of rivals into another
+            of this name with `-rivals` behind it.
         picture: also draw errors of log Z and effective sample sizes into this file.
+        section: name of that section.
     """
     require_positive("untuned", seconds=seconds)
     require_rivals(rivals)
     truths = {name: Truth.of(make_target(name)) for name in targets}
-    sections = (SECTION, RIVALS_SECTION)[: 1 + bool(rivals)]
+    sections = (section, f"{section}-rivals")[: 1 + bool(rivals)]
     require_outputs(json, picture, markdown=markdown, sections=sections)
     size = machine(torch.get_num_threads())
     print_machine(size)
@@ -93,9 +95,9 @@ def untuned(
         text = f"{summary(rows)}\n\n{markdown_table(_shown(rows))}"
         if picture is not None and picture.is_file():
             text = f"![|Δ log Z| and ESS]({_link(picture, markdown)})\n\n{text}"
-        write_section(markdown, SECTION, text)
+        write_section(markdown, section, text)
         if beside:
-            write_section(markdown, RIVALS_SECTION, markdown_table(_shown(beside)))
+            write_section(markdown, sections[1], markdown_table(_shown(beside)))
 
 
 def counts(rows: Table) -> dict[str, int]:
