@@ -19,6 +19,7 @@ from vgs_rl.exploration import (
     LocationScale,
     MappedEnergy,
     MappedReference,
+    Modes,
     Reference,
     affordable_effort,
     common_scale,
@@ -29,6 +30,7 @@ from vgs_rl.exploration import (
     independent,
     preconditioner,
 )
+from vgs_rl.exploration.clock import USUAL
 from vgs_rl.exploration.preconditioning import MOST_OF_SEVERAL, unit_mode
 from vgs_rl.samplers.kernels import FiniteEnergy
 
@@ -106,11 +108,14 @@ def survey(
     unit = funnel
     marginal: Coordinates | None = None
     large = energy.dim > MOST_OF_SEVERAL
+    if large:  # the walks and some ten Hessians of one minimum have to fit into their time
+        wanted = 2_000 + 20 * energy.dim
+        allowed = CURVATURE * 10 * effort * USUAL
+        large = clock.decide("curvature", lambda: wanted < allowed)
     if funnel is None and (fast or large):
         until = began + CURVATURE * seconds
         stop = clock.deadline("hessians", until) if large else None
         unit = preconditioner(finite, energy.dim, generator, stop)
-    at_zero = large and unit is not None
     if fast and funnel is None:
         plain = energy if unit is None else MappedEnergy(energy, unit, dtype=dtype)
         within = FiniteEnergy(plain, dtype=dtype)
@@ -121,7 +126,9 @@ def survey(
     if unit is not None:
         energy = MappedEnergy(energy, unit, dtype=dtype)
         reference = None if reference is None else MappedReference(reference, unit)
-    modes = unit_mode(FiniteEnergy(energy, dtype=dtype), generator.device) if at_zero else None
+    modes: Modes | None = None
+    if large and unit is not None and marginal is None:
+        modes = unit_mode(FiniteEnergy(energy, dtype=dtype), generator.device)
     bend: Coordinates | None = None
     doubts: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()

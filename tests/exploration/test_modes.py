@@ -197,3 +197,13 @@ def test_a_minimum_is_found_over_a_saddle_and_not_where_there_is_none() -> None:
     slope = FiniteEnergy(FunctionEnergy(lambda x: x.sum(-1), 3), dtype=torch.float64)
     assert minimum(slope, torch.zeros(3).double(), step) is None
     assert minimum(energy, torch.ones(3).double(), step, stop=lambda: True) is None
+
+
+def test_where_newton_leads_nowhere_few_hessians_are_taken() -> None:
+    """Above 128 dimensions, where each is dear."""
+    dim = 130
+    slope = FiniteEnergy(FunctionEnergy(lambda x: x.sum(-1), dim), dtype=torch.float64)
+    ends, heights = walks(slope, dim, 1.0)
+    before = slope.evaluations
+    assert find_modes(slope, ends, heights, torch.ones(dim).double()) is None
+    assert slope.evaluations - before < 3 * 41 * (2 * dim + 20)

@@ -19,6 +19,7 @@ MOST_CUBES = 20_000_000_000  # modes times D³: so long eigenvalues of Hessians 
 ONE_BY_ONE = 128  # dimensions above which a walk's end costs a Hessian only if no known mode's is
 ROUNDS = 4
 HESSIANS = 40  # along the way to a minimum
+FAILURES = 3  # searches that come to no minimum, after which no more are made
 HALVES = 12  # of a Newton step, that are tried
 FLAT = 0.1  # nats by which E may fall still at a minimum
 SAME = 1e-2  # squared widths a dimension, between states of one mode
@@ -123,12 +124,15 @@ def _one_by_one(
         here = _leads_to(energy, x, mode)
         found += [mode] if bool(here.any()) else []
         x = x[~here]
-    while len(x) and len(found) <= most:
+    failed = 0
+    while len(x) and len(found) <= most and failed < FAILURES:
         reached = minimum(energy, x[0], 1e-5 * scale)
         x = x[1:]
-        if reached is not None:
-            found.append(reached)
-            x = x[~_leads_to(energy, x, reached)]
+        if reached is None:
+            failed += 1
+            continue
+        found.append(reached)
+        x = x[~_leads_to(energy, x, reached)]
     return joined_modes(found) if found else None
 
 
