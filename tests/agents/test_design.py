@@ -1,15 +1,18 @@
 """What is chosen for a target fits its particles."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from vgs_rl.agents.automatic.design import Design, choose_design, design_of_components
+from vgs_rl.agents.automatic.trials import Trial, Trials
 from vgs_rl.agents.value_gradient.objectives import GradientMatching
 from vgs_rl.envs import GMM9, ManyWell, StudentMixture, StudentT, TwoModes
-from vgs_rl.starts import ProductMixture
+from vgs_rl.exploration import AffineMap, Clock
+from vgs_rl.starts import Mixture, ProductMixture
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -82,3 +85,23 @@ def test_tails_of_components_are_taken_away() -> None:
     assert abs(float((-target(x) - own).mean())) < 0.05  # a KL divergence
     objective = design.agent().objective
     assert isinstance(objective, GradientMatching) and objective.targets == "denoising"
+
+
+def test_a_gap_below_0_is_as_bad_as_one_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward paths below forward ones say that the known states are not the target's."""
+    mixture = Mixture(weights=torch.ones(1), means=torch.zeros(1, 2), covariances=torch.ones(1, 2))
+    plain = AffineMap(torch.zeros(2), torch.ones(2))
+    design = Design(coordinates=plain, mixture=mixture, unit="target")
+    gaps = {"local": 0.5, "unguided": -1.6, "more steps": -90.0}
+
+    def attempt(self: Trials, design: Design, name: str) -> Trial:
+        return Trial(design=design, agent=cast(Any, None), energy=cast(Any, None), gap=gaps[name])
+
+    monkeypatch.setattr(Trials, "designs", lambda self, tails: (design, design))
+    monkeypatch.setattr(Trials, "attempt", attempt)
+    trials = object.__new__(Trials)
+    trials.target_ess, trials.guided, trials.clock = 0.9, True, Clock()
+    trials.began, trials.seconds = 0.0, math.inf
+    assert trials.choose().gap == 0.5
+    gaps["unguided"] = -0.1
+    assert trials.choose().gap == -0.1

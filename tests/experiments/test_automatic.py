@@ -123,6 +123,23 @@ def test_a_funnel_of_several_scales_is_sampled_down_its_neck() -> None:
     require_the_neck((1.0, 1.0, 0.5, 0.5), seconds=15)
 
 
+@pytest.mark.slow  # tests of the Hessian and of modes say what it rests on
+@pytest.mark.usefixtures("processor_time")
+def test_a_skewed_gaussian_in_300_dimensions_is_trusted() -> None:
+    dim = 300
+    normal = torch.randn(dim, dim, generator=torch.Generator().manual_seed(1)).double()
+    axes, width = torch.linalg.qr(normal)[0], torch.logspace(-1, 1, dim, dtype=torch.float64)
+    precision = (axes / width.square()) @ axes.T
+    truth = 0.5 * dim * math.log(2 * math.pi) + float(width.log().sum())
+
+    def bowl(x: Tensor) -> Tensor:
+        return 0.5 * (((x - 3) @ precision.to(x)) * (x - 3)).sum(-1)
+
+    result = vgs_rl.sample(bowl, 4_000, dim=dim, seconds=120, progress_bar=False)
+    assert result.verdict.word == "trust"
+    assert result.log_z.value == pytest.approx(truth, abs=0.1)
+
+
 def test_modes_with_heavy_tails_are_trusted() -> None:
     target = StudentMixture(10, degrees=2.0, components=4)
     result = vgs_rl.sample(target, 5_000, seconds=40, progress_bar=False)
