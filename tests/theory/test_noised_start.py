@@ -1,6 +1,7 @@
 """A mixture of the target, noised in closed form, is start and value of one chain."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ from vgs_rl.starts import (
     fit_mixture,
     fit_product,
 )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Torch's own distributions draw from the global generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
 
 CHAIN = Chain.build(ScheduleConfig(kind="auto", total_noise=0.7), "vp", 5)
 
