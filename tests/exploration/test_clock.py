@@ -1,11 +1,15 @@
 """What the time decided is decided again without it."""
 
 import json
+import math
 import time
 
 import pytest
+import torch
 
-from vgs_rl.exploration import Clock
+from vgs_rl import FunctionEnergy
+from vgs_rl.exploration import Clock, affordable_effort
+from vgs_rl.samplers.kernels import FiniteEnergy
 
 
 def test_decisions_repeat_whatever_the_time_says() -> None:
@@ -49,3 +53,11 @@ def test_a_run_that_goes_another_way_is_told() -> None:
     for ask in (lambda: clock.late(1e9), lambda: clock.deadline("updates", 1.0)):
         with pytest.raises(ValueError, match=r"effort\.\w+ has too few entries"):
             ask()
+
+
+def test_what_measures_the_time_is_not_counted() -> None:
+    """A run that is repeated has the same count, however fast the machine is."""
+    energy = FiniteEnergy(FunctionEnergy(lambda x: x.square().sum(-1), 3), dtype=torch.float64)
+    assert affordable_effort(energy, 3, 60.0, "cpu") > 0
+    assert energy.evaluations == 0
+    assert affordable_effort(energy, 3, math.inf, "cpu") == math.inf

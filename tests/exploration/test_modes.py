@@ -207,3 +207,13 @@ def test_where_newton_leads_nowhere_few_hessians_are_taken() -> None:
     before = slope.evaluations
     assert find_modes(slope, ends, heights, torch.ones(dim).double()) is None
     assert slope.evaluations - before < 3 * 41 * (2 * dim + 20)
+
+
+def test_a_mode_is_no_less_exact_for_a_start_at_0() -> None:
+    """The first differences there are so small that their Hessian has few digits."""
+    energy = FiniteEnergy(
+        FunctionEnergy(lambda x: 0.5 * x.square().sum(-1) + 1e5, 4), dtype=torch.float64
+    )
+    found = minimum(energy, torch.zeros(4).double(), torch.full((4,), 1e-13).double())
+    assert found is not None
+    torch.testing.assert_close(found.covariance[0], torch.eye(4).double(), atol=1e-6, rtol=0)

@@ -205,3 +205,13 @@ def test_a_far_well_beside_a_parabola_is_not_overlooked() -> None:
     )
     found = independent(FiniteEnergy(near, dtype=torch.float64), 1, source())
     assert found is not None
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e6])
+def test_what_e_has_everywhere_does_not_hide_a_bend(constant: float) -> None:
+    def quartic(x: Tensor) -> Tensor:
+        return constant + (0.5 * x.square() + 0.05 * x**4).sum(-1)
+
+    energy = FiniteEnergy(FunctionEnergy(quartic, 2), dtype=torch.float64)
+    found = independent(energy, 2, source())
+    assert isinstance(found, Quantiles) and found.index.tolist() == [0, 1]

@@ -139,7 +139,8 @@ def affordable_effort(
 ) -> float:
     """How many times the usual search an energy allows for: below 1 where it is slow.
 
-    At 1, the walks of one island, some 100,000 evaluations, take a tenth of the time.
+    At 1, the walks of one island, some 100,000 evaluations, take a tenth of the time. What is
+    evaluated to measure that is not counted: how much it is depends on the time.
 
     Args:
         energy: E/tau.
@@ -149,14 +150,15 @@ def affordable_effort(
     """
     if seconds == math.inf:
         return math.inf
-    cost, n = math.inf, 8
+    cost, n, counted = math.inf, 8, energy.evaluations
     for _ in range(4):  # what else the machine does slows some of them
         x = torch.zeros(n, dim, dtype=torch.float64, device=device)
         now = time.monotonic()
-        energy(x)
+        energy(x)[0].cpu()  # waits for what is still under way
         taken = time.monotonic() - now
         cost = min(cost, taken / n)
         # Where it is vectorised, a batch as large as a walk's costs less for each state.
         if 4 * taken < PROBED:
             n = min(4 * n, BATCH)
+    energy.evaluations = counted
     return 0.1 * seconds / (cost * USUAL)

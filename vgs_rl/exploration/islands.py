@@ -210,8 +210,8 @@ class _Explorer:
         return self.clock.late(self.began + share * self.seconds)
 
     def run(self, given: Reference | None, enough: Callable[[Tensor, Tensor], bool]) -> Exploration:
-        found = affordable_effort(self.energy, self.dim, self.seconds, self.generator.device)
-        allowed = self.clock.decide("search", lambda: min(found, 10.0))
+        of = (self.energy, self.dim, self.seconds, self.generator.device)
+        allowed = self.clock.decide("search", lambda: min(affordable_effort(*of), 10.0))
         effort = min(1.0, allowed)
         # In many dimensions tempering takes many levels.
         most = 4 * effort if self.dim <= ONE_BY_ONE else 0.25 * allowed
@@ -341,7 +341,9 @@ def _around(wide: Reference, modes: Modes | None) -> Reference:
     weights = torch.softmax(0.5 * modes.log_mass, 0)
     weights = 0.5 * weights + 0.5 / len(weights)
     dim, covariances = modes.x.shape[1], modes.covariance
-    if dim > MOST_FULL:  # as narrow in each coordinate: these are of unit curvature by then
+    if (
+        dim > MOST_FULL
+    ):  # coordinates hardly depend on each other by then, where one Hessian was taken
         covariances = covariances.diagonal(dim1=1, dim2=2)
     known = Mixture(weights=weights, means=modes.x, covariances=covariances)
     # What is wide is far above all else in many dimensions, and ends with the first level.

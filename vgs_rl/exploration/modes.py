@@ -80,19 +80,19 @@ def find_modes(
     if most < 1 or not len(x):
         return None
     if dim <= ONE_BY_ONE:
-        found = _polished(energy, x, 1e-5 * scale.expand_as(x))
+        parts = _polished(energy, x, 1e-5 * scale.expand_as(x))
     else:
-        found = _one_by_one(energy, x, scale, known, most)
-    if found is None:
+        parts = _one_by_one(energy, x, scale, known, most)
+    if not parts:
         return None
-    chosen = _distinct(found.x, torch.linalg.inv(found.covariance), found.log_mass)
-    if len(chosen) > most:  # of so many that walks find, they are a sample, however few are heavy
+    found = joined_modes(parts)
+    if len(found) > most:  # of so many that walks find, they are a sample, however few are heavy
         return None
-    return found.at(chosen[found.log_mass[chosen] > found.log_mass.max() - 30.0])
+    return found.at((found.log_mass > found.log_mass.max() - 30.0).nonzero().flatten())
 
 
-def _polished(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Modes | None:
-    """Where Newton's method leads from states (B, D), if there are minima."""
+def _polished(energy: FiniteEnergy, x: Tensor, step: Tensor) -> list[Modes]:
+    """The minima to which Newton's method leads from states (B, D), none or one set of them."""
     dim = x.shape[1]
     for _ in range(ROUNDS):
         hessian = hessian_at(energy, x, step)
@@ -104,14 +104,14 @@ def _polished(energy: FiniteEnergy, x: Tensor, step: Tensor) -> Modes | None:
     keep = decrements(energy, x, hessian) < FLAT
     x, value, width, axes = x[keep], value[keep], width[keep], axes[keep]
     if not len(x):
-        return None
+        return []
     log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * width.log().sum(-1) - value
-    return Modes(x=x, covariance=(axes / width.unsqueeze(1)) @ axes.mT, log_mass=log_mass)
+    return [Modes(x=x, covariance=(axes / width.unsqueeze(1)) @ axes.mT, log_mass=log_mass)]
 
 
 def _one_by_one(
     energy: FiniteEnergy, x: Tensor, scale: Tensor, known: Modes | None, most: int
-) -> Modes | None:
+) -> list[Modes]:
     """The minima to which states (B, D) lead, with one search for each of them.
 
     States that follow the gradient in coordinates of a mode's unit curvature, and come to it, need
@@ -133,14 +133,15 @@ def _one_by_one(
             continue
         found.append(reached)
         x = x[~_leads_to(energy, x, reached)]
-    return joined_modes(found) if found else None
+    return found
 
 
 def _leads_to(energy: FiniteEnergy, x: Tensor, mode: Modes) -> Tensor:
     """Whether states (B, D) come to a mode in its own coordinates, shape (B,)."""
-    if not len(x):
-        return x.new_zeros(0, dtype=torch.bool)
-    coordinates = AffineMap(mode.x[0], torch.linalg.cholesky(mode.covariance[0]))
+    factor, info = torch.linalg.cholesky_ex(mode.covariance[0])
+    if int(info) or not len(x):
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    coordinates = AffineMap(mode.x[0], factor)
 
     def along(z: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = energy(coordinates.to_x(z))
@@ -170,7 +171,9 @@ def minimum(
         if stop():
             return None
         hessian = hessian_at(energy, at, step)
-        step = local_step(hessian, step)
+        suited = local_step(hessian, step)
+        settled = bool((suited < 10 * step).all())  # a Hessian of tiny steps has few digits
+        step = suited
         value, slope = energy(at)
         factor, info = torch.linalg.cholesky_ex(hessian[0].nan_to_num(0.0, 0.0, 0.0))
         if int(info):  # uphill directions are followed downhill
@@ -180,7 +183,7 @@ def minimum(
             move = axes[0] @ ((slope[0] @ axes[0]) / width)
         else:
             move = torch.cholesky_solve(slope.T, factor)[:, 0]
-            if bool(slope[0] @ move < FLAT / 10) and bool(value.isfinite()):
+            if settled and bool(slope[0] @ move < FLAT / 10) and bool(value.isfinite()):
                 log_det = 2 * factor.diagonal().log().sum()
                 log_mass = 0.5 * dim * math.log(2 * math.pi) - 0.5 * log_det - value
                 return Modes(

@@ -58,11 +58,16 @@ def independent(energy: FiniteEnergy, dim: int, generator: torch.Generator) -> C
     if not bool((width.isfinite() & (width > 0) & (width < 1e100)).all()):
         return None
     index = _alone(energy, starts, width, generator)
-    if len(index):
-        index = index[~_is_normal(energy, starts, width, index)]
     if not len(index):
         return None
-    z, x, log_slope, usable = _tables(energy, starts, width, index)
+    x = _first_look(starts, width, index)
+    height = _along(energy, starts[0], index, x)
+    u = (x - starts[0, index].unsqueeze(1)) / width[index].unsqueeze(1)
+    bent = ~_are_parabolas(u, height)
+    index = index[bent]
+    if not len(index):
+        return None
+    z, x, log_slope, usable = _tables(energy, starts[0], index, x[bent], height[bent])
     middle = torch.where(z.abs() < 4, log_slope, torch.nan)
     level = middle.nanmean(-1, keepdim=True)
     bent = (middle - level).abs().nan_to_num(0.0).amax(-1) > WORTH
@@ -103,20 +108,20 @@ def _alone(energy: Function, starts: Tensor, width: Tensor, generator: torch.Gen
 
 
 def _tables(
-    energy: Function, starts: Tensor, width: Tensor, index: Tensor
+    energy: Function, centre: Tensor, index: Tensor, x: Tensor, height: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Knots z, x there and log dx/dz there of coordinates (N,), all (N, K), and which are usable.
 
+    They begin from places x and heights there, both (N, M), all other coordinates being those of
+    the centre (D,).
+
     Those are not whose knots do not rise, or whose tails have too much mass where the look ends.
     """
-    centre = starts[0]
 
     def level(at: Tensor) -> Tensor:
         """-E at places (N, M) of each coordinate, all others being those of the centre."""
         return _along(energy, centre, index, at)
 
-    x = _first_look(starts, width, index)
-    height = level(x)
     for _ in range(LOOKS):
         travel = _travel(x, height)
         most = travel.topk(ADDED, dim=1).indices
@@ -156,18 +161,18 @@ def _first_look(starts: Tensor, width: Tensor, index: Tensor) -> Tensor:
     return torch.cat([centre + scale * ladder, ends.flatten(1)], 1).sort(1).values
 
 
-def _is_normal(energy: Function, starts: Tensor, width: Tensor, index: Tensor) -> Tensor:
-    """Along which of the coordinates (N,) E is a parabola, near and far, shape (N,)."""
-    x = _first_look(starts, width, index)
-    height = _along(energy, starts[0], index, x)
-    u = (x - starts[0, index].unsqueeze(1)) / width[index].unsqueeze(1)
+def _are_parabolas(u: Tensor, height: Tensor) -> Tensor:
+    """Whether heights (N, M) at places (N, M) in widths are parabolas, near and far, shape (N,).
+
+    What E has in all places counts for nothing: only what it rises by says how exact it has to be.
+    """
+    height = height - height.gather(1, u.abs().argmin(1, keepdim=True))
     near = (u.abs() <= 8.0).to(u).unsqueeze(-1)
     powers = torch.stack([torch.ones_like(u), u, u.square()], -1)
     finite = height.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
-    fitted = powers @ torch.linalg.lstsq(near * powers, near * finite).solution
-    fitted = fitted[..., 0]
-    off: Tensor = (height - fitted).abs() > PARABOLA * (1 + fitted.abs())
-    return ~off.any(1)
+    fitted = (powers @ torch.linalg.lstsq(near * powers, near * finite).solution)[..., 0]
+    same: Tensor = (height - fitted).abs() <= PARABOLA * (1 + fitted.abs())
+    return same.all(1)
 
 
 def _along(energy: Function, centre: Tensor, index: Tensor, at: Tensor) -> Tensor:

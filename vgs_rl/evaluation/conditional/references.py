@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vgs_rl.checks import count_of
@@ -22,13 +23,16 @@ class MCMCReferences:
         energy: of rows.
         count: states of each value, at least 2.
         seed: of every draw.
+        device: where the energy is.
 
     Raises:
         ValueError: if count is below 2.
     """
 
-    def __init__(self, energy: JointEnergy, count: int, seed: int) -> None:
-        self.energy, self.seed = energy, seed
+    def __init__(
+        self, energy: JointEnergy, count: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.energy, self.seed, self.device = energy, seed, device
         self.count = count_of("references", count, least=2)
 
     def __call__(self, condition: ConditionLike, n: int) -> Tensor:
@@ -39,5 +43,6 @@ class MCMCReferences:
             n: how many at most.
         """
         target = self.energy.conditional.at(condition)
-        sampler = ParallelTempering(target, EVALUATIONS * self.count, scale=2.0)
+        budget = EVALUATIONS * self.count
+        sampler = ParallelTempering(target, budget, scale=2.0, device=self.device)
         return sampler.sample(min(self.count, n), self.seed).x

@@ -132,7 +132,7 @@ def make_parser() -> Parser:
     curve += "default; writes log_z.json and a picture into the run"
     add("--curve", type=whole(2), nargs="?", const=11, default=None, help=curve)
     states = "with --curve: states of parallel tempering at each value, for an upper bound where "
-    states += "there are no samples of the target; none by default"
+    states += "there are no exact samples, in place of shipped ones; none by default"
     add("--references", type=whole(2), default=None, help=states)
     split = "of a detector's data: test (by default) or validation"
     add("--split", type=one_of("test", "validation"), default=None, help=split)
@@ -335,7 +335,7 @@ def _show_curve(options: Namespace, run: _Loaded) -> None:
     agent, references = run.agent, None
     if options.references is not None:
         assert isinstance(agent.energy, JointEnergy)
-        references = MCMCReferences(agent.energy, options.references, seed)
+        references = MCMCReferences(agent.energy, options.references, seed, agent.mdp.device)
     n = options.n or CURVE_SAMPLES
     curve = agent.log_z_curve(options.curve, n=n, seed=seed, references=references)
     if options.json != STANDARD:

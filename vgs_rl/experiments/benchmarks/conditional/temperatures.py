@@ -85,7 +85,7 @@ def conditional(
     whole = trained_run(settled("range", (taus[0], taus[-1]), updates), trust)
     agent = whole.load()[1]
     assert isinstance(agent.energy, JointEnergy)
-    drawn = MCMCReferences(agent.energy, references, seed)
+    drawn = MCMCReferences(agent.energy, references, seed, agent.mdp.device)
     curve = log_z_curve(agent.sampler(), agent.energy, taus, n, seed=seed, references=drawn)
     elbos: list[float] = []
     rows: Table = []
