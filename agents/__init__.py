@@ -27,11 +27,11 @@ from vgs_rl.networks.config import (
     PublishedNetwork,
 )
 from vgs_rl.networks.policies import ValueGradientPolicy
-from vgs_rl.samplers.annealed import AnnealedSMC
-from vgs_rl.samplers.langevin import HMCSampler, ULASampler
-from vgs_rl.samplers.mala import MALASampler, RefinedSampler
+from vgs_rl.samplers.mcmc.annealed import AnnealedSMC
+from vgs_rl.samplers.mcmc.langevin import HMCSampler, ULASampler
+from vgs_rl.samplers.mcmc.mala import MALASampler, RefinedSampler
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering
 from vgs_rl.samplers.oracle import ExactSampler, oracle_sampler
-from vgs_rl.samplers.tempering import ParallelTempering
 from vgs_rl.samplers.twisted import TwistedSMC
 
 __all__ = [

@@ -16,6 +16,7 @@ from vgs_rl.geometry import CentreOfMassFree, Euclidean, Geometry, Sphere
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find, register, registered
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
+from vgs_rl.samplers.dpm_solver import DPMSolver
 from vgs_rl.samplers.program import load_sampler
 from vgs_rl.starts import StartConfig
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from vgs_rl.experiments.automatic import sample
     from vgs_rl.experiments.pretrained import shipped_samplers
     from vgs_rl.experiments.run import load_run, train
-    from vgs_rl.samplers.classical import AIS, HMC, MALA, SMC, ULA, ParallelTempering
+    from vgs_rl.samplers.mcmc.classical import AIS, HMC, MALA, SMC, ULA, ParallelTempering
 
 # What is imported when it is first asked for: it needs libraries that take a second to import.
 _LAZY = {
@@ -45,12 +46,12 @@ _LAZY = {
     "PIS": "vgs_rl.agents.path.pis:PISAgent",
     "TrajectoryBalance": "vgs_rl.agents.path.trajectory_balance:TrajectoryBalanceAgent",
     "LogVariance": "vgs_rl.agents.path.trajectory_balance:LogVarianceAgent",
-    "AIS": "vgs_rl.samplers.classical:AIS",
-    "HMC": "vgs_rl.samplers.classical:HMC",
-    "MALA": "vgs_rl.samplers.classical:MALA",
-    "SMC": "vgs_rl.samplers.classical:SMC",
-    "ULA": "vgs_rl.samplers.classical:ULA",
-    "ParallelTempering": "vgs_rl.samplers.classical:ParallelTempering",
+    "AIS": "vgs_rl.samplers.mcmc.classical:AIS",
+    "HMC": "vgs_rl.samplers.mcmc.classical:HMC",
+    "MALA": "vgs_rl.samplers.mcmc.classical:MALA",
+    "SMC": "vgs_rl.samplers.mcmc.classical:SMC",
+    "ULA": "vgs_rl.samplers.mcmc.classical:ULA",
+    "ParallelTempering": "vgs_rl.samplers.mcmc.classical:ParallelTempering",
     "Certificate": "vgs_rl.evaluation.certificate:Certificate",
     "ErrorBudget": "vgs_rl.evaluation.budget.result:ErrorBudget",
     "Report": "vgs_rl.evaluation.report:Report",
@@ -77,6 +78,7 @@ __all__ = [
     "Chain",
     "ChainSampler",
     "ConditionalEnergy",
+    "DPMSolver",
     "Energy",
     "ErrorBudget",
     "Euclidean",

@@ -20,7 +20,7 @@ from vgs_rl.exploration import (
 )
 from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import ChainSampler, Samples
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 KEPT = 4_096  # particles
 

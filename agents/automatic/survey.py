@@ -32,7 +32,7 @@ from vgs_rl.exploration import (
 )
 from vgs_rl.exploration.clock import USUAL
 from vgs_rl.exploration.preconditioning import MOST_OF_SEVERAL, unit_mode
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 BENDS = 2  # explorations that may begin again in coordinates that undo funnels and bananas
 PARTICLES = 1024  # of an island at first

@@ -18,7 +18,7 @@ from vgs_rl.fields import settle
 from vgs_rl.files.restore import check_like, check_rows, load_generator
 from vgs_rl.mdp import SamplingMDP
 from vgs_rl.samplers.base import ChainSampler
-from vgs_rl.samplers.langevin import LangevinKernel
+from vgs_rl.samplers.mcmc.langevin import LangevinKernel
 
 
 @dataclass(kw_only=True)

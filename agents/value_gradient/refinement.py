@@ -12,8 +12,8 @@ from torch import Tensor
 from vgs_rl.files.restore import check_like, check_rows
 from vgs_rl.geometry import Geometry
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.samplers.kernels import Point, metropolis_langevin, truncated
-from vgs_rl.samplers.mala import MALAKernel
+from vgs_rl.samplers.mcmc.kernels import Point, metropolis_langevin, truncated
+from vgs_rl.samplers.mcmc.mala import MALAKernel
 from vgs_rl.training import parallel
 from vgs_rl.weights import systematic_resample, temper
 

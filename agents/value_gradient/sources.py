@@ -16,8 +16,8 @@ from vgs_rl.agents.value_gradient.refinement import RefinedBuffer, resample
 from vgs_rl.conditional.energy import JointEnergy
 from vgs_rl.energy import Energy
 from vgs_rl.files.restore import check_rows
-from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.base import Samples
+from vgs_rl.samplers.mcmc.annealed import AnnealedSMC
 from vgs_rl.starts import widened
 from vgs_rl.training import parallel
 from vgs_rl.weights import dead_paths, systematic_resample

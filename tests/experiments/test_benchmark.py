@@ -6,6 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny as tiny_config
 import torch
@@ -279,6 +280,7 @@ def test_distill_shows_teacher_and_students_and_reads_what_is_done(
 ) -> None:
     monkeypatch.setattr(load("benchmarks.students"), "DRAWS", 200)
     options = ["--configs=[tiny.yaml]", "--steps=[2]", "--updates=4", "--states=200"]
+    options += ["--solver=[3]"]
     options += ["--figure=d.png", "--markdown=d.md", "--json=d.json"]
     with without_pictures():
         first, _ = call("benchmark", "distill", *options, folder=folder)
@@ -289,6 +291,8 @@ def test_distill_shows_teacher_and_students_and_reads_what_is_done(
     assert [(row["sampler"], row["calls"], row["updates"]) for row in rows] == [
         ("teacher", 5, 30),
         ("student", 2, 4),
+        ("DPM-Solver", 3, 30),
     ]
-    assert all(0 < row["ESS"] <= 1 and row["samples/s"] > 0 for row in rows)
+    assert all(0 < row["ESS"] <= 1 for row in rows[:2]) and np.isnan(rows[2]["ESS"])
+    assert all(row["samples/s"] > 0 and "W2-E" not in row for row in rows)
     assert "| FourGauss | student | 2 |" in (folder / "d.md").read_text()

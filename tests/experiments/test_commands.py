@@ -344,6 +344,28 @@ def test_samples_are_written_with_their_weights_and_repeat(
     assert np.load(tmp_path / "dw4.npz")["x"].shape == (4, 8)
 
 
+def test_few_calls_have_no_weights_and_every_command_says_so(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, few = str(place / VGS), tmp_path / "few.npz"
+    assert command_named("sample", "vgs-rl sample")([run, "--calls=2", f"--output={few}"]) == 0
+    assert "log_weight" not in np.load(few)
+    said = "note: drawn in 2 network calls: there are no log-weights"
+    assert said in capsys.readouterr().err
+    evaluate = command_named("evaluate", "vgs-rl evaluate")
+    assert evaluate([run, "--calls=2", "--n=100"]) == 0
+    out, error = capsys.readouterr()
+    assert "drawn in 2 network calls" in error and "tvd_energy" in out and "elbo" not in out
+    for wrong, message in {
+        "--calls=100": "calls must be at most 2, the steps of the chain, got 100",
+        "--calls=1": "--calls: must be a whole number of at least 2, got '1'",
+    }.items():
+        assert evaluate([run, wrong]) == 2 and message in capsys.readouterr().err
+    for option in ("--certificate=1", "--budget=true", "--smc=true", "--resample=true"):
+        assert evaluate([run, "--calls=2", option]) == 2
+        assert "needs log-weights" in capsys.readouterr().err
+
+
 def test_the_list_shows_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     main = command_named("list", "vgs-rl list")
     assert main(["--json", "-"]) == 0

@@ -20,7 +20,7 @@ from commands import call
 from vgs_rl.experiments.config import named_config
 from vgs_rl.experiments.launchers import LocalLauncher, RayLauncher, SpreadSampler, pack, unpack
 from vgs_rl.experiments.run import build
-from vgs_rl.samplers.mala import MALASampler
+from vgs_rl.samplers.mcmc.mala import MALASampler
 
 
 class Lost(Exception):

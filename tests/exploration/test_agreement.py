@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vgs_rl.envs import TwoModes
 from vgs_rl.exploration import GaussianReference, energy_drift, share_gap
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 
 def source(seed: int) -> torch.Generator:

@@ -9,7 +9,7 @@ import torch
 
 from vgs_rl import FunctionEnergy
 from vgs_rl.exploration import Clock, affordable_effort
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 
 def test_decisions_repeat_whatever_the_time_says() -> None:

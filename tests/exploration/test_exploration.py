@@ -19,7 +19,7 @@ from vgs_rl.exploration import (
     tempered_smc,
 )
 from vgs_rl.exploration.islands import _moved
-from vgs_rl.samplers.kernels import Boltzmann, FiniteEnergy, hamiltonian
+from vgs_rl.samplers.mcmc.kernels import Boltzmann, FiniteEnergy, hamiltonian
 
 
 def gaussian(std: list[float], mean: float = 0.0) -> FunctionEnergy:

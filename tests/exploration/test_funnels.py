@@ -9,7 +9,7 @@ from torch import Tensor
 from vgs_rl import Energy, FunctionEnergy
 from vgs_rl.envs import FortyModes, Funnel, Gaussian, ManyWell, StudentT
 from vgs_rl.exploration import AffineMap, MappedEnergy, common_scale
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 
 def source(seed: int = 0) -> torch.Generator:

@@ -29,7 +29,7 @@ from vgs_rl.exploration import (
     load_coordinates,
     modes,
 )
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 
 def source(seed: int = 0) -> torch.Generator:

@@ -18,7 +18,7 @@ from vgs_rl.exploration import modes as modes_module
 from vgs_rl.exploration.islands import starts_of_walks
 from vgs_rl.exploration.modes import Modes, joined_modes, minimum
 from vgs_rl.exploration.reference import descend
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 from vgs_rl.starts import Mixture
 
 

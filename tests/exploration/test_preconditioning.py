@@ -9,7 +9,7 @@ from vgs_rl import FunctionEnergy
 from vgs_rl.envs import GMM9, ManyWell
 from vgs_rl.exploration import AffineMap, MappedEnergy, preconditioner
 from vgs_rl.exploration.preconditioning import unit_mode
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 
 def source() -> torch.Generator:

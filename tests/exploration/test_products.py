@@ -21,7 +21,7 @@ from vgs_rl.envs import (
     StudentT,
 )
 from vgs_rl.exploration import Clock, MappedEnergy, Quantiles, independent, load_coordinates
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 WELLS = slice(2, 6)
 

@@ -20,7 +20,7 @@ from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.mdp import MDPConfig, SamplingMDP
 from vgs_rl.registry import find
 from vgs_rl.samplers.base import ChainSampler
-from vgs_rl.samplers.tempering import TemperingKernel, geometric_ladder
+from vgs_rl.samplers.mcmc.tempering import TemperingKernel, geometric_ladder
 
 
 @pytest.fixture

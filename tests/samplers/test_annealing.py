@@ -11,7 +11,7 @@ from vgs_rl.envs import (
     Gaussian,
     ManyWell,
 )
-from vgs_rl.samplers.annealed import AnnealedSMC
+from vgs_rl.samplers.mcmc.annealed import AnnealedSMC
 from vgs_rl.weights import effective_sample_size
 
 

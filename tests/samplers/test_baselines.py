@@ -28,7 +28,7 @@ from vgs_rl.envs.targets.particles import LJ13
 from vgs_rl.networks.base import ExactValue
 from vgs_rl.networks.policies import ValueGradientPolicy
 from vgs_rl.samplers.base import Sampler, Samples
-from vgs_rl.samplers.mala import MALAKernel
+from vgs_rl.samplers.mcmc.mala import MALAKernel
 from vgs_rl.weights import effective_sample_size
 
 

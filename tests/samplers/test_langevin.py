@@ -3,8 +3,8 @@ import torch
 
 from vgs_rl.energy import Energy
 from vgs_rl.envs import GMM9, Gaussian
-from vgs_rl.samplers.langevin import HMCSampler, LangevinKernel, ULASampler
-from vgs_rl.samplers.tempering import TemperingKernel
+from vgs_rl.samplers.mcmc.langevin import HMCSampler, LangevinKernel, ULASampler
+from vgs_rl.samplers.mcmc.tempering import TemperingKernel
 
 
 def generator(seed: int = 0) -> torch.Generator:

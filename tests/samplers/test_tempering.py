@@ -13,7 +13,7 @@ from vgs_rl.envs import (
 )
 from vgs_rl.evaluation.diagnostics import effective_draws, split_r_hat
 from vgs_rl.geometry import CentreOfMassFree
-from vgs_rl.samplers.tempering import ParallelTempering, TemperingKernel, geometric_ladder
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering, TemperingKernel, geometric_ladder
 
 
 class HarmonicCluster(Energy):

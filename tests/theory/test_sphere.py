@@ -30,7 +30,7 @@ from vgs_rl.agents import (
     ValueGradientConfig,
 )
 from vgs_rl.envs import SamplingVectorEnv, check_energy, check_vector_env
-from vgs_rl.samplers.langevin import LangevinKernel
+from vgs_rl.samplers.mcmc.langevin import LangevinKernel
 from vgs_rl.starts import DataStart, UniformStart, make_start
 from vgs_rl.training.config import BudgetConfig
 from vgs_rl.transitions import State

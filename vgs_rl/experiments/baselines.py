@@ -18,11 +18,11 @@ from vgs_rl.evaluation.evaluate import Report, evaluate
 from vgs_rl.evaluation.metrics import evenly_spaced_rows
 from vgs_rl.evaluation.progress import EnergyProgress
 from vgs_rl.mdp import SamplingMDP
-from vgs_rl.samplers.annealed import AnnealedSMC
 from vgs_rl.samplers.base import ChainSampler, DrawnSampler, Sampler, Samples, pilot_generator
-from vgs_rl.samplers.langevin import HMCSampler, ULASampler
-from vgs_rl.samplers.mala import MALASampler
-from vgs_rl.samplers.tempering import ParallelTempering
+from vgs_rl.samplers.mcmc.annealed import AnnealedSMC
+from vgs_rl.samplers.mcmc.langevin import HMCSampler, ULASampler
+from vgs_rl.samplers.mcmc.mala import MALASampler
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering
 from vgs_rl.training.config import BudgetConfig, EvaluationConfig
 from vgs_rl.training.folder import RunFolder
 from vgs_rl.weights import systematic_resample

@@ -19,7 +19,7 @@ from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.reference import GaussianReference
 from vgs_rl.exploration.tempered import Island, tempered_smc
 from vgs_rl.files.unfinished import Work
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 from vgs_rl.weights import log_mean_weight
 
 METHOD = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vgs_rl.exploration.reference import Reference
 from vgs_rl.exploration.tempered import moved
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 from vgs_rl.weights import effective_sample_size, systematic_resample
 
 CLUSTERS = (2, 4, 8)  # large regions, and small ones

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 T = TypeVar("T")
 USUAL = 102_400  # evaluations of one island's walks, where an energy is fast

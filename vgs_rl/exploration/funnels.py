@@ -12,7 +12,7 @@ from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.coordinates.location_scale import MOST_LOG, ROOT, LocationScale
 from vgs_rl.exploration.modes import Function, hessian_at, settled_hessian
 from vgs_rl.exploration.reference import GRID, descend
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 LEAST, MOST = 5, 128  # dimensions
 POINTS = 6  # states whose Hessians are compared with that of a first

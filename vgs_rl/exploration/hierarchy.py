@@ -12,7 +12,7 @@ from vgs_rl.exploration.coordinates.base import Composed, Coordinates
 from vgs_rl.exploration.coordinates.location_scale import SplineLocationScale
 from vgs_rl.exploration.funnels import affine_frame, origins
 from vgs_rl.exploration.modes import Function, hessian_at, newton, settled_hessian
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 MOST = 128  # dimensions
 SHIFT = 0.5  # in widths, of the states that are compared

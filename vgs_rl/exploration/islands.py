@@ -26,7 +26,7 @@ from vgs_rl.exploration.reference import (
     fitted_reference,
 )
 from vgs_rl.exploration.tempered import Island, tempered_smc
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture
 
 ROUNDS = 10

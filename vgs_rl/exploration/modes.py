@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.reference import descend
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 MOST_MODES = 64  # more of them are no description of a density any more
 MOST_PRODUCTS = 12_800  # modes times dimensions: so many gradients are taken for Hessians

@@ -21,7 +21,7 @@ from vgs_rl.exploration.modes import (
     newton,
 )
 from vgs_rl.exploration.reference import GRID, descend
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 POINTS = 8  # minima that are looked for
 MOST_OF_SEVERAL = 256  # dimensions up to which Hessians at several are taken

@@ -12,7 +12,7 @@ from vgs_rl.exploration.coordinates.base import Coordinates
 from vgs_rl.exploration.coordinates.quantiles import Quantiles
 from vgs_rl.exploration.funnels import origins
 from vgs_rl.exploration.modes import Function, settled_hessian
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 MOST = 512  # dimensions
 PAIRS = 12  # states at which a gradient's component is compared with that at others

@@ -13,7 +13,7 @@ from vgs_rl.exploration.coordinates.affine import AffineMap, different
 from vgs_rl.exploration.coordinates.base import Coordinates
 from vgs_rl.exploration.coordinates.components import Components
 from vgs_rl.exploration.tail_fit import fit_components
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 from vgs_rl.starts.em import Mixture, choose_mixture
 from vgs_rl.weights import temper
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vgs_rl.exploration.coordinates.affine import AffineMap
 from vgs_rl.exploration.reference import Reference
-from vgs_rl.samplers.kernels import FiniteEnergy, Point, acceptance_rate, hamiltonian
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy, Point, acceptance_rate, hamiltonian
 from vgs_rl.weights import (
     effective_sample_size,
     log_mean_weight,
@@ -75,7 +75,7 @@ class Tempered:
         self.geometry, self.coordinates = energy.geometry, coordinates
 
     def __call__(self, x: Tensor) -> Point:
-        """See :class:`~vgs_rl.samplers.kernels.Density`."""
+        """See :class:`~vgs_rl.samplers.mcmc.kernels.Density`."""
         u, x = x, self.coordinates.to_x(x)
         return self._point(u, x, *self.energy(x))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vgs_rl.chain import Chain
 from vgs_rl.energy import Energy
-from vgs_rl.samplers.kernels import FiniteEnergy, Point, metropolis_langevin
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy, Point, metropolis_langevin
 
 Pair = tuple[Tensor, Tensor]
 

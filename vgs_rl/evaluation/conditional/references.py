@@ -8,7 +8,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of
 from vgs_rl.conditional.conditions import ConditionLike
 from vgs_rl.conditional.energy import JointEnergy
-from vgs_rl.samplers.tempering import ParallelTempering
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering
 
 EVALUATIONS = 2_000  # of parallel tempering, for each state
 

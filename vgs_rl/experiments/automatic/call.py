@@ -37,7 +37,7 @@ from vgs_rl.exploration import (
 from vgs_rl.foreign.function_energy import FunctionEnergy
 from vgs_rl.registry import energy_of
 from vgs_rl.samplers.base import Samples
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 EXPLORED = 0.45  # of the time, for exploration
 TURNS = 3  # of learning, with an exploration from the samples between them

@@ -22,7 +22,7 @@ from vgs_rl.checks import require_module, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.exploration.reference import GaussianReference, find_reference
 from vgs_rl.fields import nearest
-from vgs_rl.samplers.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,8 @@ import torch
 from vgs_rl.agents import Agent, DistilledAgent, DistilledConfig
 from vgs_rl.agents.distilled.distill import STATES, plan
 from vgs_rl.evaluation.evaluate import Report
-from vgs_rl.experiments.benchmarks.runs import trained_run
+from vgs_rl.experiments.benchmarks.runs import TrainedRun, shipped_run, trained_run
+from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.commands.distill import begin, student_config
 from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.evaluation import evaluate_agent
@@ -32,17 +33,26 @@ from vgs_rl.experiments.tables import (
 from vgs_rl.plots.curves import plot_steps
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.samplers.base import Sampler
+from vgs_rl.samplers.dpm_solver import DPMSolver
+from vgs_rl.samplers.mcmc.mala import RefinedSampler
 
 TARGETS = ("gmm9", "gmm40", "funnel10", "manywell32")
-DRAWS = 20_000  # that are timed
+DRAWS = 20_000  # that are timed, at most
+MOST_SECONDS = 10.0  # of one timed draw, about
+MALA_STEPS = 10
+SOLVER = "DPM-Solver"
+Found = tuple[str, int, Report, Sampler]  # title, calls, report, sampler
 
 
 def distill(
     configs: tuple[str, ...] = TARGETS,
     steps: tuple[int, ...] = (8, 4, 2, 1),
+    solver: tuple[int, ...] = (),
     updates: int = 600,
     teacher_updates: int | None = None,
     states: int = STATES,
+    pretrained: bool = False,
+    n: int | None = None,
     seed: int = 0,
     output: Path = Path("runs/distill"),
     figure: Path = Path("runs/distill.png"),
@@ -54,15 +64,21 @@ def distill(
     """Trains teachers, distils them, and prints teacher and students in one table.
 
     The row `mixture` is the student of one step before its first update: the mixture that was
-    fitted to the teacher's states, without a network. ESS is of all samples. Samples per second
-    include log-weights, and are measured after the trainings, on all of torch's threads.
+    fitted to the teacher's states, without a network. `DPM-Solver` is the teacher's own network in
+    few calls, without log-weights; of particles also after ten MALA steps. ESS is of all samples.
+    Samples per second include log-weights where there are some, and are measured after the
+    trainings, on all of torch's threads.
 
     Args:
         configs: names of files in configs/, or paths of YAML files: the teachers.
         steps: network calls of the students.
+        solver: network calls of the teacher's own network by DPM-Solver++.
         updates: gradient steps of each student.
         teacher_updates: gradient steps of each teacher; its configuration's by default.
         states: states of the teacher that each student learns from.
+        pretrained: train no teachers; take the samplers that the package ships for their targets.
+        n: with `pretrained`, samples to evaluate; as many as the shipped configuration says by
+            default.
         seed: of teachers and students.
         output: where the run folders go; finished runs there are read, not repeated.
         figure: the picture to write: ESS and TVD-E against calls.
@@ -73,6 +89,8 @@ def distill(
         trust: whether the YAML files may name code that is not this package's.
     """
     require_outputs(json, figure, markdown=markdown, sections=[section])
+    if n is not None and not pretrained:
+        raise Mistake("n is for --pretrained true")
     size = machine(torch.get_num_threads())
     print_machine(size)
     rows: Table = []
@@ -82,27 +100,44 @@ def distill(
         settings: dict[str, Any] = {"output": output / Path(name).stem, "seed": seed}
         settings |= {"budget": {"updates": teacher_updates}} if teacher_updates else {}
         config = named_config(name, settings, trust=trust)
-        run = trained_run(config, trust)
+        if pretrained:
+            run = shipped_run(config.env, config.output, n, compiled=False)
+        else:
+            run = trained_run(config, trust)
         teacher = run.load()[1]
         found = [("teacher", teacher.mdp.num_steps, run.report, teacher.sampler())]
         options = Namespace(
             seconds=None, updates=updates, seed=seed, device=None, output=config.output
         )
         found += _students(config, teacher, sorted(steps, reverse=True), states, options, trust)
-        for title, calls, report, sampler in found:
+        solved = _solved(run, solver)
+        for title, calls, report, sampler in [*found, *solved]:
             reports.append(report)
             rows.append(_row(report, title, calls, samples_per_second(sampler)))
-        points = [(calls, report) for _, calls, report, _ in found if calls]
-        curves[report.target] = {
-            metric: [(calls, report.metrics[metric].value) for calls, report in points]
-            for metric in ("ess", "tvd_energy")
-        }
+        curves[run.report.target] = _curves(found)
+        if solved:
+            by_itself = [row for row in solved if row[0] == SOLVER]
+            curves[f"{SOLVER}, {run.report.target}"] = _curves(by_itself)
+    known = [name for name in rows[0] if any(row[name] == row[name] for row in rows)]  # not all NaN
+    rows = [{name: row[name] for name in known} for row in rows]
     title = f"Seed {seed}, {reports[0].n_samples:,} samples, {size['threads']} threads"
     print_table(title, rows)
     if markdown is not None:
         write_section(markdown, section, f"**{title}**\n\n{markdown_table(rows)}")
     write_json({"machine": size, "rows": rows}, json)
     try_picture(str(figure), lambda: save_figure(plot_steps(curves), figure))
+
+
+def _curves(found: list[Found]) -> dict[str, list[tuple[int, float]]]:
+    """Figures against calls, of those that call a network."""
+    return {
+        metric: [
+            (calls, report.metrics[metric].value)
+            for _, calls, report, _ in found
+            if calls and metric in report.metrics
+        ]
+        for metric in ("ess", "tvd_energy")
+    }
 
 
 def _students(
@@ -112,9 +147,9 @@ def _students(
     states: int,
     options: Namespace,
     trust: bool,
-) -> list[tuple[str, int, Report, Sampler]]:
-    """Title, calls, report and sampler of each student, and of the mixture without a network."""
-    found: list[tuple[str, int, Report, Sampler]] = []
+) -> list[Found]:
+    """Each student, and the mixture without a network."""
+    found: list[Found] = []
     for count in steps:
         folder = config.folder.parents[1] / f"{DistilledConfig.name}-{count}" / str(options.seed)
         done = folder / "report.json"
@@ -142,15 +177,46 @@ def _students(
     return found
 
 
+def _solved(run: TrainedRun, solver: tuple[int, ...]) -> list[Found]:
+    """The teacher's network in few calls, of particles also after MALA."""
+    config, teacher = run.load()
+    found: list[Found] = []
+    for calls in sorted(solver, reverse=True):
+        few = DPMSolver(teacher.sampler(), calls)
+        drawn: list[tuple[str, str, Sampler]] = [(SOLVER, "solver", few)]
+        if teacher.mdp.energy.symmetry is not None:
+            moved = RefinedSampler(few, teacher.mdp.energy, MALA_STEPS)
+            drawn.append((f"{SOLVER} + {MALA_STEPS} MALA steps", "solver_mala", moved))
+        for title, name, sampler in drawn:
+            file = run.folder / f"report_{name}_{calls}.json"
+            if not file.is_file():
+                print(f"drawing {run.report.target} in {calls} calls")
+                n = run.report.n_samples
+                evaluate_agent(config, teacher, n=n, sampler=sampler, progress_bar=True).save(file)
+            report, trained = Report.load(file), run.report
+            details = report.details | {"updates": trained.details.get("updates", 0)}
+            report = dataclasses.replace(
+                report,
+                target=trained.target,
+                train_seconds=trained.train_seconds,
+                details=details,
+            )
+            found.append((title, calls, report, sampler))
+    return found
+
+
 def samples_per_second(sampler: Sampler) -> float:
-    """Samples with log-weights that are drawn in a second, best of three."""
-    sampler.sample(DRAWS // 4, 0)
-    times = []
-    for seed in range(3):
+    """Samples with their log-weights that are drawn in a second, best of three."""
+
+    def seconds(n: int, seed: int) -> float:
         began = time.perf_counter()
-        sampler.sample(DRAWS, seed)
-        times.append(time.perf_counter() - began)
-    return DRAWS / min(times)
+        sampler.sample(n, seed)
+        return time.perf_counter() - began
+
+    few = DRAWS // 40
+    n = min(DRAWS, max(few, int(few * MOST_SECONDS / seconds(few, 0))))
+    seconds(n // 4, 0)  # a first time
+    return n / min(seconds(n, seed) for seed in range(3))
 
 
 def _row(report: Report, title: str, calls: int, speed: float) -> dict[str, Any]:
@@ -162,6 +228,7 @@ def _row(report: Report, title: str, calls: int, speed: float) -> dict[str, Any]
         "calls": calls,
         "updates": report.details.get("updates", 0),
         "ESS": _value(report, "ess"),
+        "W2-E": _value(report, "w2_energy"),
         "TVD-E": _value(report, "tvd_energy"),
         "over ideal": ratio,
         "mode weight error": _value(report, "mode_weight_error"),

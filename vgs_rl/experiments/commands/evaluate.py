@@ -56,13 +56,14 @@ from vgs_rl.files.unfinished import NAME as UNFINISHED
 from vgs_rl.files.unfinished import Unfinished
 from vgs_rl.plots.plots import save_figure, try_picture
 from vgs_rl.samplers.base import Sampler
+from vgs_rl.samplers.dpm_solver import DPMSolver, note_on
 from vgs_rl.samplers.oracle import require_exact_values
 from vgs_rl.training.config import TRUST_HELP
 from vgs_rl.training.resume import run_digest
 
 CURVE_SAMPLES = 4_000  # at each value of --curve
 FOR_SAMPLERS = (
-    *("export", "n", "resample", "smc", "compiled", "ceiling", "certificate", "budget"),
+    *("export", "n", "resample", "smc", "compiled", "calls", "ceiling", "certificate", "budget"),
     *("temperature", "condition", "curve", "references"),
 )
 
@@ -117,6 +118,8 @@ def make_parser() -> Parser:
     add("--resample", type=switch, default=False, help="importance-resample the samples")
     add("--smc", type=switch, default=False, help="also evaluate SMC, the learned value as twist")
     add("--compiled", type=switch, default=False, help="compile the drift of particles first")
+    few = "draw in so many network calls, without log-weights (DPM-Solver++)"
+    add("--calls", type=whole(2), default=None, help=few)
     add("--ceiling", type=switch, default=False, help="also evaluate the oracle with either drift")
     bounds = "draw until log_z_high - log_z_low is at most this [nats]"
     add("--certificate", type=positive, default=None, help=bounds)
@@ -252,6 +255,11 @@ def _checked(options: Namespace, run: _Loaded) -> Sampler:
             if getattr(options, option):
                 raise Mistake(f"--{option} is for one energy, got one with parameters: {run.title}")
         sampler = sampler.at(chosen)
+    if options.calls is not None:
+        for option in ("export", "smc", "certificate", "budget", "curve"):
+            if getattr(options, option):
+                raise Mistake(f"--{option} needs log-weights, and there are none with --calls")
+        sampler = DPMSolver(sampler, options.calls)
     if options.resample and not sampler.has_weights:
         raise Mistake(f"--resample needs log-weights, and {name} has none: {run.folder}")
     if options.smc:
@@ -271,6 +279,7 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     unfinished = None
     if run.folder is not None:
         identity = f"{run_digest(run.folder, agent.checkpoint)} {options.compiled}"
+        identity += "" if options.calls is None else f" {options.calls}"
         unfinished = sampler.unfinished = Unfinished(run.folder / UNFINISHED, identity)
     report = evaluate_agent(
         config,
@@ -281,6 +290,10 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
         progress_bar=True,
         condition=options.condition,
     )
+    if options.calls is not None:
+        report.details["calls"] = options.calls
+        notes = report.details.get("notes", [])
+        report.details["notes"] = [*notes, note_on(options.calls)]
     if options.certificate is not None:
         proven = certify(
             sampler,

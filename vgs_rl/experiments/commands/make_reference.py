@@ -32,7 +32,7 @@ from vgs_rl.files.checkpoint import write_atomically
 from vgs_rl.files.unfinished import NAME as UNFINISHED
 from vgs_rl.files.unfinished import Unfinished, Work
 from vgs_rl.registry import find
-from vgs_rl.samplers.tempering import TemperingKernel, geometric_ladder
+from vgs_rl.samplers.mcmc.tempering import TemperingKernel, geometric_ladder
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -82,12 +82,13 @@ RECIPES: dict[str, Recipe | TemperedRecipe] = {
 CHAINS = ("validation_chains", "test_chains", "draws", "thin", "burn_in")
 RUNS = ("runs", "validation_runs", "particles", "validation", "test")
 METHOD = (
-    "Parallel tempering of Hamiltonian trajectories (vgs_rl.samplers.tempering), in float64; step "
-    "sizes adapt in the first half of the burn-in, then are frozen. Chains start from Gaussian "
-    "positions, every other one of a Lennard-Jones target from the icosahedral cluster. Validation "
-    "and test set come from disjoint chains. Each kept state was centred, given a random "
-    "orthogonal transformation (rotations and reflections) and a random permutation of its "
-    "particles, which the density is invariant to, and the rows of each set were shuffled."
+    "Parallel tempering of Hamiltonian trajectories (vgs_rl.samplers.mcmc.tempering), in "
+    "float64; step sizes adapt in the first half of the burn-in, then are frozen. Chains start "
+    "from Gaussian positions, every other one of a Lennard-Jones target from the icosahedral "
+    "cluster. Validation and test set come from disjoint chains. Each kept state was centred, "
+    "given a random orthogonal transformation (rotations and reflections) and a random "
+    "permutation of its particles, which the density is invariant to, and the rows of each set "
+    "were shuffled."
 )
 
 

@@ -2,6 +2,7 @@
 
     vgs-rl sample runs/GMM9/vgs/0 --n 1000 --output samples.npz
     vgs-rl sample LJ13 --n 100 --resample true --output samples.npz
+    vgs-rl sample LJ13 --n 100 --calls 16 --output samples.npz
     vgs-rl sample my_module:MyEnergy --seconds 120 --output samples.npz --logdir runs/sample
     vgs-rl sample my_module:MyEnergy --repeat samples.json --output again.npz
 
@@ -21,6 +22,7 @@ A .npz file holds NumPy's arrays `x` (n, D) and `log_weight` (n,); a .pt file is
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ from vgs_rl.files.unfinished import NAME as UNFINISHED
 from vgs_rl.files.unfinished import Unfinished, digest_of
 from vgs_rl.registry import find, registered
 from vgs_rl.samplers.base import Sampler, Samples
+from vgs_rl.samplers.dpm_solver import DPMSolver, note_on
 from vgs_rl.training.config import TRUST_HELP, resolve_device
 from vgs_rl.training.resume import run_digest
 from vgs_rl.weights import log_z_estimate
@@ -64,6 +67,8 @@ def make_parser() -> Parser:
     add("--seed", type=seed, default=0, help="seed of the samples")
     resample = "resample by importance weights: asymptotically exact, with duplicates"
     add("--resample", type=switch, default=False, help=resample)
+    calls = "network calls of a sample of a trained chain, then without log-weights"
+    add("--calls", type=whole(2), default=None, help=calls)
     add("--output", type=output_file, default=Path("samples.npz"), help="file, .npz or .pt")
     best = "best or last, of a run; by default best, or last if validation chose none"
     add("--checkpoint", type=one_of("best", "last"), default=None, help=best)
@@ -94,10 +99,13 @@ def main(arguments: list[str]) -> int:
             raise Mistake(f"--{name} is for an energy's name, got {options.source!r}")
     launcher = launcher_of(options)
     sampler, identity = _load(options)
+    if options.calls is not None:
+        sampler, identity = DPMSolver(sampler, options.calls), f"{identity} {options.calls}"
     if options.launcher != "local":
         sampler = SpreadSampler(sampler, launcher)
     if options.resample and not sampler.has_weights:
-        raise Mistake(f"--resample needs log-weights, and {options.source} has none")
+        has = "has none" if options.calls is None else "has none in few calls"
+        raise Mistake(f"--resample needs log-weights, and {options.source} {has}")
     sampler.progress_bar = True
     place = options.output.with_name(f".{options.output.name}{UNFINISHED}")
     unfinished = sampler.unfinished = Unfinished(place, identity)
@@ -106,6 +114,8 @@ def main(arguments: list[str]) -> int:
     unfinished.remove()
     if samples.log_weight is not None:
         print(f"log Z     {float(log_z_estimate(samples.log_weight)):.4f}")
+    if options.calls is not None:
+        print(f"note: {note_on(options.calls)}", file=sys.stderr)
     return 0
 
 
@@ -130,7 +140,7 @@ def _is_target(options: Namespace) -> bool:
 
 def _sample_energy(options: Namespace) -> int:
     """Explores and learns an energy, writes its samples and prints the verdict."""
-    for name in ("resample", "checkpoint", "address", "retries"):
+    for name in ("resample", "calls", "checkpoint", "address", "retries"):
         if getattr(options, name):
             raise Mistake(f"--{name} is for what has been trained, got the energy {options.source}")
     if options.launcher != "local":

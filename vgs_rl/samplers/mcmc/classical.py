@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from vgs_rl.checks import count_of
 from vgs_rl.conditional.energy import require_one
 from vgs_rl.registry import energy_of
-from vgs_rl.samplers.annealed import AnnealedSMC
-from vgs_rl.samplers.langevin import HMCSampler, ULASampler
-from vgs_rl.samplers.mala import MALASampler
-from vgs_rl.samplers.tempering import ParallelTempering as TemperingSampler
+from vgs_rl.samplers.mcmc.annealed import AnnealedSMC
+from vgs_rl.samplers.mcmc.langevin import HMCSampler, ULASampler
+from vgs_rl.samplers.mcmc.mala import MALASampler
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering as TemperingSampler
 
 
 class Chains:
@@ -62,7 +62,7 @@ class MALA(Chains, MALASampler):
     """The Metropolis-adjusted Langevin algorithm; constructed as :class:`Chains`.
 
     Step sizes adapt in the first half. Options are those of
-    :class:`~vgs_rl.samplers.mala.MALASampler`.
+    :class:`~vgs_rl.samplers.mcmc.mala.MALASampler`.
 
     Example:
         >>> import vgs_rl
@@ -74,7 +74,7 @@ class MALA(Chains, MALASampler):
 class ULA(Chains, ULASampler):
     """The unadjusted Langevin algorithm, biased by its step size; constructed as :class:`Chains`.
 
-    Options are those of :class:`~vgs_rl.samplers.langevin.ULASampler`, such as `step_size`.
+    Options are those of :class:`~vgs_rl.samplers.mcmc.langevin.ULASampler`, such as `step_size`.
     """
 
 
@@ -82,7 +82,7 @@ class HMC(Chains, HMCSampler):
     """Hamiltonian Monte Carlo; constructed as :class:`Chains`, a step is a trajectory.
 
     Step sizes adapt in the first quarter. Options are those of
-    :class:`~vgs_rl.samplers.langevin.HMCSampler`, such as `leapfrog_steps`.
+    :class:`~vgs_rl.samplers.mcmc.langevin.HMCSampler`, such as `leapfrog_steps`.
     """
 
     defaults = {"leapfrog_steps": 8}
@@ -92,7 +92,7 @@ class ParallelTempering(Chains, TemperingSampler):
     """Parallel tempering: chains at rising temperatures swap states; constructed as `Chains`.
 
     A step is a sweep over all temperatures. Options are those of
-    :class:`~vgs_rl.samplers.tempering.ParallelTempering`, such as `replicas`, `hottest` and
+    :class:`~vgs_rl.samplers.mcmc.tempering.ParallelTempering`, such as `replicas`, `hottest` and
     `leapfrog_steps`.
     """
 
@@ -106,7 +106,7 @@ class AIS(AnnealedSMC):
         target: an id (`GMM9`), an energy, or a function (B, D) -> (B,) with `dim`.
         num_steps: annealing steps.
         dim: D of a function's states.
-        **options: of :class:`~vgs_rl.samplers.annealed.AnnealedSMC`, such as `scale`.
+        **options: of :class:`~vgs_rl.samplers.mcmc.annealed.AnnealedSMC`, such as `scale`.
     """
 
     def __init__(

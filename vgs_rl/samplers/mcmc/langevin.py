@@ -8,9 +8,9 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples
-from vgs_rl.samplers.kernels import FiniteEnergy
-from vgs_rl.samplers.mala import MALAKernel, evaluations_each, spaced_states
-from vgs_rl.samplers.tempering import ParallelTempering
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy
+from vgs_rl.samplers.mcmc.mala import MALAKernel, evaluations_each, spaced_states
+from vgs_rl.samplers.mcmc.tempering import ParallelTempering
 
 
 class LangevinKernel:
@@ -63,9 +63,9 @@ class LangevinKernel:
 class ULASampler(Sampler):
     """Unadjusted Langevin alone, with a given number of energy evaluations for all samples.
 
-    As :class:`~vgs_rl.samplers.mala.MALASampler`: chains start from N(0, scale² I), the first half
-    is thrown away, samples are states of the second half, evenly spaced over time. In that first
-    half MALA moves the chains and finds the step that it would accept with probability
+    As :class:`~vgs_rl.samplers.mcmc.mala.MALASampler`: chains start from N(0, scale² I), the first
+    half is thrown away, samples are states of the second half, evenly spaced over time. In that
+    first half MALA moves the chains and finds the step that it would accept with probability
     `acceptance`; the second half goes on with it, unadjusted. A given `step_size` is used from
     the start instead.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
-from vgs_rl.samplers.kernels import FiniteEnergy, Point, acceptance_rate, metropolis_langevin
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy, Point, acceptance_rate, metropolis_langevin
 from vgs_rl.starts import GaussianStart
 from vgs_rl.weights import effective_sample_size, log_z_estimate, systematic_resample
 
@@ -34,7 +34,7 @@ class Bridge:
         self.precision = (1 - beta) / scale**2
 
     def __call__(self, x: Tensor) -> Point:
-        """See :class:`~vgs_rl.samplers.kernels.Density`."""
+        """See :class:`~vgs_rl.samplers.mcmc.kernels.Density`."""
         return self.at(x, *self.energy(x))
 
     def at(self, x: Tensor, energy: Tensor, gradient: Tensor) -> Point:

@@ -10,7 +10,12 @@ from torch import Tensor
 from vgs_rl.checks import count_of, require_positive, seed_of, whole
 from vgs_rl.energy import Energy
 from vgs_rl.samplers.base import Sampler, Samples, pilot_generator
-from vgs_rl.samplers.kernels import Boltzmann, FiniteEnergy, acceptance_rate, metropolis_langevin
+from vgs_rl.samplers.mcmc.kernels import (
+    Boltzmann,
+    FiniteEnergy,
+    acceptance_rate,
+    metropolis_langevin,
+)
 
 
 class MALAKernel:

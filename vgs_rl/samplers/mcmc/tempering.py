@@ -19,8 +19,8 @@ from vgs_rl.checks import count_of, require_positive, whole
 from vgs_rl.energy import Energy
 from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import Sampler, Samples
-from vgs_rl.samplers.kernels import FiniteEnergy, Point, hamiltonian
-from vgs_rl.samplers.mala import evaluations_each
+from vgs_rl.samplers.mcmc.kernels import FiniteEnergy, Point, hamiltonian
+from vgs_rl.samplers.mcmc.mala import evaluations_each
 
 
 def geometric_ladder(count: int, hottest: float, coldest: float = 1.0) -> Tensor:

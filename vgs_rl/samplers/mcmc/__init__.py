@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo and annealing: samplers that need no training."""
