@@ -162,7 +162,7 @@ class ExploredEnergy(MappedEnergy):
 def verdict_details(verdict: Verdict, evidence: Evidence) -> dict[str, Any]:
     """A verdict as reports hold it."""
     return {
-        "word": verdict.word,
+        "word": str(verdict),
         "reasons": list(verdict.reasons),
         "evidence": evidence.as_dict(),
     }

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def far_is_an_error(x: Tensor) -> Tensor:
 
 def test_badly_scaled_energies_cost_nothing() -> None:
     result = vgs_rl.sample(scales, 4_000, dim=2, seconds=20, seed=3)
-    assert result.verdict.word == "trust", result
+    assert result.verdict == "trust", result
     assert abs(result.log_z.value) < 0.05
     assert result.log_z.low < result.log_z.value < result.log_z.high
     weight = torch.softmax(result.log_weight.double(), 0)
@@ -136,14 +137,14 @@ def test_a_skewed_gaussian_in_300_dimensions_is_trusted() -> None:
         return 0.5 * (((x - 3) @ precision.to(x)) * (x - 3)).sum(-1)
 
     result = vgs_rl.sample(bowl, 4_000, dim=dim, seconds=120, progress_bar=False)
-    assert result.verdict.word == "trust"
+    assert result.verdict == "trust"
     assert result.log_z.value == pytest.approx(truth, abs=0.1)
 
 
 def test_modes_with_heavy_tails_are_trusted() -> None:
     target = StudentMixture(10, degrees=2.0, components=4)
     result = vgs_rl.sample(target, 5_000, seconds=40, progress_bar=False)
-    assert result.verdict.word == "trust"
+    assert result.verdict == "trust"
     assert abs(result.log_z.value) < 0.05
     assert result.settings["learning"][-1]["tails"] == "components"
 
@@ -161,7 +162,7 @@ def test_the_better_of_two_turns_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
         return best
 
     monkeypatch.setattr(call.Learning, "run", learned)
-    unsure = Verdict(word="use the weights", reasons=("so says the test",))
+    unsure = Verdict("use the weights", reasons=("so says the test",))
     monkeypatch.setattr(call, "judge_evidence", lambda evidence: unsure)
     result = vgs_rl.sample("FourGauss", 1_000, seconds=12, progress_bar=False)
     assert len(turns) > 1
@@ -288,9 +289,9 @@ def changed(change: dict[str, Any]) -> Evidence:
     ],
 )
 def test_any_evidence_against_the_samples_is_a_reason(change: dict[str, Any], reason: str) -> None:
-    assert judge_evidence(GOOD).word == "trust"
+    assert judge_evidence(GOOD) == "trust"
     verdict = judge_evidence(changed(change))
-    assert verdict.word == "do not use"
+    assert verdict == "do not use"
     assert any(reason in each for each in verdict.reasons), verdict.reasons
 
 
@@ -305,14 +306,14 @@ def test_any_evidence_against_the_samples_is_a_reason(change: dict[str, Any], re
 )
 def test_doubtful_weights_are_to_be_used_but_not_trusted(change: dict[str, Any]) -> None:
     verdict = judge_evidence(changed(change))
-    assert verdict.word == "use the weights" and len(verdict.reasons) == 1
+    assert verdict == "use the weights" and len(verdict.reasons) == 1
 
 
 def test_an_upper_bound_below_the_estimate_is_told() -> None:
     assert PROVEN.log_z_low is not None
     high = 0.5 * (PROVEN.log_z_low + PROVEN.log_z)
     verdict = judge_evidence(changed({"certificate": {"log_z_high": high}}))
-    assert verdict.word == "trust" and "below its estimate" in verdict.reasons[-1]
+    assert verdict == "trust" and "below its estimate" in verdict.reasons[-1]
     assert len(judge_evidence(GOOD).reasons) == 1
 
 
@@ -325,7 +326,7 @@ def test_an_upper_bound_below_the_estimate_is_told() -> None:
 )
 def test_what_costs_nothing_is_told_all_the_same(change: dict[str, Any], note: str) -> None:
     verdict = judge_evidence(changed(change))
-    assert verdict.word == "trust" and note in verdict.reasons[-1]
+    assert verdict == "trust" and note in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize(
@@ -403,3 +404,10 @@ def test_the_command_explores_an_energy_by_name(
     assert "--seconds is for an energy's name" in capsys.readouterr().err
     assert main(["GMM8", "--seconds=5"]) == 2
     assert "did you mean GMM9" in capsys.readouterr().err
+
+
+def test_a_verdict_is_its_word_and_keeps_its_reasons() -> None:
+    verdict = Verdict("trust", ("a reason",))
+    again = pickle.loads(pickle.dumps(verdict))
+    assert verdict == "trust" and f"{verdict:>8}" == "   trust"
+    assert again == verdict and again.reasons == ("a reason",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -34,22 +34,23 @@ JUMP = 1.0  # nats from what the gradient says: there the target itself ends
 WALLS = 0.3  # share of these samples that stand before a jump
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What may be believed of weighted samples.
+class Verdict(str):
+    """What may be believed of weighted samples, in a word or three.
+
+    `trust`: weighted averages are right, and the samples are close to the target by themselves;
+    `use the weights`: weighted averages are right; `do not use`: neither is known.
 
     Attributes:
-        word: `trust`: weighted averages are right, and the samples are close to the target by
-            themselves; `use the weights`: weighted averages are right; `do not use`: neither is
-            known.
         reasons: a sentence each.
     """
 
-    word: Word
     reasons: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"verdict: {self.word}"
+    def __new__(cls, word: Word, reasons: tuple[str, ...] = ()) -> Self:
+        """The word is the string."""
+        verdict = super().__new__(cls, word)
+        verdict.reasons = reasons
+        return verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +244,7 @@ def judge_evidence(evidence: Evidence) -> Verdict:
             "exploration's particles are nearly, not exactly, independent samples of the target"
         )
     if against:
-        return Verdict(word="do not use", reasons=(*against, *notes))
+        return Verdict("do not use", reasons=(*against, *notes))
     weak = list(evidence.cautions)
     if proven.ess < ENOUGH:
         weak.append(f"the samples alone are off: their effective share is {proven.ess:.2f}")
@@ -252,9 +253,9 @@ def judge_evidence(evidence: Evidence) -> Verdict:
     if gap > AGREE:
         weak.append(f"log Z of the weights and of exploration differ by {gap:.2f}")
     if weak:
-        return Verdict(word="use the weights", reasons=(*weak, *notes))
+        return Verdict("use the weights", reasons=(*weak, *notes))
     agreed = "weights, exploration and backward paths agree with each other"
-    return Verdict(word="trust", reasons=(agreed, *notes))
+    return Verdict("trust", reasons=(agreed, *notes))
 
 
 @torch.no_grad()

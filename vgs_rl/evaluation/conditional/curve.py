@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vgs_rl.checks import count_of, seed_of
 from vgs_rl.conditional.conditions import ConditionLike
@@ -132,6 +133,7 @@ def log_z_curve(
     confidence: float = 0.95,
     split: Split = "test",
     references: Callable[[ConditionLike, int], Tensor] | None = None,
+    progress_bar: bool = False,
 ) -> LogZCurve:
     """Log Z(c) of a sampler of a conditional energy.
 
@@ -147,6 +149,7 @@ def log_z_curve(
         confidence: with which all bounds hold at once.
         split: which shipped samples.
         references: independent samples (m, D), m ≤ n, of the target at a value, from MCMC.
+        progress_bar: whether to show one over the values.
 
     Raises:
         ValueError: if the energy has no parameters, a value is out of range, or a number is.
@@ -166,7 +169,8 @@ def log_z_curve(
     certificates, elbos, exact = list[Certificate](), list[float](), list[float | None]()
     states = np.random.SeedSequence([seed, 2]).generate_state(3 * len(values), np.uint64)
     conditional = energy.conditional
-    for i, value in enumerate(values):
+    bar = tqdm(values, unit="value", leave=False, disable=not progress_bar)
+    for i, value in enumerate(bar):
         draw, target, back = (
             torch.Generator(sampler.device).manual_seed(int(state >> np.uint64(1)))
             for state in states[3 * i : 3 * i + 3]

@@ -92,7 +92,7 @@ class Board:
         """A verdict, the last one or one on the way."""
         if self.file is None:
             return
-        words = [f"**{verdict}**", *(f"- {reason}" for reason in verdict.reasons), ""]
+        words = [f"**verdict: {verdict}**", *(f"- {reason}" for reason in verdict.reasons), ""]
         words += [
             "| | |",
             "|---|---|",

@@ -191,7 +191,7 @@ def sample(
                 kept = judged
             # Another turn draws and judges as well.
             late = (1 - LATE) * seconds - (clock.elapsed() - before)
-            if kept.verdict.word == "trust" or learning.stopped or clock.late(late):
+            if kept.verdict == "trust" or learning.stopped or clock.late(late):
                 break
             drawn = learning.drawn(best)
             exploration = explore_around(
@@ -208,7 +208,7 @@ def sample(
             doubts = ends(kept.samples)
             kept = _Turn.of(kept.best, kept.sampler, kept.samples, exploration, doubts, found, seed)
             board.judged(kept.verdict, kept.evidence)
-            if kept.verdict.word == "trust" or clock.late(late):
+            if kept.verdict == "trust" or clock.late(late):
                 break
             known = drawn if known is None else known.joined(drawn)
         assert kept is not None
@@ -274,7 +274,7 @@ class _Turn:
 
         As many as there: a thousand seldom have the few large weights of ten thousand.
         """
-        rank, best = (WORDS.index(each.verdict.word) for each in (self, other))
+        rank, best = (WORDS.index(each.verdict) for each in (self, other))
         if rank != best:
             return rank > best
         return self.sampler.sample(n, seed).ess > other.sampler.sample(n, seed).ess

@@ -106,7 +106,7 @@ class Result:
     def report(self) -> dict[str, Any]:
         """Verdict, evidence and settings, as JSON holds them."""
         return {
-            "verdict": self.verdict.word,
+            "verdict": str(self.verdict),
             "reasons": list(self.reasons),
             "evidence": self.evidence.as_dict(),
             "settings": self.settings,
@@ -132,7 +132,7 @@ class Result:
         write_json(self.report, Path(path))
 
     def __repr__(self) -> str:
-        rows = [f"{self.verdict}", *(f"  {reason}" for reason in self.reasons)]
+        rows = [f"verdict: {self.verdict}", *(f"  {reason}" for reason in self.reasons)]
         rows += [f"{name:32}{value}" for name, value in self.evidence.rows()]
         rows.append(f"{'seconds':32}{self.seconds:.0f}")
         return "\n".join(rows)

@@ -147,7 +147,7 @@ def _sampled(name: str, truth: Truth, n: int, seconds: float, seed: int) -> dict
         found, proven = result.evidence, result.evidence.certificate
         mean_error, std_error = truth.errors(result.x, result.log_weight)
         row |= {
-            "verdict": result.verdict.word,
+            "verdict": str(result.verdict),
             "right": truth.is_right(proven.log_z, mean_error),
             "log Z - truth": _gap(proven.log_z, truth),
             "exploration's": _gap(found.explored_log_z, truth),

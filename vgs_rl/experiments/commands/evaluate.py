@@ -350,7 +350,9 @@ def _show_curve(options: Namespace, run: _Loaded) -> None:
         assert isinstance(agent.energy, JointEnergy)
         references = MCMCReferences(agent.energy, options.references, seed, agent.mdp.device)
     n = options.n or CURVE_SAMPLES
-    curve = agent.log_z_curve(options.curve, n=n, seed=seed, references=references)
+    curve = agent.log_z_curve(
+        options.curve, n=n, seed=seed, references=references, progress_bar=True
+    )
     if options.json != STANDARD:
         print(f"log Z of {run.title}\n{curve}\n")
     if run.folder is None:
