@@ -69,6 +69,7 @@ def test_every_table_goes_into_the_page(tmp_path: Path):
         name="gmm9",
         updates=2,
         long_updates=(20, 60),
+        launched=2,
         repeats=1,
         json=file,
         markdown=page,
@@ -77,5 +78,7 @@ def test_every_table_goes_into_the_page(tmp_path: Path):
     (ranks,) = found["ranks"]
     assert ranks["meetings_per_update"] >= 1 and ranks["kib_per_update"] > 1
     assert [row["updates"] for row in found["updates"]] == [20, 60]
+    (local,) = found["launchers"]
+    assert local["launcher"] == "local" and local["efficiency"] > 0
     assert found["updates"][0]["log_mib"] < found["updates"][1]["log_mib"]
     assert all(f"**{title}**" in page.read_text() for title in TITLES.values())

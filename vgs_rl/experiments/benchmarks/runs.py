@@ -55,7 +55,13 @@ def trained_run(config: RunConfig, trust: bool) -> TrainedRun:
     )
 
 
-def shipped_run(env: str, output: Path, n: int | None, compiled: bool) -> TrainedRun:
+def shipped_run(
+    env: str,
+    output: Path,
+    n: int | None,
+    compiled: bool,
+    protocol: ParticleProtocol | None = None,
+) -> TrainedRun:
     """Evaluates the sampler that is shipped for a target, or reads its report."""
     target = find(env)
     if target.name not in shipped_samplers():
@@ -77,6 +83,7 @@ def shipped_run(env: str, output: Path, n: int | None, compiled: bool) -> Traine
             agent,
             n=n,
             sampler=sampler,
+            protocol=protocol,
             on_samples=lambda samples: samples.save(drawn),
             progress_bar=True,
         ).save(file)

@@ -14,6 +14,7 @@ import torch
 from vgs_rl.agents import Agent, DistilledAgent, DistilledConfig
 from vgs_rl.agents.distilled.distill import STATES, plan
 from vgs_rl.evaluation.evaluate import Report
+from vgs_rl.evaluation.particle_metrics import ParticleProtocol
 from vgs_rl.experiments.benchmarks.runs import TrainedRun, shipped_run, trained_run
 from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.commands.distill import begin, student_config
@@ -41,6 +42,7 @@ DRAWS = 20_000  # that are timed, at most
 MOST_SECONDS = 10.0  # of one timed draw, about
 MALA_STEPS = 10
 SOLVER = "DPM-Solver"
+SHORT = ParticleProtocol(geometric_repeats=0, published_geometric_repeats=0)
 Found = tuple[str, int, Report, Sampler]  # title, calls, report, sampler
 
 
@@ -101,7 +103,7 @@ def distill(
         settings |= {"budget": {"updates": teacher_updates}} if teacher_updates else {}
         config = named_config(name, settings, trust=trust)
         if pretrained:
-            run = shipped_run(config.env, config.output, n, compiled=False)
+            run = shipped_run(config.env, config.output, n, compiled=False, protocol=SHORT)
         else:
             run = trained_run(config, trust)
         teacher = run.load()[1]
@@ -191,8 +193,14 @@ def _solved(run: TrainedRun, solver: tuple[int, ...]) -> list[Found]:
             file = run.folder / f"report_{name}_{calls}.json"
             if not file.is_file():
                 print(f"drawing {run.report.target} in {calls} calls")
-                n = run.report.n_samples
-                evaluate_agent(config, teacher, n=n, sampler=sampler, progress_bar=True).save(file)
+                evaluate_agent(
+                    config,
+                    teacher,
+                    n=run.report.n_samples,
+                    sampler=sampler,
+                    protocol=SHORT,
+                    progress_bar=True,
+                ).save(file)
             report, trained = Report.load(file), run.report
             details = report.details | {"updates": trained.details.get("updates", 0)}
             report = dataclasses.replace(

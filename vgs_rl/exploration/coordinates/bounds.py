@@ -127,7 +127,8 @@ def _block(name: str, constraint: Any, size: int) -> Block:
     else:
         raise ValueError(
             f"{name} must be None, real, positive, nonnegative, greater_than, greater_than_eq, "
-            "less_than, interval, unit_interval, half_open_interval, simplex or periodic, "
+            "less_than, interval, unit_interval, half_open_interval or simplex of "
+            "torch.distributions.constraints, or vgs_rl.exploration.periodic() for angles, "
             f"got {constraint!r}"
         )
     lows = _numbers(f"{name} low", low, size, -math.inf)

@@ -8,6 +8,11 @@ import torch
 
 from vgs_rl.checks import require_at_least, require_positive
 from vgs_rl.experiments.benchmarks.scaling.draws import chain_cost, peak, thread_cost
+from vgs_rl.experiments.benchmarks.scaling.launched import (
+    LauncherName,
+    launcher_cost,
+    require_launchers,
+)
 from vgs_rl.experiments.benchmarks.scaling.trainings import (
     extrapolated,
     long_cost,
@@ -34,6 +39,7 @@ TITLES = {
     "environments": "Against environments",
     "threads": "Against threads",
     "ranks": "Against ranks",
+    "launchers": "Launchers",
     "many": "Many ranks, extrapolated",
     "updates": "Against updates",
 }
@@ -53,6 +59,8 @@ def scaling(
     name: str = "dw4",
     updates: int = 100,
     long_updates: tuple[int, ...] = (1_000, 10_000, 30_000, 100_000),
+    launchers: tuple[LauncherName, ...] = ("local",),
+    launched: int = 1_500,
     repeats: int = 3,
     json: Path | None = None,
     markdown: Path | None = None,
@@ -60,7 +68,8 @@ def scaling(
     """Time and memory against environments, D, T, threads, ranks and updates.
 
     Ranks are compared with as many processes that do a rank's work side by side and do not talk,
-    and threads with processes that draw side by side: what the machine allows. `parts` are ranks
+    threads with processes that draw side by side, and two runs that a launcher starts with two
+    processes that each do one: what the machine allows. `parts` are ranks
     whose work one process does alone: the time of an update that no number of further ranks makes
     shorter. The volume is what a rank brings to an update's meetings, refreshes included. Against
     updates, one training of GMM9 by a small network goes on with all of its logs; memory is the
@@ -79,6 +88,8 @@ def scaling(
         latency: assumed of a message, in microseconds.
         name: name of a file in configs/, which ranks train and threads draw from.
         updates: of each measurement of ranks and parts.
+        launchers: what starts two trainings of GMM9; ray needs the extra.
+        launched: updates of each of them.
         long_updates: when one training of small updates is looked at.
         repeats: measurements of each other time; medians.
         json: also write everything to this file.
@@ -90,12 +101,13 @@ def scaling(
     lists |= {"sampling_threads": sampling_threads, "parts": parts, "long_updates": long_updates}
     for field, numbers in lists.items():
         require_at_least("scaling", 1, **{field: min(numbers, default=0)})
-    require_at_least("scaling", 1, draws=draws, updates=updates, repeats=repeats)
+    require_at_least("scaling", 1, draws=draws, updates=updates, repeats=repeats, launched=launched)
     require_at_least("scaling", 0, busy=busy)
     require_positive("scaling", bandwidth=bandwidth, latency=latency)
     if parts[0] != 1:
         raise Mistake(f"parts must begin with 1, which the others are compared with, got {parts}")
     require_trainable(name, ranks)
+    require_launchers(launchers)
     torch.set_num_threads(1)
     size = machine(1)
     print_machine(size)
@@ -111,6 +123,7 @@ def scaling(
     show("environments", [{**cost, "peak_gib": gib} for cost, gib in costs])
     show("threads", [thread_cost(name, draws, n, busy, repeats) for n in sampling_threads])
     show("ranks", [rank_cost(name, count, updates) for count in ranks])
+    show("launchers", [launcher_cost(each, "gmm9", launched, 2) for each in launchers])
     alone = [
         {"ranks": n, "ms_per_update": 1e3 * part["seconds"] / updates}
         for n in parts
