@@ -164,7 +164,7 @@ def test_the_better_of_two_turns_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(call.Learning, "run", learned)
     unsure = Verdict("use the weights", reasons=("so says the test",))
     monkeypatch.setattr(call, "judge_evidence", lambda evidence: unsure)
-    result = vgs_rl.sample("FourGauss", 1_000, seconds=12, progress_bar=False)
+    result = vgs_rl.sample("FourGauss", 1_000, seconds=30, progress_bar=False)
     assert len(turns) > 1
     assert result.agent is turns[0].agent
     assert result.evidence.certificate.ess == pytest.approx(result.samples.ess)

@@ -52,7 +52,11 @@ class Learning:
         return self.began + self.seconds - self.clock.elapsed()
 
     def run(self) -> Trial:
-        """The best trial."""
+        """The best trial; the mixture by itself where no training has come so far."""
+        best, alone = self._trained(), self.trials.alone
+        return best if alone is None else max(best, alone, key=lambda trial: trial.ess)
+
+    def _trained(self) -> Trial:
         trials = self.trials
         best = trials.choose()
         self.seconds -= min(self.paths * best.seconds, 0.5 * self.seconds)
