@@ -411,3 +411,18 @@ def test_a_verdict_is_its_word_and_keeps_its_reasons() -> None:
     again = pickle.loads(pickle.dumps(verdict))
     assert verdict == "trust" and f"{verdict:>8}" == "   trust"
     assert again == verdict and again.reasons == ("a reason",)
+
+
+def test_the_mixture_by_itself_is_kept_where_no_training_gets_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learning_of = importlib.import_module("vgs_rl.experiments.automatic.learning").Learning
+    trained, alone = SimpleNamespace(ess=0.3), SimpleNamespace(ess=0.5)
+    monkeypatch.setattr(learning_of, "_trained", lambda self: trained)
+    learning = object.__new__(learning_of)
+    learning.trials = SimpleNamespace(alone=alone)
+    assert learning.run() is alone
+    trained.ess = 0.7
+    assert learning.run() is trained
+    learning.trials.alone = None
+    assert learning.run() is trained

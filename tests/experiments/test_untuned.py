@@ -230,7 +230,7 @@ def exact(energy: Energy, n: int, *, seconds: float, seed: int) -> SimpleNamespa
         x=x,
         log_weight=torch.zeros(n),
         evidence=evidence,
-        verdict=SimpleNamespace(word="trust"),
+        verdict="trust",
         settings={"effort": {"stopped": [False]}},
     )
 
