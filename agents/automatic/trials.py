@@ -24,7 +24,6 @@ from vgs_rl.training.config import EvaluationConfig
 from vgs_rl.weights import cleaned, systematic_resample, temper
 
 CHECKED = 1_000  # samples that a choice is made with
-ALONE = 0.02  # noise of the one step that leaves a mixture as it is, but for a hundredth
 UNWATCHED = EvaluationConfig(validation_samples=2, validate_every=10**9)  # checks are their own
 
 
@@ -148,7 +147,7 @@ class Trials:
         guided: whether designs with a guide by ∇E are tried; they evaluate E at every step.
         noted: told of each entry of the history, when it is made.
         history: what was done, as JSON holds it.
-        alone: the fitted mixture by itself, in one step, if that was tried.
+        local: the design for one component that was tried first.
     """
 
     energy: Energy
@@ -163,7 +162,7 @@ class Trials:
     guided: bool = True
     noted: Callable[[dict[str, Any]], None] = lambda entry: None
     history: list[dict[str, Any]] = field(default_factory=list)
-    alone: Trial | None = None
+    local: Design | None = None
 
     def __post_init__(self) -> None:
         self.began = self.clock.elapsed()
@@ -226,11 +225,7 @@ class Trials:
             needed = 0.85 if name == "more steps" else 0.97  # steps cost time
             if other.misfit < needed * best.misfit:
                 best = other
-        if best.ess < self.target_ess:
-            plain = replace(local, steps=1, total_noise=ALONE, guided=False)
-            self.alone = self.attempt(plain, "alone")
-            if self.alone.ess >= self.target_ess:
-                best = self.alone
+        self.local = local
         return best
 
     def attempt(self, design: Design, name: str) -> Trial:

@@ -92,7 +92,7 @@ def test_a_gap_below_0_is_as_bad_as_one_above(monkeypatch: pytest.MonkeyPatch) -
     mixture = Mixture(weights=torch.ones(1), means=torch.zeros(1, 2), covariances=torch.ones(1, 2))
     plain = AffineMap(torch.zeros(2), torch.ones(2))
     design = Design(coordinates=plain, mixture=mixture, unit="target")
-    gaps = {"local": 0.5, "unguided": -1.6, "more steps": -90.0, "alone": 0.2}
+    gaps = {"local": 0.5, "unguided": -1.6, "more steps": -90.0}
 
     def attempt(self: Trials, design: Design, name: str) -> Trial:
         return Trial(design=design, agent=cast(Any, None), energy=cast(Any, None), gap=gaps[name])

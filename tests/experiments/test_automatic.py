@@ -417,12 +417,38 @@ def test_the_mixture_by_itself_is_kept_where_no_training_gets_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learning_of = importlib.import_module("vgs_rl.experiments.automatic.learning").Learning
-    trained, alone = SimpleNamespace(ess=0.3), SimpleNamespace(ess=0.5)
-    monkeypatch.setattr(learning_of, "_trained", lambda self: trained)
+    start, trained, alone = (SimpleNamespace(ess=each) for each in (0.1, 0.3, 0.5))
+    monkeypatch.setattr(learning_of, "_trained", lambda self, best: trained)
+    monkeypatch.setattr(learning_of, "_alone", lambda self: alone)
     learning = object.__new__(learning_of)
-    learning.trials = SimpleNamespace(alone=alone)
+    learning.trials, learning.target_ess = SimpleNamespace(choose=lambda: start), 0.8
     assert learning.run() is alone
     trained.ess = 0.7
     assert learning.run() is trained
-    learning.trials.alone = None
+    alone.ess = 0.9  # nothing is trained
+    assert learning.run() is alone
+    start.ess = 0.85  # nothing else is tried
+    trained.ess = 0.85
     assert learning.run() is trained
+
+
+@pytest.mark.slow
+def test_a_narrow_mode_far_away_needs_a_prior_that_has_mass_there() -> None:
+    """What no number shows: every walk from elsewhere ends in the widest mode."""
+    centres = torch.zeros(3, 20, dtype=torch.float64)
+    centres[0, 0], centres[1, 1], centres[2] = 100.0, -100.0, 20.0
+    widths, shares = torch.tensor([1.0, 0.3, 3.0]), torch.tensor([0.2, 0.5, 0.3])
+
+    def energy(x: Tensor) -> Tensor:
+        normal = (x.unsqueeze(1) - centres.to(x)) / widths.to(x).unsqueeze(1)
+        level = shares.log() - 20 * widths.log() - 10 * math.log(2 * math.pi)
+        return -torch.logsumexp(level.to(x) - 0.5 * normal.square().sum(-1), -1)
+
+    without = vgs_rl.sample(energy, 4_000, dim=20, seconds=60, progress_bar=False)
+    assert without.log_z.value == pytest.approx(math.log(0.3), abs=0.05)
+    places = torch.distributions.Independent(torch.distributions.Normal(centres, 5.0), 1)
+    prior = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(3, dtype=torch.float64)), places
+    )
+    found = vgs_rl.sample(energy, 4_000, dim=20, seconds=60, prior=prior, progress_bar=False)
+    assert abs(found.log_z.value) < 0.1

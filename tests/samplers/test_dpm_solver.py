@@ -111,8 +111,9 @@ def test_what_has_no_few_calls_is_refused_in_one_line(tmp_path: Path) -> None:
     for calls, message in {5: "at most 4, the steps of the chain, got 5", 1: "at least 2"}.items():
         with pytest.raises(ValueError, match=f"calls must be {message}"):
             DPMSolver(chain, calls)
-    with pytest.raises(ValueError, match=r"noise must be in \[0, 1\], got 2"):
-        DPMSolver(chain, 3, noise=2.0)
+    for noise in (2.0, math.nan, "much"):
+        with pytest.raises(ValueError, match=r"noise must be in \[0, 1\], got"):
+            DPMSolver(chain, 3, noise=noise)  # type: ignore[arg-type]
     kernel = GaussianKernel(lambda x, t: (x, torch.zeros_like(x)))
     with pytest.raises(ValueError, match="whose policy is a control, got GaussianKernel"):
         DPMSolver(ChainSampler(mdp, kernel), 3)

@@ -28,7 +28,7 @@ from vgs_rl.checks import count_of
 from vgs_rl.conditional.conditions import ConditionLike
 from vgs_rl.samplers.base import ChainSampler, Sampler, Samples
 from vgs_rl.threads import leave_if_unwanted
-from vgs_rl.transitions import KernelPolicy
+from vgs_rl.transitions import KernelPolicy, State
 
 __all__ = ["DPMSolver", "note_on", "solver_steps"]
 
@@ -59,7 +59,8 @@ def note_on(calls: int) -> str:
     """What is to be said wherever samples of so many calls are shown."""
     return (
         f"drawn in {calls} network calls: there are no log-weights, so log Z and ESS are not known "
-        "and nothing corrects these samples"
+        "and nothing corrects these samples; the control is taken for the score of the noised "
+        "target, as that of a value gradient is"
     )
 
 
@@ -89,8 +90,8 @@ class DPMSolver(ChainSampler):
         calls, most = count_of("calls", calls, least=2), chain.mdp.num_steps
         if calls > most:
             raise ValueError(f"calls must be at most {most}, the steps of the chain, got {calls}")
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise must be in [0, 1], got {noise}")
+        if not (isinstance(noise, int | float) and 0 <= noise <= 1):
+            raise ValueError(f"noise must be in [0, 1], got {noise!r}")
         if isinstance(chain.policy, KernelPolicy):
             kernel = type(chain.policy).__name__
             raise ValueError(f"calls are of a chain whose policy is a control, got {kernel}")
@@ -98,7 +99,8 @@ class DPMSolver(ChainSampler):
         super().__init__(chain.mdp, chain.policy, coordinates=chain.coordinates)
         self.has_weights = self.has_reverse_weights = False
         self.chunk_size, self.calls, self.noise = chain.chunk_size, calls, noise
-        self.steps = solver_steps(chain.mdp.chain, calls)
+        self.steps = solver_steps(self.mdp.chain, calls)
+        self._noise = (self.mdp.chain.A * self.mdp.chain.S.sqrt()).tolist()  # σ_t, for all draws
 
     def at(self, condition: ConditionLike) -> DPMSolver:
         """See :meth:`Sampler.at`; it follows later training, too."""
@@ -114,7 +116,7 @@ class DPMSolver(ChainSampler):
 
     def _episodes(self, n: int, generator: torch.Generator) -> Samples:
         mdp, chain, space = self.mdp, self.mdp.chain, self.mdp.geometry
-        noise = (chain.A * chain.S.sqrt()).tolist()  # before the loop, which copies nothing
+        noise = self._noise
         x = mdp.start.sample(n, generator)
         before, length = None, 0.0  # the last mean of x_T, and the step from it in λ
         for t, after in itertools.pairwise(self.steps):
@@ -129,10 +131,9 @@ class DPMSolver(ChainSampler):
                 y = y + spread * mdp.noise(n, generator)
             x = space.shrunk(y, chain.A[after])
             before, length = mean, step
-        last = self.steps[-1]
-        u, rho = mdp.control(self.policy, x, last), mdp.rho_at(x, last)
-        eps = (rho.unsqueeze(-1) if rho.ndim else rho) * mdp.noise(n, generator)
-        x = space.scaled(x, chain.a[last]) + chain.sigma[last] * (u + eps)
+        t = self.steps[-1]
+        u, eps = mdp.control(self.policy, x, t), mdp.noise(n, generator)
+        x = mdp.transition(State(x, t), u, eps).state.x
         if self.coordinates is not None:
             x = self.coordinates.to_x(x)
         return Samples(x=x, log_weight=None, energy_evaluations=0)

@@ -20,6 +20,7 @@ from vgs_rl.experiments.cli import Mistake
 from vgs_rl.experiments.commands.distill import begin, student_config
 from vgs_rl.experiments.config import RunConfig, named_config
 from vgs_rl.experiments.evaluation import evaluate_agent
+from vgs_rl.experiments.pretrained import counters_of
 from vgs_rl.experiments.run import load_run, train
 from vgs_rl.experiments.tables import (
     Table,
@@ -182,6 +183,7 @@ def _students(
 def _solved(run: TrainedRun, solver: tuple[int, ...]) -> list[Found]:
     """The teacher's network in few calls, of particles also after MALA."""
     config, teacher = run.load()
+    teacher.counters = counters_of(run.report)
     found: list[Found] = []
     for calls in sorted(solver, reverse=True):
         few = DPMSolver(teacher.sampler(), calls)
@@ -201,15 +203,7 @@ def _solved(run: TrainedRun, solver: tuple[int, ...]) -> list[Found]:
                     protocol=SHORT,
                     progress_bar=True,
                 ).save(file)
-            report, trained = Report.load(file), run.report
-            details = report.details | {"updates": trained.details.get("updates", 0)}
-            report = dataclasses.replace(
-                report,
-                target=trained.target,
-                train_seconds=trained.train_seconds,
-                details=details,
-            )
-            found.append((title, calls, report, sampler))
+            found.append((title, calls, Report.load(file), sampler))
     return found
 
 

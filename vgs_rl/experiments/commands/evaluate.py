@@ -278,8 +278,7 @@ def _judge(options: Namespace, run: _Loaded, sampler: Sampler) -> dict[str, Repo
     config, agent = run.config, run.agent
     unfinished = None
     if run.folder is not None:
-        identity = f"{run_digest(run.folder, agent.checkpoint)} {options.compiled}"
-        identity += "" if options.calls is None else f" {options.calls}"
+        identity = f"{run_digest(run.folder, agent.checkpoint)} {options.compiled} {options.calls}"
         unfinished = sampler.unfinished = Unfinished(run.folder / UNFINISHED, identity)
     report = evaluate_agent(
         config,
