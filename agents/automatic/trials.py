@@ -147,7 +147,6 @@ class Trials:
         guided: whether designs with a guide by ∇E are tried; they evaluate E at every step.
         noted: told of each entry of the history, when it is made.
         history: what was done, as JSON holds it.
-        local: the design for one component that was tried first.
     """
 
     energy: Energy
@@ -162,7 +161,6 @@ class Trials:
     guided: bool = True
     noted: Callable[[dict[str, Any]], None] = lambda entry: None
     history: list[dict[str, Any]] = field(default_factory=list)
-    local: Design | None = None
 
     def __post_init__(self) -> None:
         self.began = self.clock.elapsed()
@@ -225,7 +223,6 @@ class Trials:
             needed = 0.85 if name == "more steps" else 0.97  # steps cost time
             if other.misfit < needed * best.misfit:
                 best = other
-        self.local = local
         return best
 
     def attempt(self, design: Design, name: str) -> Trial:

@@ -413,25 +413,6 @@ def test_a_verdict_is_its_word_and_keeps_its_reasons() -> None:
     assert again == verdict and again.reasons == ("a reason",)
 
 
-def test_the_mixture_by_itself_is_kept_where_no_training_gets_further(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    learning_of = importlib.import_module("vgs_rl.experiments.automatic.learning").Learning
-    start, trained, alone = (SimpleNamespace(ess=each) for each in (0.1, 0.3, 0.5))
-    monkeypatch.setattr(learning_of, "_trained", lambda self, best: trained)
-    monkeypatch.setattr(learning_of, "_alone", lambda self: alone)
-    learning = object.__new__(learning_of)
-    learning.trials, learning.target_ess = SimpleNamespace(choose=lambda: start), 0.8
-    assert learning.run() is alone
-    trained.ess = 0.7
-    assert learning.run() is trained
-    alone.ess = 0.9  # nothing is trained
-    assert learning.run() is alone
-    start.ess = 0.85  # nothing else is tried
-    trained.ess = 0.85
-    assert learning.run() is trained
-
-
 @pytest.mark.slow
 def test_a_narrow_mode_far_away_needs_a_prior_that_has_mass_there() -> None:
     """What no number shows: every walk from elsewhere ends in the widest mode."""

@@ -16,7 +16,6 @@ PATIENCE = 3  # checks without a gain that end a training
 GAIN = 0.02  # of the effective sample size, that counts as one
 PILOT = 50  # updates whose time says how many there is time for
 CHECKS = 5  # of a training
-ALONE = 0.02  # noise of one step, which leaves a mixture as it is but for a hundredth
 UNKNOWN = 10_000_000  # updates that are planned until then: the learning rate stays at its peak
 
 
@@ -53,26 +52,9 @@ class Learning:
         return self.began + self.seconds - self.clock.elapsed()
 
     def run(self) -> Trial:
-        """The best trial; the mixture by itself where no training has come so far."""
-        best = self.trials.choose()
-        alone = self._alone() if best.ess < self.target_ess else None
-        if alone is None:
-            return self._trained(best)
-        if alone.ess < self.target_ess:
-            best = self._trained(best)
-        return max(best, alone, key=lambda trial: trial.ess)
-
-    def _alone(self) -> Trial | None:
-        """The mixture by itself; None where E may be slow, so that it costs too much."""
-        local = self.trials.local
-        if local is None or not local.guided:
-            return None
-        plain = replace(local, steps=1, total_noise=ALONE, guided=False)
-        return self.trials.attempt(plain, "alone")
-
-    def _trained(self, best: Trial) -> Trial:
-        """The best trial after training, from the best before it."""
+        """The best trial."""
         trials = self.trials
+        best = trials.choose()
         self.seconds -= min(self.paths * best.seconds, 0.5 * self.seconds)
         if best.ess >= self.target_ess:
             return best
