@@ -20,7 +20,7 @@ from vgs_rl.energy import Energy
 from vgs_rl.files.restore import check_like
 from vgs_rl.samplers.base import Sampler, Samples
 from vgs_rl.samplers.mcmc.kernels import FiniteEnergy, Point, hamiltonian
-from vgs_rl.samplers.mcmc.mala import evaluations_each
+from vgs_rl.samplers.mcmc.mala import evaluations_each, spaced_states
 
 
 def geometric_ladder(count: int, hottest: float, coldest: float = 1.0) -> Tensor:
@@ -267,13 +267,10 @@ class ParallelTempering(Sampler):
         burn_in = sweeps // 2
         for sweep in range(burn_in):
             kernel.sweep(generator, adapt=sweep < burn_in // 2)
-        wanted = -(-n // chains)  # states to keep of each chain
-        kept, done = [], 0
-        for k in range(1, wanted + 1):
-            until = (sweeps - burn_in) * k // wanted
-            for _ in range(until - done):
-                kernel.sweep(generator, adapt=False)
-            done = until
-            kept.append(kernel.x[0].clone())
-        x = torch.stack(kept, 1).flatten(0, 1)[:n]
+        x = spaced_states(
+            lambda: kernel.sweep(generator, adapt=False),
+            lambda: kernel.x[0],
+            sweeps - burn_in,
+            -(-n // chains),
+        )[:n]
         return Samples(x=x, log_weight=None, energy_evaluations=kernel.energy_evaluations)
